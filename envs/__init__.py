@@ -1,0 +1,11 @@
+"""Environments: task names in, Gymnasium environments with one observation format out.
+
+Every environment made here observes `{"state": float32 vector}` and acts in `Box(-1, 1)` or
+`Discrete(start=0)`, so that nothing above this package asks where a task comes from.
+"""
+
+from envs.errors import TaskError
+from envs.rendering import prepare_rendering, rendering_backend
+from envs.tasks import TaskId, make_env, make_vector_env
+
+__all__ = ["TaskError", "TaskId", "make_env", "make_vector_env", "prepare_rendering", "rendering_backend"]

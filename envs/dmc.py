@@ -1,0 +1,201 @@
+"""The DeepMind Control Suite as Gymnasium environments with one observation vector."""
+
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from envs.errors import TaskError
+from envs.rendering import explain_import_error, prepare_rendering
+
+ACTION_REPEAT = 2
+
+# Written out, because dm_control binds its drawing backend when it is imported, and a task name is read
+# before it is known whether anything will be drawn. A test compares this with the suite's own list.
+_DOMAINS = {
+    "acrobot": "swingup swingup_sparse",
+    "ball_in_cup": "catch",
+    "cartpole": "balance balance_sparse swingup swingup_sparse two_poles three_poles",
+    "cheetah": "run",
+    "dog": "stand walk trot run fetch",
+    "finger": "spin turn_easy turn_hard",
+    "fish": "upright swim",
+    "hopper": "stand hop",
+    "humanoid": "stand walk run run_pure_state",
+    "humanoid_CMU": "stand walk run",
+    "lqr": "lqr_2_1 lqr_6_2",
+    "manipulator": "bring_ball bring_peg insert_ball insert_peg",
+    "pendulum": "swingup",
+    "point_mass": "easy hard",
+    "quadruped": "walk run escape fetch",
+    "reacher": "easy hard",
+    "stacker": "stack_2 stack_4",
+    "swimmer": "swimmer6 swimmer15",
+    "walker": "stand walk run",
+}
+# A table and not a split at '_': both halves of a name may hold one ("ball_in_cup_catch").
+TASKS = {f"{domain}_{task}": (domain, task) for domain, tasks in _DOMAINS.items() for task in tasks.split()}
+
+# lqr has no time limit of its own, and an episode without an end would stop training: 1000 steps of 0.03 s.
+_TIME_LIMITS = {"lqr": 30.0}
+
+# MuJoCo writes an actuator without limits as +-1e10; scaling [-1, 1] to that would blow up the simulation.
+_UNLIMITED = 1e10
+
+
+def installed() -> bool:
+    """True if the package dm_control can be found; does not import it."""
+    try:
+        return importlib.util.find_spec("dm_control") is not None
+    except ValueError:  # a half-made module; only the import can say what is wrong with it
+        return True
+
+
+def load_task(domain: str, task: str, random: np.random.RandomState, draw: bool) -> Any:
+    """Import dm_control and build one `dm_env.Environment`.
+
+    Args:
+        domain, task: the suite's names.
+        random: where the task draws all its chance from; the task keeps this object.
+        draw: whether the environment may open an OpenGL context.
+
+    Raises:
+        TaskError: dm_control cannot be imported here.
+    """
+    prepare_rendering(False)  # keeps an earlier choice; without one, state-only work needs no OpenGL
+    try:
+        from dm_control import suite
+    except Exception as error:  # a wrong MUJOCO_GL shows as AttributeError, RuntimeError or ImportError
+        raise explain_import_error(error) from error
+    task_kwargs: dict[str, Any] = {"random": random}
+    if domain in _TIME_LIMITS:
+        task_kwargs["time_limit"] = _TIME_LIMITS[domain]
+    env = suite.load(domain, task, task_kwargs=task_kwargs)
+    if not draw:
+        # quadruped_escape opens OpenGL at every reset to show its terrain, even where nobody looks, and
+        # fails where there is none. It skips that if there is no context, so none is made.
+        env.physics._make_rendering_contexts = lambda: None
+    return env
+
+
+class DMControl(gym.Env[dict[str, Any], np.ndarray]):
+    """One Control Suite task.
+
+    Observation: `{"state": (S,) float32}`, the suite's entries laid end to end in the suite's order.
+    Action: (A,) float32 in [-1, 1], scaled to each actuator's range and clipped. An actuator without
+    limits gets the number in [-1, 1] as it is.
+    Reward: the sum over the `repeat` simulator steps of one `step`; fewer where the episode ends between.
+    `terminated` only where the task ends the episode with discount 0; the time limit gives `truncated`.
+
+    Args:
+        domain, task: the suite's names, for example "ball_in_cup" and "catch".
+        seed: for what the suite draws while it builds the model; `reset(seed=...)` seeds the episodes.
+        repeat: simulator steps per `step`, at least 1.
+        render_mode: None or "rgb_array".
+        height, width: size of a drawn frame in pixels.
+        camera_id: which of the model's cameras draws.
+
+    Raises:
+        TaskError: dm_control cannot be imported, or drawing is asked for and no backend works.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
+
+    def __init__(
+        self,
+        domain: str,
+        task: str,
+        seed: int | None = None,
+        repeat: int = ACTION_REPEAT,
+        render_mode: str | None = None,
+        height: int = 240,
+        width: int = 320,
+        camera_id: int = 0,
+    ) -> None:
+        if repeat < 1:
+            raise ValueError(f"repeat must be at least 1, not {repeat}")
+        if render_mode not in (None, "rgb_array"):
+            raise TaskError(f"render_mode must be None or 'rgb_array', not {render_mode!r}")
+        if render_mode is not None and (problem := prepare_rendering(True)):
+            raise TaskError(problem)
+        self.render_mode = render_mode
+        self._repeat = repeat
+        self._frame = {"height": height, "width": width, "camera_id": camera_id}
+        self._cannot_draw: str | None = None
+        self._random = np.random.RandomState(_fold(seed))  # reseeded in place, which reseeds the task
+        self._env = load_task(domain, task, self._random, draw=render_mode is not None)
+
+        numbers = sum(int(np.prod(spec.shape)) for spec in self._env.observation_spec().values())
+        self.observation_space = spaces.Dict(
+            {"state": spaces.Box(-np.inf, np.inf, shape=(numbers,), dtype=np.float32)}
+        )
+        action = self._env.action_spec()
+        low = np.broadcast_to(action.minimum, action.shape).astype(np.float64)
+        high = np.broadcast_to(action.maximum, action.shape).astype(np.float64)
+        limited = (low > -_UNLIMITED) & (high < _UNLIMITED)
+        self._low, self._high = np.where(limited, low, -1.0), np.where(limited, high, 1.0)
+        self.action_space = spaces.Box(-1.0, 1.0, shape=action.shape, dtype=np.float32)
+        self.metadata = {
+            "render_modes": ["rgb_array"],
+            "render_fps": 1.0 / (self._env.control_timestep() * repeat),
+        }
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Start an episode. The same `seed` starts the same sequence of episodes."""
+        super().reset(seed=seed)
+        if seed is not None:
+            self._random.seed(_fold(seed))
+        return _observation(self._env.reset().observation), {}
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Act for `repeat` simulator steps; see the class for reward and the two kinds of end."""
+        unit = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
+        scaled = self._low + (unit + 1.0) * 0.5 * (self._high - self._low)
+        scaled = np.clip(scaled, self._low, self._high)  # rounding may leave the range by one bit
+        reward = 0.0
+        for _ in range(self._repeat):
+            moment = self._env.step(scaled)
+            reward += float(moment.reward or 0.0)
+            if moment.last():
+                break
+        # Compared and not tested for truth: 0.0 is the one discount that means "terminated".
+        terminated = bool(moment.last() and moment.discount == 0.0)
+        truncated = bool(moment.last() and not terminated)
+        return _observation(moment.observation), reward, terminated, truncated, {}
+
+    def render(self) -> np.ndarray:  # type: ignore[override]
+        """Draw the scene: (height, width, 3) uint8.
+
+        Raises:
+            TaskError: the environment was made without `render_mode`, or OpenGL fails.
+        """
+        if self.render_mode is None:
+            raise TaskError("this environment was made without drawing; make it with render=True")
+        if self._cannot_draw is None:
+            try:
+                physics = self._env.physics
+                camera = self._frame["camera_id"] if physics.model.ncam else -1
+                return np.asarray(physics.render(**{**self._frame, "camera_id": camera}))
+            except Exception as error:
+                # Remembered, because a second try after a failed one can abort the whole process.
+                self._cannot_draw = f"OpenGL cannot draw this scene: {error}"
+        raise TaskError(self._cannot_draw)
+
+    def close(self) -> None:
+        """Free the simulation and its drawing context."""
+        self._env.close()
+
+
+def _observation(entries: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Lay the suite's entries, scalars included, end to end: `{"state": (S,) float32}`."""
+    return {"state": np.concatenate([np.ravel(entry) for entry in entries.values()]).astype(np.float32)}
+
+
+def _fold(seed: int | None) -> int | None:
+    """Gymnasium allows any non-negative seed, RandomState only 32 bits."""
+    return None if seed is None else seed % 2**32

@@ -1,0 +1,217 @@
+"""Task names such as "dmc:walker_walk", and the environments they stand for."""
+
+import difflib
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from envs import dmc, toy
+from envs.errors import TaskError
+from envs.gym_adapter import GymAdapter, SeedFirstReset
+from envs.rendering import prepare_rendering
+
+EXAMPLES = {"dmc": "dmc:walker_walk", "gym": "gym:Pendulum-v1", "toy": "toy:cue"}
+_SUITES = "the suites are " + ", ".join(f"{suite} ({example})" for suite, example in EXAMPLES.items())
+
+
+@dataclass(frozen=True)
+class TaskId:
+    """The name of a task. Make it with `TaskId.parse`, which checks that the task exists.
+
+    Attributes:
+        suite: "dmc", "gym" or "toy".
+        name: the suite's own name of the task, for example "walker_walk" or "my_package:MyEnv-v0".
+    """
+
+    suite: str
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> "TaskId":
+        """Read "suite:name", split at the first colon. In dmc names '-' may stand for '_'.
+
+        A Gymnasium id may be led by the module that registers it, "gym:my_package:MyEnv-v0"; the module is
+        imported. dm_control is not imported here, so drawing can still be prepared after this call.
+
+        Raises:
+            TaskError: no such suite or task, with suggestions; or a package is missing, with its name.
+        """
+        suite, colon, name = text.strip().partition(":")
+        check = _CHECKS.get(suite.lower())
+        if not colon or check is None:
+            problem = f"there is no suite {suite!r}" if colon else f"the task {text!r} names no suite"
+            raise TaskError(f"{problem}; {_did_you_mean(_with_suites(text.strip(), name))}{_SUITES}")
+        return cls(suite.lower(), check(name))
+
+    def __str__(self) -> str:
+        return f"{self.suite}:{self.name}"
+
+    @property
+    def slug(self) -> str:
+        """The name in a form that is safe for folders: "dmc-walker_walk"."""
+        return re.sub(r"[^A-Za-z0-9_.-]+", "-", str(self))
+
+    @property
+    def action_repeat(self) -> int:
+        """Simulator steps per agent step; budgets are counted in simulator steps."""
+        return dmc.ACTION_REPEAT if self.suite == "dmc" else 1
+
+
+def make_env(task: TaskId | str, seed: int | None = None, render: bool = False) -> gym.Env[Any, Any]:
+    """Build one environment.
+
+    Observations are `{"state": (S,) float32}`. Actions are (A,) float32 in [-1, 1] or an integer from 0.
+    What happens to the spaces of a Gymnasium task, unbounded actions among them, is told in `GymAdapter`.
+
+    Args:
+        task: a `TaskId` or its text.
+        seed: for the first `reset` that brings no seed of its own; also seeds `action_space.sample`.
+        render: make `env.render()` return frames, (H, W, 3) uint8.
+
+    Returns:
+        An environment whose `close` must be called by whoever made it.
+
+    Raises:
+        TaskError: no such task, its spaces are not supported, a package is missing, or it cannot be drawn.
+    """
+    task = TaskId.parse(str(task))
+    mode = "rgb_array" if render else None
+    env: gym.Env[Any, Any]
+    if task.suite == "dmc":
+        env = dmc.DMControl(*dmc.TASKS[task.name], seed=seed, render_mode=mode)
+    elif task.suite == "toy":
+        env = toy.make_toy(task.name, mode)
+    else:
+        env = _make_gym(task.name, mode)
+    if seed is None:
+        return env
+    env.action_space.seed(seed)
+    return SeedFirstReset(env, seed)
+
+
+def make_vector_env(task: TaskId | str, num_envs: int, seed: int) -> SyncVectorEnv[Any, Any]:
+    """Build `num_envs` copies that step together, in this process.
+
+    Observations are `{"state": (E, S) float32}`, rewards (E,) float64. After the last row of an episode
+    the next `step` ignores that copy's action and returns the reset observation with reward 0.
+
+    Args:
+        task: a `TaskId` or its text.
+        num_envs: number of copies E, at least 1.
+        seed: copy i is seeded with `seed` + i, as `reset(seed=seed)` of the result would do.
+
+    Raises:
+        ValueError: `num_envs` is less than 1.
+        TaskError: as `make_env`.
+    """
+    if num_envs < 1:
+        raise ValueError(f"num_envs must be at least 1, not {num_envs}")
+
+    def maker(index: int) -> Callable[[], gym.Env[Any, Any]]:
+        return lambda: make_env(task, seed + index)
+
+    return SyncVectorEnv([maker(i) for i in range(num_envs)], autoreset_mode=AutoresetMode.NEXT_STEP)
+
+
+def _make_gym(name: str, render_mode: str | None) -> gym.Env[Any, Any]:
+    try:
+        env = gym.make(name.rpartition(":")[2], render_mode=render_mode)
+    except gym.error.Error as error:  # missing packages of Gymnasium's own tasks come with an install line
+        raise TaskError(f"gym:{name} cannot be made: {error}") from error
+    except ImportError as error:
+        hint = f"; install the package that holds it: pip install {error.name}" if error.name else ""
+        raise TaskError(f"gym:{name} cannot be made: {error}{hint}") from error
+    try:
+        if render_mode is not None:
+            _prepare_drawing(env, name)
+        return GymAdapter(env)
+    except TaskError:
+        env.close()
+        raise
+
+
+def _prepare_drawing(env: gym.Env[Any, Any], name: str) -> None:
+    if "rgb_array" not in env.metadata.get("render_modes", []):
+        raise TaskError(f"gym:{name} cannot be drawn: it does not offer the render mode 'rgb_array'")
+    # Gymnasium's MuJoCo tasks open OpenGL at the first frame, so the choice can wait until here.
+    mujoco_env = sys.modules.get("gymnasium.envs.mujoco.mujoco_env")
+    uses_mujoco = mujoco_env is not None and isinstance(env.unwrapped, mujoco_env.MujocoEnv)
+    if uses_mujoco and (problem := prepare_rendering(True)):
+        raise TaskError(problem)
+
+
+def _check_dmc(name: str) -> str:
+    if not dmc.installed():
+        raise TaskError("dmc tasks need dm_control: pip install dm-control==1.0.50 mujoco==3.17.0")
+    name = name.replace("-", "_")
+    if name not in dmc.TASKS:
+        raise TaskError(f"there is no dmc task {name!r}; {_near(name, dmc.TASKS, 'dmc')}")
+    return name
+
+
+def _check_gym(name: str) -> str:
+    module, colon, env_id = name.rpartition(":")
+    if colon:
+        _import_registering_module(module)
+    if env_id not in gym.registry:
+        hint = f"a task of another package is written gym:its_module:{env_id or 'MyEnv-v0'}; "
+        raise TaskError(
+            f"there is no Gymnasium task {env_id!r}; "
+            f"{'' if colon else hint}{_near(env_id, list(gym.registry), 'gym')}"
+        )
+    return name
+
+
+def _import_registering_module(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and not f"{module}.".startswith(f"{error.name}."):
+            raise TaskError(f"the module {module!r} needs {error.name!r}, which is not installed") from error
+        raise TaskError(
+            f"the module {module!r} cannot be found; it must be importable: run from the folder that holds "
+            "it with that folder on PYTHONPATH (PYTHONPATH=.), or install it"
+        ) from error
+    except Exception as error:  # whatever the user's module does while it is imported
+        raise TaskError(f"importing {module!r} failed: {type(error).__name__}: {error}") from error
+
+
+def _check_toy(name: str) -> str:
+    toy.make_toy(name)  # cheap, and the only place that knows which numbers are allowed
+    return name
+
+
+_CHECKS: dict[str, Callable[[str], str]] = {"dmc": _check_dmc, "gym": _check_gym, "toy": _check_toy}
+
+
+def _with_suites(text: str, name: str) -> list[str]:
+    """Full task names that a text without a known suite may have meant."""
+    found = []
+    for candidate in dict.fromkeys((text, name)):
+        if candidate.replace("-", "_") in dmc.TASKS:
+            found.append(f"dmc:{candidate.replace('-', '_')}")
+        if candidate in gym.registry:
+            found.append(f"gym:{candidate}")
+        if re.fullmatch(r"(cue|serial)\d*|counter", candidate):
+            found.append(f"toy:{candidate}")
+    if not found and name and re.search(r"-v\d+$", name):
+        found.append(f"gym:{text}")  # "my_package:MyEnv-v0" without its suite
+    return found or [f"dmc:{near}" for near in difflib.get_close_matches(name or text, dmc.TASKS, n=1)]
+
+
+def _near(name: str, known: Iterable[str], suite: str) -> str:
+    """Suggest the names nearest to `name`, or else say how names of the suite look."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
+    example = f"tasks of this suite look like {EXAMPLES[suite]}"
+    return _did_you_mean([f"{suite}:{by_lower[match]}" for match in near]).rstrip() or example
+
+
+def _did_you_mean(names: list[str]) -> str:
+    return f"did you mean {' or '.join(names)}? " if names else ""

@@ -1,0 +1,227 @@
+"""Tiny worlds whose best return is known in closed form, to test what an agent can learn."""
+
+import re
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from envs.errors import TaskError
+
+NAMES = "cue, serial, counter, and with a number cue5 (5 steps of waiting) or serial64 (64 positions)"
+
+_FRAME = 64  # pixels
+_PERMUTATION_SEED = 20  # any constant: all instances must share one permutation
+
+
+class ToyWorld(gym.Env[dict[str, Any], Any]):
+    """What the toy worlds share: the observation `{"state": (S,) float32}` and a drawing of it.
+
+    `optimal_return` and `random_return` are the expected undiscounted returns of one episode under the
+    best policy and under uniformly random actions.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    optimal_return: float
+    random_return: float
+
+    def __init__(self, low: Any, high: Any, size: int, render_mode: str | None = None) -> None:
+        if render_mode not in (None, "rgb_array"):
+            raise TaskError(f"render_mode must be None or 'rgb_array', not {render_mode!r}")
+        self.render_mode = render_mode
+        self.observation_space = spaces.Dict({"state": spaces.Box(low, high, (size,), np.float32)})
+        self._state = np.zeros(size, np.float32)
+
+    def render(self) -> np.ndarray:  # type: ignore[override]
+        """Draw the state as grey columns, one per number, black 0 to white 1: (64, W, 3) uint8.
+
+        Raises:
+            TaskError: the world was made without `render_mode`.
+        """
+        if self.render_mode is None:
+            raise TaskError("this environment was made without drawing; make it with render=True")
+        shades = (255 * np.clip(self._shades(), 0.0, 1.0)).astype(np.uint8)
+        column = max(4, _FRAME // len(shades) // 2 * 2)  # an even width, which video formats ask for
+        row = np.repeat(shades, column)
+        return np.broadcast_to(row[None, :, None], (_FRAME, row.size, 3)).copy()
+
+    def _shades(self) -> np.ndarray:
+        """What to draw, (S,) in [0, 1]."""
+        return self._state
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        return {"state": self._state.copy()}  # a copy, so that a kept observation never changes
+
+
+class Cue(ToyWorld):
+    """Memory: a cue is shown once, and `delay` blank steps later the action must name it.
+
+    Observation, 4 numbers: [cue 0, cue 1, waiting, query]. The first observation shows the cue, the next
+    `delay` ones are all [0, 0, 1, 0], then one is [0, 0, 0, 1], where the action is answered with reward
+    +1 if it names the cue and -1 if not, and the episode terminates (with an observation of zeros).
+    Actions before the query change nothing. An episode has `delay` + 2 actions.
+
+    Optimal return 1.0. Random actions, and any policy that forgets, 0.0 on average.
+
+    Args:
+        delay: blank steps between cue and query, at least 0.
+        render_mode: None or "rgb_array".
+    """
+
+    optimal_return = 1.0
+    random_return = 0.0
+
+    def __init__(self, delay: int = 20, render_mode: str | None = None) -> None:
+        if delay < 0:
+            raise TaskError(f"the delay of a cue must be at least 0, not {delay}")
+        super().__init__(0.0, 1.0, 4, render_mode)
+        self.action_space = spaces.Discrete(2)
+        self.delay = delay
+        self._cue = 0
+        self._time = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Draw a cue and show it."""
+        super().reset(seed=seed)
+        self._cue, self._time = int(self.np_random.integers(2)), 0
+        self._show(self._cue)
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Wait, or answer if the last observation was the query."""
+        self._time += 1
+        if self._time == self.delay + 2:
+            self._show(None)
+            return self._observe(), 1.0 if int(action) == self._cue else -1.0, True, False, {}
+        self._show(2 if self._time <= self.delay else 3)
+        return self._observe(), 0.0, False, False, {}
+
+    def _show(self, entry: int | None) -> None:
+        self._state[:] = 0.0
+        if entry is not None:
+            self._state[entry] = 1.0
+
+
+class Serial(ToyWorld):
+    """Prediction that takes serial work: the next position is one fixed map applied n times.
+
+    A position s of `positions` moves by s' = map^n(s), where the map is one random cycle through all
+    positions, the same in every instance, and n is drawn uniformly from 0..`max_power` at every step.
+
+    Observation, `positions` + `max_power` + 1 numbers: one-hot of s, then one-hot of the n of the coming
+    move. Reward 1 if the action (0 or 1) equals the parity of the position after the move, else 0, so the
+    right action follows from the observation alone. Truncated after 50 steps.
+
+    Optimal return 50, random 25.
+
+    Args:
+        positions: length of the cycle, at least 2.
+        max_power: the largest n, at least 0.
+        render_mode: None or "rgb_array".
+    """
+
+    optimal_return = 50.0
+    random_return = 25.0
+    steps = 50
+
+    def __init__(self, positions: int = 16, max_power: int = 8, render_mode: str | None = None) -> None:
+        if positions < 2 or max_power < 0:
+            raise TaskError(f"serial needs 2 positions or more and max_power >= 0: {positions}, {max_power}")
+        super().__init__(0.0, 1.0, positions + max_power + 1, render_mode)
+        self.action_space = spaces.Discrete(2)
+        self.positions, self.max_power = positions, max_power
+        order = np.random.default_rng(_PERMUTATION_SEED).permutation(positions)
+        self.map = np.empty(positions, dtype=np.int64)
+        self.map[order] = np.roll(order, -1)  # each position leads to the next of a shuffled ring
+        self._position = self._power = self._time = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Start at a uniformly drawn position."""
+        super().reset(seed=seed)
+        self._time = 0
+        self._arrive(int(self.np_random.integers(self.positions)))
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Move n times along the map and compare the action with the parity of where that leads."""
+        position = self._position
+        for _ in range(self._power):
+            position = int(self.map[position])
+        self._time += 1
+        self._arrive(position)
+        reward = 1.0 if int(action) == position % 2 else 0.0
+        return self._observe(), reward, False, self._time >= self.steps, {}
+
+    def _arrive(self, position: int) -> None:
+        self._position = position
+        self._power = int(self.np_random.integers(self.max_power + 1))
+        self._state[:] = 0.0
+        self._state[position] = 1.0
+        self._state[self.positions + self._power] = 1.0
+
+
+class Counter(ToyWorld):
+    """Bookkeeping: every number says when it was produced, so a row out of place shows.
+
+    Observation, 2 numbers: [steps taken in this episode, episode number since the last seeded reset].
+    Reward after step t is t, whatever the action (one number in [-1, 1]). Each episode's length is drawn
+    uniformly from 3..12; even episodes terminate, odd ones are truncated.
+
+    Every policy, optimal or random, has the expected return 36: the mean of L(L+1)/2 over L = 3..12.
+
+    Args:
+        render_mode: None or "rgb_array".
+    """
+
+    optimal_return = 36.0
+    random_return = 36.0
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(0.0, np.inf, 2, render_mode)
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self._episode = -1
+        self._length = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Start the next episode, or episode 0 if a seed is given."""
+        super().reset(seed=seed)
+        self._episode = 0 if seed is not None else self._episode + 1
+        self._length = int(self.np_random.integers(3, 13))
+        self._state[:] = 0.0, self._episode
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Count one step."""
+        self._state[0] += 1.0
+        over = bool(self._state[0] >= self._length)
+        terminates = self._episode % 2 == 0
+        return self._observe(), float(self._state[0]), over and terminates, over and not terminates, {}
+
+    def _shades(self) -> np.ndarray:
+        return np.array([self._state[0] / 12.0, self._state[1] % 2])
+
+
+def make_toy(name: str, render_mode: str | None = None) -> ToyWorld:
+    """Build the toy world `name`: cue, cue<delay>, serial, serial<positions> or counter.
+
+    Raises:
+        TaskError: there is no such world, or its number is out of range.
+    """
+    match = re.fullmatch(r"(cue|serial)(\d{1,5})?|counter", name)
+    if match is None:
+        raise TaskError(f"there is no toy world {name!r}; there are {NAMES}")
+    kind, number = match.group(1), match.group(2)
+    if kind is None:
+        return Counter(render_mode)
+    if kind == "cue":
+        return Cue(render_mode=render_mode) if number is None else Cue(int(number), render_mode)
+    if number is None:
+        return Serial(render_mode=render_mode)
+    return Serial(int(number), render_mode=render_mode)
