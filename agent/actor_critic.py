@@ -1,0 +1,260 @@
+"""Actor and critic, trained in imagination.
+
+The mathematics stands as pure functions beside the modules: `lambda_return`, `rollout_weights`.
+Source: DreamerV3 (Hafner et al. 2025), "Actor critic learning". The actor's gradient is REINFORCE for
+continuous and discrete actions alike, so that imagination needs no gradient and early exits save time.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from world_model import LatentState, Rollout, TwoHot
+from world_model.latent import probabilities, sample_onehot
+from world_model.nets import MLP
+
+Metrics = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class BehaviorConfig:
+    """Imagination and the actor-critic."""
+
+    horizon: int = 15
+    """H, imagined steps per rollout."""
+    starts: int = 128
+    """Start states per update, taken from the end of every replayed sequence; 0 = all of them."""
+    actor_gradient: Literal["reinforce", "dynamics"] = "reinforce"
+    """How the actor learns: from the likelihood of its actions, or through the world model."""
+    gamma: float = 0.99
+    """Discount per agent step."""
+    lam: float = 0.95
+    """Lambda of the lambda-return."""
+    entropy: float = 1e-3
+    """Weight of the entropy bonus."""
+    units: int = 128
+    """Width of actor and critic."""
+    layers: int = 2
+    """Hidden layers of actor and critic."""
+    min_std: float = 0.1
+    """Smallest standard deviation of a continuous action."""
+    unimix: float = 0.01
+    """Share of the uniform distribution in a discrete policy."""
+    slow_rate: float = 0.02
+    """Rate at which the slow critic follows the critic, per update."""
+    slow_scale: float = 1.0
+    """Weight of the critic's pull towards its slow copy."""
+    replay_value_scale: float = 0.3
+    """Weight of the critic's loss on replayed rewards; its gradient reaches the world model."""
+    return_rate: float = 0.01
+    """Rate of the running 5-95 % range of returns that scales the advantages."""
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1:
+            raise ValueError(f"--behavior.horizon must be at least 1, got {self.horizon}")
+        if self.starts < 0:
+            raise ValueError(f"--behavior.starts must be 0 (all) or more, got {self.starts}")
+        if not 0.0 < self.gamma <= 1.0 or not 0.0 <= self.lam <= 1.0:
+            raise ValueError("--behavior.gamma must lie in (0, 1] and --behavior.lam in [0, 1]")
+
+
+def lambda_return(rewards: Tensor, continues: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
+    """TD(lambda) returns of s_0 .. s_{H-1}.
+
+    rewards (B, H) r_1..r_H, continues (B, H) c_1..c_H, values (B, H+1) v_0..v_H -> (B, H) with
+    R_k = r_{k+1} + gamma c_{k+1} ((1 - lam) v_{k+1} + lam R_{k+1}),  R_H = v_H.
+    """
+    discount = gamma * continues
+    base = rewards + discount * (1.0 - lam) * values[:, 1:]
+    returns, last = [], values[:, -1]
+    for step_base, step_discount in zip(base.unbind(1)[::-1], discount.unbind(1)[::-1], strict=True):
+        last = step_base + step_discount * lam * last
+        returns.append(last)
+    return torch.stack(returns[::-1], 1)
+
+
+def rollout_weights(alive: Tensor, continues: Tensor, gamma: float) -> Tensor:
+    """(B, H) weight of s_0 .. s_{H-1}: alive_0 * prod_{1<=j<=k} gamma c_j, the chance that s_k is reached.
+
+    Holds c_k (was s_k alive?) and never c_{k+1} (the outcome of a_k).
+    """
+    steps = torch.cat([alive[:, None], gamma * continues[:, :-1]], 1)
+    return torch.cumprod(steps, 1)
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """size: dimensions of a continuous action, or the number of choices of a discrete one."""
+
+    size: int
+    discrete: bool
+
+
+class Actor(nn.Module):
+    """features (..., F) -> a distribution over actions (..., A)."""
+
+    def __init__(self, cfg: BehaviorConfig, features: int, spec: ActionSpec):
+        super().__init__()
+        self.cfg, self.spec = cfg, spec
+        outputs = spec.size if spec.discrete else 2 * spec.size
+        self.net = MLP(features, cfg.units, cfg.layers, outputs, out_scale=0.01)
+
+    def parameters_of(self, feat: Tensor) -> tuple[Tensor, Tensor]:
+        """Discrete: (probabilities, themselves). Continuous: (mean, standard deviation), each (..., A)."""
+        out = self.net(feat)
+        if self.spec.discrete:
+            probs = probabilities(out, self.cfg.unimix)
+            return probs, probs
+        mean, spread = out.chunk(2, -1)
+        return torch.tanh(mean), (1.0 - self.cfg.min_std) * torch.sigmoid(spread + 2.0) + self.cfg.min_std
+
+    def act(self, feat: Tensor, sample: bool = True) -> Tensor:
+        """(..., A): a sample, or the mean (continuous) or most probable (discrete, one-hot) action."""
+        first, std = self.parameters_of(feat)
+        if self.spec.discrete:
+            return sample_onehot(first, torch.rand_like(first[..., :1]) if sample else None)
+        return torch.addcmul(first, std, torch.randn_like(first)) if sample else first
+
+    def evaluate(self, feat: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-> log-probability (...), entropy (...), and the mean standard deviation or entropy share, 0-d."""
+        first, std = self.parameters_of(feat)
+        if self.spec.discrete:
+            logp = torch.log(first)
+            entropy = -(first * logp).sum(-1)
+            return (logp * action).sum(-1), entropy, entropy.detach().mean()
+        log_std = torch.log(std)
+        squared = ((action - first) / std).square()
+        logp = -(0.5 * squared + log_std + 0.9189385332046727).sum(-1)  # 0.5 log(2 pi)
+        return logp, (log_std + 1.4189385332046727).sum(-1), std.detach().mean()
+
+
+class Critic(nn.Module):
+    """Two-hot value of a state, and a slow copy that steadies it."""
+
+    def __init__(self, cfg: BehaviorConfig, features: int, bins: int, limit: float):
+        super().__init__()
+        self.cfg = cfg
+        self.twohot = TwoHot(bins, limit)
+        self.net = MLP(features, cfg.units, cfg.layers, bins, out_scale=0.0)
+        self.slow = copy.deepcopy(self.net).requires_grad_(False)
+
+    def value(self, feat: Tensor) -> Tensor:  # (..., F) -> (...)
+        return self.twohot.mean(self.net(feat))
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Move the slow copy towards the critic."""
+        torch._foreach_lerp_(list(self.slow.parameters()), list(self.net.parameters()), self.cfg.slow_rate)
+
+    def loss(self, logits: Tensor, feat: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy to the returns, and to what the slow copy says of the same states: (...)."""
+        with torch.no_grad():
+            slow = self.twohot.mean(self.slow(feat.detach()))
+        return self.twohot.loss(logits, target) + self.cfg.slow_scale * self.twohot.loss(logits, slow)
+
+
+class ReturnRange(nn.Module):
+    """Running 5-95 % range of returns; advantages are divided by max(1, range), so that small ones stay small."""
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, returns: Tensor) -> Tensor:
+        """(...) returns -> the scale, 0-d, at least 1."""
+        low, high = torch.quantile(returns.flatten(), torch.tensor([0.05, 0.95], device=returns.device)).unbind()
+        self.low.lerp_(low, self.rate)
+        self.high.lerp_(high, self.rate)
+        return (self.high - self.low).clamp(min=1.0)
+
+
+class ActorCritic(nn.Module):
+    """features F, action spec, and the bins of the value head."""
+
+    def __init__(self, cfg: BehaviorConfig, features: int, spec: ActionSpec, bins: int, limit: float):
+        super().__init__()
+        self.cfg, self.spec = cfg, spec
+        self.actor = Actor(cfg, features, spec)
+        self.critic = Critic(cfg, features, bins, limit)
+        self.range = ReturnRange(cfg.return_rate)
+
+    def policy(self, state: LatentState) -> Tensor:
+        """Sampled actions (B, A) for imagination."""
+        return self.actor.act(state.feat().detach())
+
+    def loss(self, rollout: Rollout, judge: Critic) -> tuple[Tensor, Tensor, Metrics]:
+        """Actor and critic losses on one rollout.
+
+        judge is the critic without trainable weights: with the dynamics gradient the returns are
+        differentiated through it. Returns the scalar loss, the (B, H) imagined returns, and metrics.
+        """
+        dreamt = rollout.states.feat()  # (B, H+1, F)
+        feat = dreamt.detach()
+        logits = self.critic.net(feat)
+        through = self.cfg.actor_gradient == "dynamics"
+        values = judge.value(dreamt) if through else self.critic.twohot.mean(logits).detach()
+        returns = lambda_return(rollout.rewards, rollout.continues, values, self.cfg.gamma, self.cfg.lam)
+        weight = rollout_weights(rollout.alive, rollout.continues.detach(), self.cfg.gamma)
+        scale = self.range.update(returns.detach())
+        advantage = (returns - values[:, :-1]).detach() / scale
+        logp, entropy, spread = self.actor.evaluate(feat[:, :-1], rollout.actions.detach())
+        gain = returns / scale if through else logp * advantage
+        policy_loss = -(weight * (gain + self.cfg.entropy * entropy)).mean()
+        returns, values = returns.detach(), values.detach()
+        value_loss = (weight * self.critic.loss(logits[:, :-1], feat[:, :-1], returns)).mean()
+        return policy_loss + value_loss, returns, {
+            "behavior/policy_loss": policy_loss.detach(),
+            "behavior/value_loss": value_loss.detach(),
+            "behavior/entropy": entropy.detach().mean(),
+            "behavior/spread": spread,
+            "behavior/return_scale": scale,
+            "behavior/advantage_size": advantage.abs().mean(),
+            "behavior/imagined_return": returns.mean(),
+            "behavior/imagined_reward": rollout.rewards.mean(),
+            "behavior/value": values.mean(),
+        }
+
+    def replay_loss(
+        self, feat: Tensor, reward: Tensor, is_terminal: Tensor, is_last: Tensor, boot: Tensor
+    ) -> Tensor:
+        """Critic loss on replayed rows (B, L): features with gradient into the world model.
+
+        boot (B, L): imagined return of the dream that started at each row, the bootstrap of the replayed
+        lambda-return (DreamerV3). Rows that end an episode have no return of their own: weight 0.
+        """
+        if reward.shape[1] < 2:
+            return feat.sum() * 0.0
+        live = 1.0 - is_terminal[:, 1:].float()
+        mixed = 1.0 - is_last[:, 1:].float()  # behind a last row lies another episode: bootstrap there
+        last, returns = boot[:, -1], []
+        for t in range(reward.shape[1] - 2, -1, -1):
+            ahead = torch.lerp(boot[:, t + 1], last, self.cfg.lam * mixed[:, t])
+            last = reward[:, t + 1] + self.cfg.gamma * live[:, t] * ahead
+            returns.append(last)
+        target = torch.stack(returns[::-1], 1)  # (B, L-1)
+        feat = feat[:, :-1]
+        weight = 1.0 - is_last[:, :-1].float()
+        loss = (weight * self.critic.loss(self.critic.net(feat), feat, target)).mean()
+        return self.cfg.replay_value_scale * loss
+
+
+def to_env(action: Tensor, spec: ActionSpec) -> Tensor:
+    """(B, A) policy output -> what the environment takes: clipped vectors, or indices (B,)."""
+    return action.argmax(-1) if spec.discrete else action.clamp(-1.0, 1.0)
+
+
+def from_env(action: Tensor, spec: ActionSpec) -> Tensor:
+    """The inverse of `to_env`: (B, A) float, one-hot for discrete actions."""
+    return F.one_hot(action.long(), spec.size).float() if spec.discrete else action.float()

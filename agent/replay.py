@@ -1,0 +1,124 @@
+"""Replay of arrival rows.
+
+Row t is what the agent knows on arrival at observation t; nothing is shifted when it is sampled.
+
+    time          0        1        2        3 (last)   4 (=reset)   5
+    obs          o0       o1       o2       o3         o0'          o1'
+    prev_action   0       a0       a1       a2          0           a0'
+    reward        0       r1       r2       r3          0           r1'
+    is_first      1        0        0        0          1            0
+    is_last       0        0        0        1          0            0       terminated or truncated
+    is_terminal   0        0        0    terminated     0            0       -> continue target = 1 - is_terminal
+
+This is what Gymnasium vector environments give with NEXT_STEP autoreset. Each environment has its own ring.
+With every row the latent state inferred on arrival is kept, half precision: a sampled sequence starts from
+the latent of the row before it, and the trained latents are written back (DreamerV3's replay context).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from world_model import Batch, LatentState
+
+FLAGS = ("is_first", "is_last", "is_terminal")
+
+
+class ReplayBuffer:
+    """Rings of `capacity // envs` rows for each of `envs` environments.
+
+    obs_sizes {name: O}, action_size A, and the latent's shapes deter (N, D), stoch (S, K).
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        envs: int,
+        obs_sizes: Mapping[str, int],
+        action_size: int,
+        deter: tuple[int, int],
+        stoch: tuple[int, int],
+        seed: int = 0,
+    ):
+        self.length, self.envs, self.classes = max(2, capacity // envs), envs, stoch[1]
+        self.obs_names = tuple(obs_sizes)
+        shape = (envs, self.length)
+        self.rows: dict[str, np.ndarray] = {
+            **{f"obs/{name}": np.zeros((*shape, size), np.float32) for name, size in obs_sizes.items()},
+            "prev_action": np.zeros((*shape, action_size), np.float32),
+            "reward": np.zeros(shape, np.float32),
+            **{name: np.zeros(shape, bool) for name in FLAGS},
+            "deter": np.zeros((*shape, *deter), np.float16),
+            "stoch": np.zeros((*shape, stoch[0]), np.uint8),  # class indices
+        }
+        self.count = 0  # rows ever written, per environment
+        self.rng = np.random.default_rng(seed)
+
+    def __len__(self) -> int:
+        """Rows held, over all environments."""
+        return min(self.count, self.length) * self.envs
+
+    def add(self, row: Mapping[str, np.ndarray], state: LatentState) -> None:
+        """Append one row per environment: every value (E, ...), observations under "obs/NAME"."""
+        at = self.count % self.length
+        for name, value in row.items():
+            self.rows[name][:, at] = value
+        self.rows["deter"][:, at] = state.deter.numpy(force=True)
+        self.rows["stoch"][:, at] = state.stoch.argmax(-1).numpy(force=True)
+        self.count += 1
+
+    def sample(self, batch_size: int, length: int, device: torch.device | str = "cpu") -> tuple[Batch, np.ndarray]:
+        """`batch_size` sequences of `length` consecutive rows, each with the latent of the row before.
+
+        Sequences may cross episodes (is_first marks it) and never the write pointer. Returns the batch and the
+        (2, B, T) ring positions (environment, row) for `write_back`. Raises ValueError with too few rows.
+        """
+        held = min(self.count, self.length)
+        if held < length + 1:
+            raise ValueError(f"replay holds {held} rows per environment, a sequence needs {length + 1}")
+        oldest = self.count - held
+        first = self.rng.integers(oldest + 1, self.count - length + 1, batch_size)
+        env = self.rng.integers(0, self.envs, batch_size)
+        at = (first[:, None] + np.arange(-1, length)) % self.length  # (B, 1 + T), the context row first
+        where = (env[:, None], at[:, 1:])
+
+        def tensor(name: str) -> torch.Tensor:
+            return torch.from_numpy(self.rows[name][where]).to(device, non_blocking=True)
+
+        start = LatentState(
+            torch.from_numpy(self.rows["deter"][env, at[:, 0]]).to(device).float(),
+            torch.nn.functional.one_hot(
+                torch.from_numpy(self.rows["stoch"][env, at[:, 0]]).to(device).long(), self.classes
+            ).float(),
+        )
+        obs = {name: tensor(f"obs/{name}") for name in self.obs_names}
+        batch = Batch(obs, *(tensor(name) for name in ("prev_action", "reward", *FLAGS)), start)
+        return batch, np.stack(np.broadcast_arrays(*where))
+
+    def write_back(self, where: np.ndarray, states: LatentState) -> None:
+        """Store freshly inferred latents (B, T, ...) of a sampled batch."""
+        self.rows["deter"][where[0], where[1]] = states.deter.numpy(force=True)
+        self.rows["stoch"][where[0], where[1]] = states.stoch.argmax(-1).numpy(force=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows held and the sampling state, as tensors and plain values (loads with weights_only)."""
+        held = min(self.count, self.length)
+        rows = {name: torch.from_numpy(value[:, :held]) for name, value in self.rows.items()}
+        return {"rows": rows, "count": self.count, "rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore `state_dict`; raises ValueError when the shapes are those of another task or model."""
+        for name, value in saved["rows"].items():
+            mine = self.rows.get(name)
+            if mine is None or mine.shape[0] != value.shape[0] or mine.shape[2:] != tuple(value.shape[2:]):
+                raise ValueError(f"the saved replay does not fit: {name} has shape {tuple(value.shape)}")
+            if value.shape[1] > self.length or (saved["count"] > value.shape[1] != self.length):
+                raise ValueError("the saved replay has another capacity: keep --train.replay_rows as it was")
+        for name, value in saved["rows"].items():
+            self.rows[name][:, : value.shape[1]] = value.numpy()
+        self.count = saved["count"]
+        self.rng.bit_generator.state = saved["rng"]

@@ -1,0 +1,21 @@
+"""The looped world model. Torch only; knows sizes, not spaces."""
+
+from world_model.distributions import TwoHot, symexp, symlog
+from world_model.latent import LatentState
+from world_model.looped import LoopConfig, LoopedCore, LoopStats
+from world_model.model import Batch, ModelConfig, Posterior, Rollout, WorldModel
+
+__all__ = [
+    "Batch",
+    "LatentState",
+    "LoopConfig",
+    "LoopStats",
+    "LoopedCore",
+    "ModelConfig",
+    "Posterior",
+    "Rollout",
+    "TwoHot",
+    "WorldModel",
+    "symexp",
+    "symlog",
+]

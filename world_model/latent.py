@@ -1,0 +1,86 @@
+"""The latent state: N deterministic tokens carried by the looped core, and S categorical variables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class LatentState(NamedTuple):
+    """What the world model knows at one moment.
+
+    deter  (..., N, D)  tokens of the looped core
+    stoch  (..., S, K)  one-hot samples, with straight-through gradients where they were sampled with gradient
+    """
+
+    deter: Tensor
+    stoch: Tensor
+
+    def feat(self) -> Tensor:
+        """(..., F) with F = N*D + S*K: the input of every head."""
+        return torch.cat([self.deter.flatten(-2), self.stoch.flatten(-2)], -1)
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> LatentState:
+        return LatentState(fn(self.deter), fn(self.stoch))
+
+    def detach(self) -> LatentState:
+        return self.map(torch.Tensor.detach)
+
+
+def probabilities(logits: Tensor, unimix: float = 0.0) -> Tensor:
+    """Softmax over the last axis, mixed with `unimix` of the uniform distribution.
+
+    The mixture keeps every class possible, so that no KL divergence is infinite (DreamerV3). Written out
+    because the fused softmax runs scalar code over so short an axis: 290 against 50 us for 128 x 16 x 8.
+    """
+    logits = logits.float()
+    weights = torch.exp(logits - logits.detach().amax(-1, keepdim=True))
+    probs = weights / weights.sum(-1, keepdim=True)
+    return probs if unimix == 0.0 else torch.add(unimix / logits.shape[-1], probs, alpha=1.0 - unimix)
+
+
+def onehot_at(probs: Tensor, level: Tensor) -> Tensor:
+    """One-hot of the class in which the cumulative probability passes `level`.
+
+    probs (..., K), not necessarily normalised; level (..., 1) uniform in [0, 1). Inverse-CDF sampling needs
+    one random number per variable; the sums and differences along K are products with small matrices,
+    several times faster on CPU than cumsum, argmax and scatter.
+    """
+    classes = probs.shape[-1]
+    sums = torch.ones(classes, classes, dtype=probs.dtype, device=probs.device).triu_()
+    cumulative = probs @ sums
+    passed = torch.sign(cumulative[..., :-1] - level * cumulative[..., -1:]).clamp(min=0.0)  # 0 .. 0 1 .. 1
+    return F.pad(passed, (0, 1), value=1.0) - F.pad(passed, (1, 0))
+
+
+def onehot_mode(probs: Tensor) -> Tensor:
+    """One-hot of the most probable class."""
+    return torch.zeros_like(probs).scatter_(-1, probs.argmax(-1, keepdim=True), 1.0)
+
+
+def sample_onehot(probs: Tensor, level: Tensor | None) -> Tensor:
+    """One-hot (..., K) with straight-through gradient: a sample at `level` (..., 1), or the mode with None."""
+    fixed = probs.detach()
+    onehot = onehot_mode(fixed) if level is None else onehot_at(fixed, level)
+    return onehot + (probs - fixed) if probs.requires_grad else onehot
+
+
+def kl_divergence(p_logp: Tensor, q_logp: Tensor) -> Tensor:
+    """KL(p || q) of S independent categoricals: (..., S, K) log-probabilities -> (...), summed over S."""
+    return (p_logp.exp() * (p_logp - q_logp)).sum((-2, -1))
+
+
+def kl_balance(post_logp: Tensor, prior_logp: Tensor, free_nats: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The two KL losses of DreamerV3, each (...): dynamics loss, representation loss, and the plain KL.
+
+    dynamics        KL(sg(posterior) || prior): trains the prior towards the posterior
+    representation  KL(posterior || sg(prior)): makes the posterior predictable
+    Both are clipped from below at `free_nats` after the sum over the S variables.
+    """
+    dynamics = kl_divergence(post_logp.detach(), prior_logp)
+    representation = kl_divergence(post_logp, prior_logp.detach())
+    return dynamics.clamp(min=free_nats), representation.clamp(min=free_nats), dynamics.detach()
