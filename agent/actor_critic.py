@@ -160,7 +160,7 @@ class Critic(nn.Module):
 
 
 class ReturnRange(nn.Module):
-    """Running 5-95 % range of returns; advantages are divided by max(1, range), so that small ones stay small."""
+    """Running 5-95 % range of returns. Advantages are divided by max(1, range): small ones stay small."""
 
     low: Tensor
     high: Tensor
@@ -174,7 +174,8 @@ class ReturnRange(nn.Module):
     @torch.no_grad()
     def update(self, returns: Tensor) -> Tensor:
         """(...) returns -> the scale, 0-d, at least 1."""
-        low, high = torch.quantile(returns.flatten(), torch.tensor([0.05, 0.95], device=returns.device)).unbind()
+        ends = torch.tensor([0.05, 0.95], device=returns.device)
+        low, high = torch.quantile(returns.flatten(), ends).unbind()
         self.low.lerp_(low, self.rate)
         self.high.lerp_(high, self.rate)
         return (self.high - self.low).clamp(min=1.0)
@@ -194,17 +195,16 @@ class ActorCritic(nn.Module):
         """Sampled actions (B, A) for imagination."""
         return self.actor.act(state.feat().detach())
 
-    def loss(self, rollout: Rollout, judge: Critic) -> tuple[Tensor, Tensor, Metrics]:
-        """Actor and critic losses on one rollout.
+    def loss(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Metrics]:
+        """Actor and critic losses on one rollout, two scalars to be differentiated each by its own module.
 
-        judge is the critic without trainable weights: with the dynamics gradient the returns are
-        differentiated through it. Returns the scalar loss, the (B, H) imagined returns, and metrics.
+        Returns policy loss, value loss, the (B, H) imagined returns, and metrics.
         """
         dreamt = rollout.states.feat()  # (B, H+1, F)
         feat = dreamt.detach()
         logits = self.critic.net(feat)
         through = self.cfg.actor_gradient == "dynamics"
-        values = judge.value(dreamt) if through else self.critic.twohot.mean(logits).detach()
+        values = self.critic.value(dreamt) if through else self.critic.twohot.mean(logits).detach()
         returns = lambda_return(rollout.rewards, rollout.continues, values, self.cfg.gamma, self.cfg.lam)
         weight = rollout_weights(rollout.alive, rollout.continues.detach(), self.cfg.gamma)
         scale = self.range.update(returns.detach())
@@ -214,7 +214,7 @@ class ActorCritic(nn.Module):
         policy_loss = -(weight * (gain + self.cfg.entropy * entropy)).mean()
         returns, values = returns.detach(), values.detach()
         value_loss = (weight * self.critic.loss(logits[:, :-1], feat[:, :-1], returns)).mean()
-        return policy_loss + value_loss, returns, {
+        return policy_loss, value_loss, returns, {
             "behavior/policy_loss": policy_loss.detach(),
             "behavior/value_loss": value_loss.detach(),
             "behavior/entropy": entropy.detach().mean(),
@@ -222,7 +222,7 @@ class ActorCritic(nn.Module):
             "behavior/return_scale": scale,
             "behavior/advantage_size": advantage.abs().mean(),
             "behavior/imagined_return": returns.mean(),
-            "behavior/imagined_reward": rollout.rewards.mean(),
+            "behavior/imagined_reward": rollout.rewards.detach().mean(),
             "behavior/value": values.mean(),
         }
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,11 +67,6 @@ class Policy(nn.Module):
         modules = {"world": self.world, "actor": self.behavior.actor, "critic": self.behavior.critic.net}
         return {name: list(module.parameters()) for name, module in modules.items()}
 
-    def shadow(self, dtype: torch.dtype) -> tuple[Policy, list[nn.Parameter]]:
-        """A copy without gradients, and its flat parameters in the order of `parts`."""
-        twin = copy.deepcopy(self)
-        return twin, [flatten(params, grad=False, dtype=dtype) for params in twin.parts().values()]
-
     @torch.no_grad()
     def act(
         self,
@@ -89,13 +83,6 @@ class Policy(nn.Module):
         state, stats = self.world.observe(obs, memory.action, is_first, memory.state, explore, max_loops)
         action = self.behavior.actor.act(state.feat(), explore)
         return action, Memory(state, action), stats.depth
-
-
-def fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices natively; emulated they are slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
 def finite(loss: Tensor, metrics: Metrics) -> None:
@@ -126,12 +113,8 @@ class Dreamer:
             name: FlatAdam(name, params, rates[name], optimizer.clip, optimizer.warmup)
             for name, params in self.policy.parts().items()
         }
-        # Two copies of the weights: a running average for evaluation, and the newest in the dreams' precision.
-        self.half = torch.bfloat16 if fast_bfloat16(self.device) else torch.float32
-        self.averaged, self.average_flats = self.policy.shadow(torch.float32)
-        self.dreamer, self.dreamer_flats = self.policy.shadow(self.half)
-        # On CPU the world model's backward pass runs beside the dreams: both only read the weights.
-        self.beside = ThreadPoolExecutor(1) if self.device.type == "cpu" else None
+        self.averaged = copy.deepcopy(self.policy)
+        self.average_flats = [flatten(params, grad=False) for params in self.averaged.parts().values()]
         self.updates = 0
         self.seconds: dict[str, float] = {}  # time spent in each part of the updates
 
@@ -169,47 +152,43 @@ class Dreamer:
         for adam in self.adams.values():
             adam.zero_grad()
         world_loss, post, metrics = self.world.loss(batch)
-        finite(world_loss, metrics)
         states = post.states.detach()
         clock = self.lap("world_model", clock)
 
-        backward = self.beside.submit(world_loss.backward) if self.beside else world_loss.backward()
         size, length = batch.reward.shape
         count = self.behavior.cfg.starts or size * length
         tail = min(length, max(1, count // size))  # rows at the end of each sequence that start dreams
-        ends = states.map(lambda leaf: leaf[:, -tail:])
+        ends = post.states.map(lambda leaf: leaf[:, -tail:])
         terminal = batch.is_terminal[:, -tail:]
-        through = self.behavior.cfg.actor_gradient == "dynamics"
-        autocast = torch.autocast(self.device.type, self.half, enabled=self.half != torch.float32)
-        with autocast if through else nullcontext():
-            rollout = self.dreamer.world.imagine(
-                ends.map(lambda leaf: leaf.flatten(0, 1).to(self.half)),
-                (self.behavior if through else self.dreamer.behavior).policy,
-                self.behavior.cfg.horizon,
-                1.0 - terminal.flatten().float(),
-                grad=through,
-            )
+        rollout = self.world.imagine(
+            ends.detach().map(lambda leaf: leaf.flatten(0, 1)),
+            self.behavior.policy,
+            self.behavior.cfg.horizon,
+            1.0 - terminal.flatten().float(),
+            grad=self.behavior.cfg.actor_gradient == "dynamics",
+        )
         clock = self.lap("imagination", clock)
 
-        with autocast:
-            behavior_loss, returns, behavior_metrics = self.behavior.loss(rollout, self.dreamer.behavior.critic)
-            replay_loss = self.behavior.replay_loss(
-                ends.feat(), batch.reward[:, -tail:], terminal, batch.is_last[:, -tail:], returns[:, 0].view(size, tail)
-            )
+        policy_loss, value_loss, returns, behavior_metrics = self.behavior.loss(rollout)
+        replay_loss = self.behavior.replay_loss(
+            ends.feat(), batch.reward[:, -tail:], terminal, batch.is_last[:, -tail:], returns[:, 0].view(size, tail)
+        )
         metrics |= behavior_metrics
         metrics["behavior/replay_value_loss"] = replay_loss.detach()
         metrics["loop/dream_depth"] = rollout.loops.depth.float().mean()
         metrics["loop/dream_residual"] = rollout.loops.residual.float().sum(-1).mean()
-        finite(behavior_loss + replay_loss, metrics)
-        (behavior_loss + replay_loss).backward()
+        total = world_loss + value_loss + replay_loss
+        finite(total + policy_loss, metrics)
         clock = self.lap("actor_critic", clock)
-        if backward is not None:
-            backward.result()
-        clock = self.lap("world_backward", clock)
+        parts = self.policy.parts()
+        policy_loss.backward(inputs=parts["actor"])  # alone: the dynamics gradient passes through the world model
+        total.backward(inputs=parts["world"] + parts["critic"])
+        clock = self.lap("backward", clock)
 
-        factor = self.schedule(progress)
-        for name, adam in self.adams.items():
-            metrics[f"{name}/grad_norm"] = adam.step(factor)
+        for name, adam in self.adams.items():  # all norms before any step: an error leaves every weight as it was
+            metrics[f"{name}/grad_norm"] = adam.clip_gradient()
+        for adam in self.adams.values():
+            adam.step(self.schedule(progress))
         self.updates += 1
         self.follow()
         self.lap("optimizer", clock)
@@ -225,12 +204,11 @@ class Dreamer:
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Move the slow critic and the two copies of the weights; at first the average follows closely."""
+        """Move the slow critic and the averaged weights, which follow closely at first."""
         self.behavior.critic.follow()
         rate = max(1.0 - self.optimizer.average, 1.0 / self.updates)
-        for adam, average, half in zip(self.adams.values(), self.average_flats, self.dreamer_flats, strict=True):
+        for adam, average in zip(self.adams.values(), self.average_flats, strict=True):
             average.lerp_(adam.flat, rate)
-            half.copy_(adam.flat)
 
     def lap(self, name: str, since: float) -> float:
         now = time.perf_counter()
@@ -253,4 +231,30 @@ class Dreamer:
         for name, adam in self.adams.items():
             adam.load_state_dict(saved["adams"][name])
         self.updates = saved["updates"]
-        self.dreamer.load_state_dict(saved["policy"])
+
+    @classmethod
+    def load(cls, path: Path | str, device: str = "auto") -> Dreamer:
+        """The agent of a run folder or checkpoint file; nothing else is needed.
+
+        Raises UsageError when the file is missing, damaged or not a checkpoint, or the device is absent.
+        """
+        from agent.checkpoint import find_checkpoint, read_checkpoint  # it imports this module
+
+        return cls.from_checkpoint(read_checkpoint(find_checkpoint(path)), device)
+
+    @classmethod
+    def from_checkpoint(cls, saved: dict[str, Any], device: str = "auto") -> Dreamer:
+        """The agent of a checkpoint that `read_checkpoint` returned. Raises UsageError."""
+        from agent.checkpoint import UsageError
+        from agent.config import Config, from_dict, resolve_device
+
+        config, spaces = from_dict(Config, saved["config"]), saved["spaces"]
+        parts = config.model, config.behavior, config.optimizer
+        agent = cls(*parts, Spaces(spaces["obs"], ActionSpec(**spaces["action"])), resolve_device(device))
+        try:
+            agent.load_state_dict(saved["agent"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise UsageError(
+                "the checkpoint is of another version of the model; use the commit in the run's meta.json"
+            ) from error
+        return agent

@@ -14,16 +14,11 @@ import torch
 from torch import Tensor, nn
 
 
-def flatten(
-    parameters: Iterable[nn.Parameter], grad: bool = True, dtype: torch.dtype | None = None
-) -> nn.Parameter:
-    """Make the parameters (and their gradients) views into one flat parameter, which is returned.
-
-    dtype converts them; parameters alone, so that buffers keep their precision.
-    """
+def flatten(parameters: Iterable[nn.Parameter], grad: bool = True) -> nn.Parameter:
+    """Make the parameters (and, with `grad`, their gradients) views into one flat parameter, which is returned."""
     params = list(parameters)
     with torch.no_grad():
-        flat = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in params]).to(dtype), requires_grad=grad)
+        flat = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in params]), requires_grad=grad)
         if grad:
             flat.grad = torch.zeros_like(flat)
         offset = 0
@@ -55,18 +50,21 @@ class FlatAdam:
         assert self.flat.grad is not None
         self.flat.grad.zero_()
 
-    def step(self, factor: float = 1.0) -> Tensor:
-        """Clip, step, and return the gradient's norm before clipping (0-d). Raises NonFiniteError."""
+    def clip_gradient(self) -> Tensor:
+        """Scale the gradient to at most `clip`; returns its norm before that (0-d). Raises NonFiniteError."""
         grad = self.flat.grad
         assert grad is not None
         norm = grad.norm()
         if not torch.isfinite(norm):
             raise NonFiniteError(f"{self.name}/grad_norm")
         grad.mul_((self.clip / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    def step(self, factor: float = 1.0) -> None:
+        """One Adam step at `factor` times the rate."""
         self.updates += 1
         self.adam.param_groups[0]["lr"] = self.lr * factor * min(1.0, self.updates / max(1, self.warmup))
         self.adam.step()
-        return norm
 
     def state_dict(self) -> dict[str, Any]:
         return {"adam": self.adam.state_dict(), "updates": self.updates}

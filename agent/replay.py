@@ -112,9 +112,11 @@ class ReplayBuffer:
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore `state_dict`; raises ValueError when the shapes are those of another task or model."""
+        if saved["rows"].keys() != self.rows.keys():
+            raise ValueError(f"the saved replay does not fit: it holds {sorted(saved['rows'])}")
         for name, value in saved["rows"].items():
-            mine = self.rows.get(name)
-            if mine is None or mine.shape[0] != value.shape[0] or mine.shape[2:] != tuple(value.shape[2:]):
+            mine = self.rows[name]
+            if mine.shape[0] != value.shape[0] or mine.shape[2:] != tuple(value.shape[2:]):
                 raise ValueError(f"the saved replay does not fit: {name} has shape {tuple(value.shape)}")
             if value.shape[1] > self.length or (saved["count"] > value.shape[1] != self.length):
                 raise ValueError("the saved replay has another capacity: keep --train.replay_rows as it was")

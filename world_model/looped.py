@@ -106,9 +106,10 @@ class Retention(nn.Module):
 
     def forward(self) -> Dynamics:
         delta = F.softplus(self.delta.float())
-        decay = torch.exp(-(delta * self.log_rate.float().exp()).clamp(1e-4, 20.0))
-        dtype = self.matrix.dtype  # computed in float32 whatever the weights are
-        return Dynamics(decay.to(dtype), (delta[:, None] * self.matrix).to(dtype))
+        rate = delta * self.log_rate.float().clamp(max=60.0).exp()  # beyond 60, exp would overflow
+        decay = torch.exp(-rate.clamp(1e-4, 20.0)).to(self.matrix.dtype)
+        decay = decay.clamp(max=1.0 - torch.finfo(decay.dtype).eps / 2)
+        return Dynamics(decay, delta[:, None].to(decay.dtype) * self.matrix)
 
 
 class Block(nn.Module):
@@ -170,6 +171,8 @@ class LoopedCore(nn.Module):
         self.update_gate = linear(cfg.units, flat, bias=True, scale=0.5)
         with torch.no_grad():  # spread over time constants from about 1.4 to 20 environment steps
             self.update_gate.bias.copy_(torch.linspace(-3.0, 1.0, flat)[torch.randperm(flat)])
+        # The state before the first observation. Learned, and not zero: see `Norm`.
+        self.start = nn.Parameter(torch.randn(cfg.tokens, cfg.width))
         # The exit gate reads the loop state and its last change. It starts at "always another loop".
         self.exit_state = linear(flat, 1, bias=True, scale=0.0)
         self.exit_change = linear(flat, 1, scale=0.0)

@@ -43,6 +43,8 @@ class ModelConfig:
     """Share of the uniform distribution in every categorical."""
     free_nats: float = 1.0
     """Below this, the KL losses do not push (nats, after the sum over the groups)."""
+    rec_scale: float = 1.0
+    """Weight of the reconstruction loss: the inverse of the observation noise that the decoder assumes, halved."""
     dyn_scale: float = 1.0
     """Weight of the dynamics loss KL(sg(posterior) || prior)."""
     rep_scale: float = 0.1
@@ -130,12 +132,16 @@ class WorldModel(nn.Module):
     # ------------------------------------------------------------------ states
 
     def initial(self, batch: int) -> LatentState:
-        """The zero state before the first observation of an episode."""
-        loop, like = self.cfg.loop, self.core.coda
+        """The state before the first observation of an episode: learned tokens, no latents."""
+        start = self.core.start
         return LatentState(
-            like.new_zeros(batch, loop.tokens, loop.width),
-            like.new_zeros(batch, self.cfg.groups, self.cfg.classes),
+            start.expand(batch, *start.shape), start.new_zeros(batch, self.cfg.groups, self.cfg.classes)
         )
+
+    def reset(self, state: LatentState, keep: Tensor) -> LatentState:
+        """The initial state where keep (B,) is 0, the given state where it is 1."""
+        keep = keep[:, None, None]
+        return LatentState(torch.lerp(self.core.start, state.deter, keep), state.stoch * keep)
 
     def embed(self, obs: dict[str, Tensor]) -> Tensor:
         """{name: (..., O)} -> (..., U), the observation's half of the posterior's first layer."""
@@ -143,7 +149,8 @@ class WorldModel(nn.Module):
 
     def flatten(self, obs: dict[str, Tensor]) -> Tensor:
         """The observation vectors side by side, (..., sum of O)."""
-        return obs["state"] if len(self.obs_sizes) == 1 else torch.cat([obs[k] for k in self.obs_sizes], -1)
+        parts = [obs[name] for name in self.obs_sizes]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def posterior(self, deter: Tensor, embed: Tensor) -> Tensor:
         """-> (..., S, K) probabilities of q(stoch | deter, observation)."""
@@ -167,7 +174,7 @@ class WorldModel(nn.Module):
 
     def carried(self, state: LatentState) -> LatentState:
         """The state as the next step may see it: unchanged, unless the memory is cut."""
-        return state.map(torch.zeros_like) if self.cfg.loop.carry == "cut" else state
+        return self.initial(len(state.deter)) if self.cfg.loop.carry == "cut" else state
 
     # ------------------------------------------------------------------ one step
 
@@ -186,7 +193,7 @@ class WorldModel(nn.Module):
         sample=False takes the most probable latents (evaluation).
         """
         keep = 1.0 - is_first.to(prev_action.dtype)
-        state = self.carried(LatentState(state.deter * keep[:, None, None], state.stoch * keep[:, None, None]))
+        state = self.carried(self.reset(state, keep))
         inputs = self.inputs(state, clipped(prev_action) * keep[:, None])
         deter, stats = self.core.settle(state.deter, inputs, self.core.retention(), max_loops)
         probs = self.posterior(deter, self.embed(obs))
@@ -209,8 +216,7 @@ class WorldModel(nn.Module):
         for t in range(length):
             action = actions[t]
             if resets[t]:
-                keep = keeps[t][:, None, None]
-                state, action = LatentState(state.deter * keep, state.stoch * keep), action * keeps[t][:, None]
+                state, action = self.reset(state, keeps[t]), action * keeps[t][:, None]
             state = self.carried(state)
             deter, trace, gate = self.core(state.deter, self.inputs(state, action), loops, dynamics)
             probs = self.posterior(deter, embeds[t])
@@ -299,7 +305,7 @@ class WorldModel(nn.Module):
         target = symlog(self.flatten(batch.obs))
         dyn, rep, kl = kl_balance(post.post_logp, post.prior_logp, self.cfg.free_nats)
         losses = {
-            "reconstruction": (self.decoder(feat) - target).square().sum(-1),
+            "reconstruction": self.cfg.rec_scale * (self.decoder(feat) - target).square().sum(-1),
             "reward": self.twohot.loss(self.reward(feat), batch.reward),
             "continue": F.binary_cross_entropy_with_logits(
                 self.cont(feat).squeeze(-1), 1.0 - batch.is_terminal.float(), reduction="none"
@@ -326,15 +332,19 @@ class WorldModel(nn.Module):
         """
         trace, start, gate = post.trace  # (R, B, T, N, D), (B, T, N, D), (B, T, N, D)
         with torch.no_grad():
-            before = start * 1.0
-            deter = self.core.finish(before.expand_as(trace), trace, gate.expand_as(trace))
+            deter = self.core.finish(start.expand_as(trace), trace, gate.expand_as(trace))
             kl = kl_divergence(post.post_logp.detach(), torch.log(self.prior_probs(deter)))  # (R, B, T)
             gain = (kl[:-1] - kl[1:]).clamp(-2.0, 2.0)
             change = torch.diff(torch.cat([start[None], trace[:-1]]), dim=0)  # change of loops 1..R-1
         flat = trace[:-1].flatten(0, 2)
         predicted = self.core.improvement(flat, change.flatten(0, 2)).view_as(gain)
-        loss = F.mse_loss(predicted, gain)
-        return loss, {"loop/exit_loss": loss.detach(), "loop/gain_second": gain[0].mean(), "loop/gain_last": gain[-1].mean()}
+        error = (predicted - gain).square().mean(-1)  # (R-1, B)
+        ran = torch.ones_like(error)
+        if isinstance(post.loops, Tensor):  # a sequence teaches nothing about loops that it did not run
+            ran = (post.loops > torch.arange(1, len(trace), device=gain.device)[:, None]).float()
+        loss = (error * ran).sum() / ran.sum().clamp(min=1)
+        second = (gain[0].mean(-1) * ran[0]).sum() / ran[0].sum().clamp(min=1)
+        return loss, {"loop/exit_loss": loss.detach(), "loop/gain_second": second}
 
     @torch.no_grad()
     def diagnostics(self, post: Posterior, kl: Tensor) -> Metrics:

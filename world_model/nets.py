@@ -28,14 +28,18 @@ class Norm(nn.Module):
     """Layer normalisation with a gain and no offset.
 
     PyTorch fuses layer_norm on CPU but not rms_norm: the whole update is about 14 % faster with this one.
+    A vector of zeros passes its gradient on multiplied by 1/sqrt(eps), and a loop does that again and again:
+    no state may be exactly zero (see `LoopedCore.start`), and eps is not tiny.
     """
+
+    eps = 1e-3
 
     def __init__(self, dim: int):
         super().__init__()
         self.gain = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.gain.shape, self.gain, None, 1e-5)
+        return F.layer_norm(x, self.gain.shape, self.gain, None, self.eps)
 
 
 class MLP(nn.Module):

@@ -1,0 +1,283 @@
+"""Every setting of a run: one frozen tree of dataclasses, its presets, the command line and YAML."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import torch
+import tyro
+import yaml
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from agent.actor_critic import BehaviorConfig
+from agent.checkpoint import UsageError, find_checkpoint, read_checkpoint
+from agent.dreamer import OptimizerConfig
+from agent.evaluation import EvalConfig
+from agent.trainer import TrainConfig
+from world_model import ModelConfig
+
+PRESETS = ("debug", "small", "base")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a Looped Dreamer.
+
+    Whole numbers may be written 100000, 100_000, 1e5 or 100k. Options are spelt with - or _.
+    """
+
+    task: tyro.conf.Positional[str] = "dmc:cartpole_swingup"
+    """Task as suite:name, for example dmc:walker_walk, gym:CartPole-v1 or toy:cue."""
+    preset: Literal["debug", "small", "base"] = "small"
+    """Values of all options not given: debug ends in seconds, small suits two CPU cores, base a GPU."""
+    seed: int = 0
+    """Seed of weights, actions and training episodes."""
+    device: str = "auto"
+    """auto, cpu or cuda; auto takes the GPU if there is one."""
+    run_dir: str | None = None
+    """Folder of this run; by default runs/TASK/PRESET-sSEED-TIME."""
+    resume: str | None = None
+    """Go on with the run in this folder; task and settings come from the run, --steps may extend it."""
+    video: bool = True
+    """Record an evaluation episode at the end."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Interaction and updates."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """Evaluation."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """World model."""
+    behavior: BehaviorConfig = field(default_factory=BehaviorConfig)
+    """Imagination and actor-critic."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimisers."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"--seed must be 0 or more, got {self.seed}")
+        if self.behavior.starts and self.behavior.starts < self.train.batch:
+            raise ValueError(
+                f"--behavior.starts must be 0 (all) or at least --train.batch ({self.train.batch}), "
+                f"got {self.behavior.starts}"
+            )
+
+
+def preset(name: str) -> Config:
+    """The named preset: small is what the dataclasses say, the others differ from it in what stands here."""
+    small = Config()
+    loop, model, behavior = small.model.loop, small.model, small.behavior
+    if name == "small":
+        return small
+    if name == "base":
+        wide = replace(loop, tokens=4, width=64, heads=4, units=256)
+        return replace(
+            small,
+            preset="base",
+            model=replace(model, loop=wide, groups=32, classes=16, units=256),
+            behavior=replace(behavior, units=256, starts=0),
+            train=replace(small.train, batch=16, length=64),
+        )
+    if name == "debug":
+        tiny = replace(loop, tokens=2, width=16, heads=2, units=32)
+        return replace(
+            small,
+            preset="debug",
+            model=replace(model, loop=tiny, groups=4, classes=4, units=32),
+            behavior=replace(behavior, horizon=5, starts=16, units=32),
+            train=TrainConfig(
+                steps=600,
+                prefill=100,
+                pretrain=5,
+                ratio=0.2,
+                batch=4,
+                length=8,
+                replay_rows=10_000,
+                eval_every=300,
+                log_every=100,
+                save_every=300,
+            ),  # fmt: skip
+            eval=replace(small.eval, interim_episodes=2, video_frames=50),
+        )
+    raise UsageError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that auto, cpu, cuda or cuda:1 stands for. Raises UsageError where it is absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name}: expected auto, cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {name}: no CUDA device here; use --device cpu")
+    return device
+
+
+# ---------------------------------------------------------------------- command line
+
+
+def parse_count(text: str) -> int:
+    """Read a whole number as people write it: 100000, 100_000, 1e5, 100k, 0.5M. Raises ValueError."""
+    body = text.strip().lower()
+    factor = {"k": 1e3, "m": 1e6}.get(body[-1:], 1.0)
+    try:
+        return int(body)  # exact, however large
+    except ValueError:
+        pass
+    try:
+        value = float(body[:-1] if factor > 1.0 else body) * factor
+    except ValueError:
+        value = float("nan")
+    if not value.is_integer():  # nor are infinity and NaN
+        raise ValueError(f"{text!r} is not a whole number; write 100000, 100_000, 1e5 or 100k")
+    return int(value)
+
+
+_registry = ConstructorRegistry()
+
+
+@_registry.primitive_rule
+def _counts(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+    """Every whole number on the command line is read by `parse_count`."""
+    if info.type is not int:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda words: parse_count(words[0]),
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def parse_cli(argv: Sequence[str]) -> tuple[Config, dict[str, Any] | None]:
+    """Read the command line of train_agent.py: the settings, and with --resume the run's checkpoint.
+
+    Unknown options and values that cannot be end the program with status 2 and a message, as tyro does it.
+    Raises UsageError for the rest.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--preset", "--resume", "--device"):
+        early.add_argument(option, nargs="?")  # a missing value is for tyro to complain about
+    first, _ = early.parse_known_args(argv)
+    if first.resume:
+        saved = read_checkpoint(find_checkpoint(first.resume))
+        return _parse_resumed(argv, saved, first.resume), saved
+    default = "base" if first.device != "cpu" and torch.cuda.is_available() else "small"
+    return _parse(argv, preset(first.preset if first.preset in PRESETS else default)), None
+
+
+def _parse(argv: Sequence[str], base: Config) -> Config:
+    with _registry:
+        return tyro.cli(Config, args=list(argv), default=base, prog="train_agent.py")
+
+
+def _parse_resumed(argv: Sequence[str], saved: Mapping[str, Any], run: str) -> Config:
+    """The settings of a stopped run; only what leaves the run the same run may be given anew."""
+    if "trainer" not in saved:
+        raise UsageError(f"{run} holds the agent alone; --resume needs the run's folder or its latest.pt")
+    folder = Path(run) if Path(run).is_dir() else Path(run).resolve().parent.parent
+    before = replace(from_dict(Config, saved["config"]), resume=run, run_dir=str(folder))
+    config = _parse(argv, before)
+    may_change = ("steps", "eval_every", "log_every", "save_every", "threads")
+    kept = {name: getattr(before.train, name) for name in may_change}
+    same = replace(
+        config, task=before.task, device=before.device, video=before.video, eval=before.eval,
+        train=replace(config.train, **kept),
+    )  # fmt: skip
+    if changed := _differences(to_dict(before), to_dict(same)):
+        raise UsageError(
+            f"--resume goes on with the run's own settings; {', '.join(changed)} cannot change: "
+            "leave that out, or start a new run"
+        )
+    if config.train.steps <= saved["step"] and saved["trainer"]["finished"]:
+        raise UsageError(
+            f"the run {run} is complete with {saved['step']} steps; to extend it give more, for example "
+            f"--steps {2 * saved['step']}, or see what it is worth: python evaluate.py policy {run}"
+        )
+    return config
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "--") -> list[str]:
+    found = []
+    for name, value in one.items():
+        if isinstance(value, Mapping):
+            found += _differences(value, other[name], f"{prefix}{name}.")
+        elif value != other[name]:
+            found.append(prefix + name.replace("_", "-"))
+    return found
+
+
+# ---------------------------------------------------------------------- YAML
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as nested dictionaries of plain values."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type[Any], values: Any, prefix: str = "") -> Any:
+    """The inverse of `to_dict`; missing settings keep their defaults.
+
+    Values are converted to the annotated type, because YAML reads 3e-4 as text.
+    Raises UsageError that names the setting when it is unknown or its value cannot be.
+    """
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{prefix.rstrip('.') or 'the file'} must hold names with values, got {values!r}")
+    hints = get_type_hints(kind)
+    names = [f.name for f in dataclasses.fields(kind)]
+    for name in values:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+            raise UsageError(f"there is no setting {prefix}{name}{hint}")
+    try:
+        return kind(**{name: _convert(hints[name], value, prefix + name) for name, value in values.items()})
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _convert(kind: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return from_dict(kind, value, f"{name}.")  # type: ignore[arg-type]
+    if get_origin(kind) in (Union, types.UnionType):
+        if value is None:
+            return None
+        kind = next(option for option in get_args(kind) if option is not type(None))
+    if get_origin(kind) is Literal:
+        good = value in get_args(kind)
+    elif kind is bool:
+        good = isinstance(value, bool)
+    elif isinstance(value, bool) or value is None:
+        good = False
+    else:
+        try:
+            return parse_count(str(value)) if kind is int else kind(value)
+        except (TypeError, ValueError):
+            good = False
+    if not good:
+        raise UsageError(f"{name} cannot be {value!r}; expected {getattr(kind, '__name__', kind)}")
+    return value
+
+
+def save_yaml(config: Config, path: Path) -> None:
+    """Write all settings, readable with `load_yaml`."""
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def load_yaml(path: Path | str) -> Config:
+    """Read settings; those that are not in the file keep their defaults. Raises UsageError."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    return from_dict(Config, values or {})

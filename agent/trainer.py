@@ -1,0 +1,350 @@
+"""The training loop: one row of experience from each environment, then the updates that are due."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+
+from agent.actor_critic import from_env
+from agent.checkpoint import Store, random_states, restore_random_states
+from agent.dreamer import Dreamer, Memory
+from agent.evaluation import EVAL_SEEDS, Episode, open_loop_picture
+from agent.logger import Logger
+from agent.replay import FLAGS, ReplayBuffer
+from world_model import LatentState
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Real interaction, updates, and how often things happen. Steps are simulator steps, repeats included."""
+
+    steps: Annotated[int, tyro.conf.arg(aliases=("--steps",))] = 100_000
+    """Simulator steps of the whole run (agent steps times the task's action repeat)."""
+    envs: int = 1
+    """Environments that step together."""
+    prefill: int = 1000
+    """Agent steps with random actions before the first update."""
+    pretrain: int = 100
+    """Updates right after the prefill."""
+    ratio: float = 0.5
+    """Updates per agent step from then on."""
+    batch: int = 16
+    """B, sequences per update."""
+    length: int = 16
+    """T, rows per sequence."""
+    replay_rows: int = 500_000
+    """Rows the replay holds, over all environments; the oldest are overwritten."""
+    eval_every: int = 10_000
+    """Steps between two evaluations during training; 0 = none before the end."""
+    log_every: int = 1000
+    """Steps between two lines of metrics."""
+    save_every: int = 10_000
+    """Steps between two checkpoints; 0 = only at the end."""
+    threads: int = 1
+    """Threads that PyTorch uses inside one operation on CPU."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "envs", "batch", "length", "log_every", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--train.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("pretrain", "ratio", "eval_every", "save_every"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"--train.{name} must be 0 or more, got {getattr(self, name)}")
+        if self.steps <= self.prefill:
+            raise ValueError(
+                f"--steps {self.steps} end within the {self.prefill} random ones, and nothing would be "
+                "learned: give more steps, a lower --train.prefill, or --preset debug"
+            )
+        rows = (self.length + 1) * self.envs
+        for name in ("prefill", "replay_rows"):
+            if getattr(self, name) < rows:
+                raise ValueError(
+                    f"--train.{name} must be at least {rows}, a sequence of {self.length} rows and the one "
+                    f"before it for each environment, got {getattr(self, name)}"
+                )
+
+
+class Every:
+    """True when `step` has passed another multiple of `period` since the last time; never for period 0."""
+
+    def __init__(self, period: int, start: int = 0):
+        self.period, self.passed = period, start // period if period else 0
+
+    def __call__(self, step: int) -> bool:
+        if not self.period or step // self.period <= self.passed:
+            return False
+        self.passed = step // self.period
+        return True
+
+
+class Ratio:
+    """Updates that are due: `pretrain` after the first `prefill` agent steps, `ratio` per step from then."""
+
+    def __init__(self, ratio: float, prefill: int, pretrain: int):
+        self.ratio, self.prefill, self.pretrain = ratio, prefill, pretrain
+        self.done = 0
+
+    def due(self, agent_steps: int) -> bool:
+        """True, and one update counted as done, while fewer were done than `agent_steps` ask for."""
+        if agent_steps < self.prefill:
+            return False
+        if self.done >= self.pretrain + int((agent_steps - self.prefill) * self.ratio):
+            return False
+        self.done += 1
+        return True
+
+
+class Trainer:
+    """Trains `agent` in `envs`, which step `repeat` simulator steps per action.
+
+    evaluate(final) plays the evaluation episodes, store(name, content) saves a checkpoint.
+    """
+
+    def __init__(
+        self,
+        cfg: TrainConfig,
+        agent: Dreamer,
+        envs: gym.vector.VectorEnv[Any, Any, Any],
+        replay: ReplayBuffer,
+        logger: Logger,
+        evaluate: Callable[[bool], list[Episode]],
+        store: Store,
+        seed: int,
+        repeat: int = 1,
+    ):
+        self.cfg, self.agent, self.envs, self.replay, self.logger = cfg, agent, envs, replay, logger
+        self.evaluate, self.store, self.seed, self.repeat = evaluate, store, seed, repeat
+        self.step = 0
+        self.updates = Ratio(cfg.ratio, cfg.prefill, cfg.pretrain)
+        self.row: dict[str, np.ndarray] = {}  # what was seen last and is not in the replay yet
+        self.memory: Memory | None = None
+        self.running = np.zeros((2, envs.num_envs))  # return and length of the episodes under way
+        self.returns: deque[float] = deque(maxlen=10)  # of the last training episodes
+        self.episodes: list[Episode] = []  # of the final evaluation
+        self.evaluations: list[float] = []  # means of the evaluations before the end
+        self.best = -np.inf
+        self.finished = self.stopping = False
+        self.seconds: dict[str, float] = {}  # spent in each part of the loop
+        envs.action_space.seed(seed)
+
+    def run(self) -> bool:
+        """Train to the last step and evaluate. False when Ctrl-C ended it before, with everything saved.
+
+        Raises NonFiniteError when a loss or gradient is not finite; no checkpoint is written then.
+        """
+        should_log = Every(self.cfg.log_every, self.step)
+        should_eval = Every(self.cfg.eval_every, self.step)
+        should_save = Every(self.cfg.save_every, self.step)
+        spent = {**self.seconds, **self.agent.seconds}
+        self.log_clock = (time.perf_counter(), self.step, self.agent.updates, spent)
+        with self.ctrl_c():
+            try:
+                self.begin()
+                while self.step < self.cfg.steps and not self.stopping:
+                    self.interact()
+                    while not self.stopping and self.updates.due(self.step // self.repeat):
+                        self.update()
+                    if should_eval(self.step) and self.step < self.cfg.steps:
+                        self.interim_evaluation()
+                    if should_log(self.step) and self.step < self.cfg.steps:
+                        self.log()
+                    if should_save(self.step) and self.step < self.cfg.steps:
+                        self.save()
+                    self.logger.progress(self.step)
+                if not self.stopping:
+                    self.finish()
+            except KeyboardInterrupt:
+                if self.stopping:
+                    raise  # a second Ctrl-C
+                self.stopping = True
+            if not self.finished:
+                self.save()
+        return self.finished
+
+    def begin(self) -> None:
+        """Start new episodes. Those that a stopped run left open end where they were, truncated."""
+        if self.row and not self.row["is_first"].all():
+            _, memory, _ = self.act()
+            self.replay.add({**self.row, "is_last": np.ones_like(self.row["is_last"])}, memory.state)
+        count = self.envs.num_envs
+        # Mixed, so that runs with neighbouring seeds share no episode; a resumed run sees new ones.
+        seed = np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0] % EVAL_SEEDS
+        obs, _ = self.envs.reset(seed=int(seed))
+        none = np.zeros(count, bool)
+        action = np.zeros((count, self.agent.spaces.action.size), np.float32)
+        self.row = self.arrival(obs, action, np.zeros(count, np.float32), ~none, none, none)
+        self.running[:] = 0.0
+
+    def act(self) -> tuple[np.ndarray, Memory, np.ndarray]:
+        """`agent.act` on the row at hand."""
+        obs = {name: self.row[f"obs/{name}"] for name in self.agent.spaces.obs}
+        return self.agent.act(obs, self.memory, self.row["is_first"])
+
+    def interact(self) -> None:
+        """One step of every environment. Until the last lines nothing changes, should the user interrupt."""
+        row = self.row
+        with self.timed("act"):
+            action, memory, _ = self.act()
+            if self.step // self.repeat < self.cfg.prefill:
+                action = self.envs.action_space.sample()
+                taken = from_env(torch.as_tensor(action), self.agent.spaces.action)
+                memory = Memory(memory.state, taken.to(self.agent.device))
+        with self.timed("env"):
+            obs, reward, terminated, truncated, _ = self.envs.step(action)
+        with self.timed("replay"):
+            self.replay.add(row, memory.state)
+            first = row["is_last"]  # this call was their reset: no action, no reward (NEXT_STEP)
+            prev_action = memory.action.clamp(-1.0, 1.0).numpy(force=True) * ~first[:, None]
+            last = (terminated | truncated) & ~first
+            self.memory = memory
+            self.row = self.arrival(obs, prev_action, reward * ~first, first, last, terminated & ~first)
+        self.step += self.repeat * int((~first).sum())
+        self.count_episodes()
+
+    def update(self) -> None:
+        """One update of the agent, and fresh latents for the replay."""
+        with self.timed("replay"):
+            batch, where = self.replay.sample(self.cfg.batch, self.cfg.length, self.agent.device)
+        states, metrics = self.agent.update(batch, self.step / self.cfg.steps)
+        with self.timed("replay"):
+            self.replay.write_back(where, states)
+        self.logger.add(metrics)
+
+    def arrival(
+        self, obs: Mapping[str, np.ndarray], prev_action: np.ndarray, reward: np.ndarray, *flags: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """A row of the replay, every value (E, ...); observations are copied, environments reuse theirs."""
+        row = {f"obs/{name}": np.array(obs[name], np.float32) for name in self.agent.spaces.obs}
+        row |= {"prev_action": prev_action, "reward": np.asarray(reward, np.float32)}
+        return row | dict(zip(FLAGS, flags, strict=True))
+
+    def count_episodes(self) -> None:
+        """Add the row to the running episodes and log those that it ends; lengths in simulator steps."""
+        row = self.row
+        self.running[:, row["is_first"]] = 0.0
+        self.running += np.stack([row["reward"], self.repeat * ~row["is_first"]])
+        for env in np.flatnonzero(row["is_last"]):
+            ret, length = self.running[:, env]
+            self.returns.append(float(ret))
+            self.logger.episode(self.step, int(env), float(ret), int(length))
+            self.logger.scalars(self.step, {"episode/return": ret, "episode/length": length})
+
+    def interim_evaluation(self) -> None:
+        """Evaluate on the way, draw an open-loop prediction, keep the best agent."""
+        episodes = self.log_episodes(final=False)
+        self.evaluations.append(float(np.mean([episode["return"] for episode in episodes])))
+        with self.timed("log"):
+            picture = open_loop_picture(self.agent, self.replay, self.seed)
+            if picture is not None:
+                self.logger.image(self.step, "open_loop", picture)
+
+    def finish(self) -> None:
+        """After the last step: save, evaluate, and save that it is done."""
+        self.save()
+        self.episodes = self.log_episodes(final=True)
+        self.log()
+        self.finished = True
+        self.save()
+
+    def recent(self) -> dict[str, float]:
+        """Steadier numbers beside the final evaluation; those without episodes are left out."""
+        means = {"last_3_evaluations": self.evaluations[-3:], "last_10_training_episodes": list(self.returns)}
+        return {name: float(np.mean(values)) for name, values in means.items() if values}
+
+    def log_episodes(self, final: bool) -> list[Episode]:
+        with self.timed("evaluate"):
+            episodes = self.evaluate(final)
+        mean = float(np.mean([episode["return"] for episode in episodes]))
+        loops = float(np.mean([episode["mean_loops"] for episode in episodes]))
+        self.logger.evaluation(self.step, cast(list[dict[str, float]], episodes))
+        self.logger.scalars(self.step, {"eval/return": mean, "eval/loops": loops})
+        if mean >= self.best:
+            self.best = mean
+            self.store("best", self.agent_content())
+        return episodes
+
+    def log(self) -> None:
+        """Write the metrics since the last call, with speeds and each part's share of the time."""
+        start, step, updates, spent = self.log_clock
+        now, seconds = time.perf_counter(), {**self.seconds, **self.agent.seconds}
+        wall = max(1e-9, now - start)
+        done = self.agent.updates - updates
+        values = {"speed/updates": done / wall, "speed/steps": (self.step - step) / wall}
+        values |= {f"time/{name}": (total - spent.get(name, 0.0)) / wall for name, total in seconds.items()}
+        self.log_clock = (now, self.step, self.agent.updates, seconds)
+        with self.timed("log"):
+            self.logger.scalars(self.step, values)
+            if done:
+                depths = self.agent.last_depths.float().numpy(force=True)
+                self.logger.histogram(self.step, "loop/dream_depth", depths)
+            self.logger.write(self.step)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+    @contextmanager
+    def ctrl_c(self) -> Iterator[None]:
+        """The first Ctrl-C ends the loop after what it is doing now, the second one quits at once."""
+
+        def stop(*_: Any) -> None:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self.stopping = True
+            # print could be what was interrupted, and it cannot be entered twice
+            os.write(2, b"\nstopping: saving first; Ctrl-C again quits without saving\n")
+
+        before = signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def agent_content(self) -> dict[str, Any]:
+        return {"step": self.step, "agent": self.agent.state_dict()}
+
+    def save(self) -> None:
+        with self.timed("save"):
+            replay, trainer = self.replay.state_dict(), self.state_dict()
+            self.store("latest", {**self.agent_content(), "replay": replay, "trainer": trainer})
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs beside agent and replay; loads with weights_only."""
+        return {
+            "finished": self.finished,
+            "updates_done": self.updates.done,
+            "row": {name: torch.from_numpy(value) for name, value in self.row.items()},
+            "memory": self.memory and {**self.memory.state._asdict(), "action": self.memory.action},
+            "returns": list(self.returns),
+            "evaluations": self.evaluations,
+            "best": float(self.best),
+            "actions": self.envs.action_space.np_random.bit_generator.state,
+            "random": random_states(),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from the checkpoint `latest`; raises ValueError when its replay does not fit."""
+        self.replay.load_state_dict(saved["replay"])
+        self.agent.load_state_dict(saved["agent"])
+        mine = saved["trainer"]
+        self.step, self.updates.done = saved["step"], mine["updates_done"]
+        self.row = {name: value.numpy() for name, value in mine["row"].items()}
+        if mine["memory"]:
+            memory = {name: leaf.to(self.agent.device) for name, leaf in mine["memory"].items()}
+            self.memory = Memory(LatentState(memory["deter"], memory["stoch"]), memory["action"])
+        self.returns.extend(mine["returns"])
+        self.evaluations, self.best = list(mine["evaluations"]), mine["best"]
+        self.envs.action_space.np_random.bit_generator.state = mine["actions"]
+        restore_random_states(mine["random"])

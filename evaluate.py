@@ -1,0 +1,122 @@
+"""Look at a trained agent. Examples:
+
+    python evaluate.py policy runs/dmc-cartpole_swingup/small-s0-20261123-1456
+    python evaluate.py policy RUN --episodes 20 --max-loops 1 --video
+    python evaluate.py policy RUN --json -
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from agent.checkpoint import UsageError, check_spaces, find_checkpoint, read_checkpoint, spaces_of
+from agent.config import Config, from_dict
+from agent.dreamer import Dreamer
+from agent.evaluation import EvalConfig, Evaluator, save_video, summarise
+from agent.statistics import format_summary
+from envs import TaskError, TaskId, make_env, make_vector_env, prepare_rendering
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Play episodes with fixed seeds and report the returns."""
+
+    run: tyro.conf.Positional[str]
+    """Run folder, or a checkpoint file."""
+    episodes: int = 10
+    """Number of episodes."""
+    seed: int = 0
+    """Which episodes; 0 begins with those of the evaluation at the end of training."""
+    max_loops: int | None = None
+    """Most loops per step, more than in training if you like; by default as the run was configured."""
+    checkpoint: Literal["latest", "best"] = "latest"
+    """Which checkpoint of a run folder."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    video: bool = False
+    """Record the first episode into the run's videos/."""
+    json: str | None = None
+    """Write the numbers to this file; - is standard output, which then holds nothing else."""
+
+    def __post_init__(self) -> None:
+        try:
+            self.changes(EvalConfig())
+        except ValueError as error:
+            raise ValueError(str(error).replace("--eval.", "--")) from error
+
+    def changes(self, cfg: EvalConfig) -> EvalConfig:
+        """The run's evaluation settings with those of the command line."""
+        max_loops = cfg.max_loops if self.max_loops is None else self.max_loops
+        return replace(cfg, episodes=self.episodes, seed=self.seed, max_loops=max_loops)
+
+
+def policy(args: Policy) -> None:
+    """Evaluate one checkpoint."""
+    path = find_checkpoint(args.run, args.checkpoint)
+    saved = read_checkpoint(path)
+    task, config = TaskId.parse(saved["task"]), from_dict(Config, saved["config"])
+    agent = Dreamer.from_checkpoint(saved, args.device)
+    torch.set_num_threads(config.train.threads)
+    cannot_draw = prepare_rendering(args.video and task.suite == "dmc")
+
+    envs = make_vector_env(task, 1, args.seed)
+    envs.close()
+    check_spaces(saved, spaces_of(envs))
+    cfg = args.changes(config.eval)
+    make_envs = partial(make_vector_env, task, seed=cfg.first_seed)
+    episodes = Evaluator(cfg, agent, make_envs, task.action_repeat)(final=True)
+    result = summarise(episodes)
+    say = sys.stderr if args.json == "-" else sys.stdout
+    print(f"{task}, {path}, step {saved['step']:,}", file=say)
+    print(format_summary(result), file=say)
+    if args.json:
+        write_json(args.json, {
+            "task": str(task), "checkpoint": str(path), "step": saved["step"], "max_loops": cfg.max_loops,
+            "summary": result, "episodes": episodes,
+        })  # fmt: skip
+    if args.video:
+        folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+        target = folder / "videos" / f"policy_{path.stem}_{args.seed}.mp4"
+        drawn = partial(make_env, task, render=True)
+        print(cannot_draw or save_video(target, agent, drawn, cfg), file=say)
+
+
+def write_json(target: str, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(target).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--json {target} cannot be written: {error.strerror}") from error
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"policy": Policy}
+ACTIONS: dict[type, Callable[[Any], None]] = {Policy: policy}
+
+
+def main(argv: list[str]) -> int:
+    """Run the sub-command, with one line in place of a traceback where it cannot work."""
+    args = tyro.extras.subcommand_cli_from_dict(COMMANDS, args=argv, prog="evaluate.py")
+    try:
+        ACTIONS[type(args)](args)
+    except (TaskError, UsageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

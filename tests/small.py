@@ -1,0 +1,71 @@
+"""Small cores, world models and batches that several test files share."""
+
+import torch
+from torch import Tensor
+
+from world_model import Batch, LatentState, LoopConfig, LoopedCore, ModelConfig, WorldModel
+
+CORE_INPUTS = 5
+SIZES = {"joints": 3, "touch": 2}
+ACTIONS = 2
+
+
+def make_core(seed: int = 0, double: bool = False, **settings) -> LoopedCore:
+    """A small core; sizes and depth by keyword."""
+    torch.manual_seed(seed)
+    cfg = LoopConfig(**{"tokens": 3, "width": 8, "heads": 2, "units": 16, "mean_loops": 3.0} | settings)
+    core = LoopedCore(cfg, CORE_INPUTS)
+    return core.double() if double else core
+
+
+def core_input(core: LoopedCore, batch: int, seed: int = 1) -> tuple[Tensor, Tensor]:
+    """Random deter (B, N, D) and inputs (B, I)."""
+    gen = torch.Generator().manual_seed(seed)
+    dtype = core.coda.dtype
+    deter = torch.randn(batch, core.cfg.tokens, core.cfg.width, generator=gen, dtype=dtype)
+    return deter, torch.randn(batch, CORE_INPUTS, generator=gen, dtype=dtype)
+
+
+def exit_bias(core: LoopedCore, value: float) -> LoopedCore:
+    with torch.no_grad():
+        core.exit_state.bias.fill_(value)
+    return core
+
+
+def make_world(seed: int = 0, sizes: dict[str, int] | None = None, **loop) -> WorldModel:
+    """A tiny world model; loop settings by keyword. Reward and exit heads are not left at zero."""
+    torch.manual_seed(seed)
+    loop = {"tokens": 2, "width": 8, "heads": 2, "units": 16, "mean_loops": 2.0, "depth": "fixed"} | loop
+    cfg = ModelConfig(LoopConfig(**loop), groups=3, classes=4, units=16, bins=21)
+    world = WorldModel(cfg, sizes or SIZES, ACTIONS)
+    with torch.no_grad():
+        world.reward.out.weight.normal_()
+        world.core.exit_state.weight.normal_()
+        world.core.exit_change.weight.normal_()
+    return world
+
+
+def make_batch(world: WorldModel, size: int = 3, length: int = 6, seed: int = 1) -> Batch:
+    gen = torch.Generator().manual_seed(seed)
+    off = torch.zeros(size, length, dtype=torch.bool)
+    return Batch(
+        {k: torch.randn(size, length, o, generator=gen) for k, o in world.obs_sizes.items()},
+        torch.rand(size, length, ACTIONS, generator=gen) * 2 - 1,
+        torch.randn(size, length, generator=gen),
+        off.clone(),
+        off.clone(),
+        off.clone(),
+    )
+
+
+def random_state(world: WorldModel, size: int = 3, seed: int = 2) -> LatentState:
+    gen = torch.Generator().manual_seed(seed)
+    zero = world.initial(size)
+    stoch = torch.nn.functional.one_hot(torch.randint(0, 4, zero.stoch.shape[:2], generator=gen), 4)
+    return LatentState(torch.randn(zero.deter.shape, generator=gen), stoch.float())
+
+
+def gradients(world: WorldModel, loss: Tensor) -> dict[str, Tensor | None]:
+    names, params = zip(*world.named_parameters(), strict=True)
+    grads = torch.autograd.grad(loss, params, allow_unused=True, retain_graph=True)
+    return dict(zip(names, grads, strict=True))

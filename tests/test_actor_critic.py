@@ -1,0 +1,330 @@
+"""Policy, critic and losses of the actor-critic against closed forms and recursions by hand."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from agent.actor_critic import (
+    ActionSpec,
+    ActorCritic,
+    BehaviorConfig,
+    from_env,
+    lambda_return,
+    rollout_weights,
+    to_env,
+)
+from world_model import LatentState, LoopStats, Rollout
+
+GAMMA, LAM = 0.9, 0.8
+DISCRETE, CONTINUOUS = ActionSpec(3, True), ActionSpec(2, False)
+
+
+def make(spec: ActionSpec = CONTINUOUS, seed: int = 0, **cfg) -> ActorCritic:
+    """A small actor-critic on 6 features, with a critic that is not flat."""
+    torch.manual_seed(seed)
+    cfg = {"gamma": GAMMA, "lam": LAM, "units": 16, "layers": 1, "entropy": 0.0} | cfg
+    ac = ActorCritic(BehaviorConfig(**cfg), 6, spec, 21, 100.0)
+    with torch.no_grad():
+        ac.critic.net.out.weight.normal_(std=0.3)
+        ac.actor.net.out.weight.normal_(std=0.3)
+    return ac
+
+
+def make_rollout(spec: ActionSpec = CONTINUOUS, size: int = 4, horizon: int = 5, seed: int = 1) -> Rollout:
+    """Random states, actions, rewards and continues; features are 2 x 1 tokens and one group of 4."""
+    gen = torch.Generator().manual_seed(seed)
+    states = LatentState(
+        torch.randn(size, horizon + 1, 2, 1, generator=gen),
+        torch.rand(size, horizon + 1, 1, 4, generator=gen),
+    )
+    if spec.discrete:
+        choice = torch.randint(0, spec.size, (size, horizon), generator=gen)
+        actions = torch.nn.functional.one_hot(choice, spec.size).float()
+    else:
+        actions = torch.randn(size, horizon, spec.size, generator=gen)
+    stats = LoopStats(torch.ones(size, horizon), torch.zeros(size, horizon, 1))
+    return Rollout(
+        states,
+        actions,
+        torch.rand(size, horizon, generator=gen) * 0.1,
+        torch.rand(size, horizon, generator=gen),
+        stats,
+        torch.ones(size),
+    )
+
+
+# ---------------------------------------------------------------------- the policy
+
+
+def test_discrete_policy_agrees_with_torch():
+    ac = make(DISCRETE, unimix=0.05)
+    feat = torch.randn(7, 6)
+    action = torch.eye(3)[torch.randint(0, 3, (7,))]
+    probs = 0.95 * torch.softmax(ac.actor.net(feat), -1) + 0.05 / 3
+    expected = torch.distributions.OneHotCategorical(probs)
+    logp, entropy, _ = ac.actor.evaluate(feat, action)
+    assert torch.allclose(logp, expected.log_prob(action), atol=1e-5)
+    assert torch.allclose(entropy, expected.entropy(), atol=1e-5)
+    assert torch.equal(ac.actor.act(feat, sample=False).argmax(-1), probs.argmax(-1))
+    draws = ac.actor.act(feat[:1].expand(4000, 6))
+    assert ((draws == 0) | (draws == 1)).all()
+    assert torch.allclose(draws.mean(0), probs[0], atol=0.04)
+
+
+def test_continuous_policy_agrees_with_torch():
+    ac = make(min_std=0.2)
+    feat, action = torch.randn(7, 6), torch.randn(7, 2)
+    mean, std = ac.actor.parameters_of(feat)
+    assert (mean.abs() < 1).all()
+    assert ((std > 0.2) & (std < 1)).all()
+    expected = torch.distributions.Independent(torch.distributions.Normal(mean, std), 1)
+    logp, entropy, _ = ac.actor.evaluate(feat, action)
+    assert torch.allclose(logp, expected.log_prob(action), atol=1e-5)
+    assert torch.allclose(entropy, expected.entropy(), atol=1e-5)
+    assert torch.equal(ac.actor.act(feat, sample=False), mean)
+    draws = ac.actor.act(feat[:1].expand(4000, 6))
+    assert torch.allclose(draws.mean(0), mean[0], atol=0.08)
+    assert torch.allclose(draws.std(0), std[0], atol=0.05)
+
+
+def test_actions_survive_the_way_to_the_environment():
+    choice = torch.eye(3)[[2, 0, 1]]
+    assert to_env(choice, DISCRETE).tolist() == [2, 0, 1]
+    assert torch.equal(from_env(to_env(choice, DISCRETE), DISCRETE), choice)
+    vector = torch.tensor([[0.5, -3.0]])
+    assert to_env(vector, CONTINUOUS).tolist() == [[0.5, -1.0]]
+    assert from_env(to_env(vector, CONTINUOUS), CONTINUOUS).tolist() == [[0.5, -1.0]]
+
+
+def sensitivities(ac: ActorCritic, rollout: Rollout, monkeypatch) -> Tensor:
+    """(B, H) derivative of the policy loss by log pi(a_k | s_k): minus weight times advantage, over B * H."""
+    size, horizon = rollout.rewards.shape
+    logp = torch.zeros(size, horizon, requires_grad=True)
+    zero = torch.zeros(size, horizon)
+    monkeypatch.setattr(ac.actor, "evaluate", lambda feat, action: (logp, zero, zero.mean()))
+    return torch.autograd.grad(ac.loss(rollout)[0], logp)[0]
+
+
+def test_loss_weighs_log_probabilities_by_weight_and_advantage(monkeypatch):
+    ac, rollout = make(), make_rollout()
+    rollout = rollout._replace(alive=torch.tensor([1.0, 1.0, 0.0, 1.0]))
+    with torch.no_grad():
+        values = ac.critic.value(rollout.states.feat())
+    returns = lambda_return(rollout.rewards, rollout.continues, values, GAMMA, LAM)
+    weight = rollout_weights(rollout.alive, rollout.continues, GAMMA)
+    expected = -weight * (returns - values[:, :-1])  # returns spread over less than 100: scale 1
+    grad = sensitivities(ac, rollout, monkeypatch)
+    assert torch.allclose(grad * grad.numel(), expected, atol=1e-4)
+    assert (grad[2] == 0).all()
+
+
+def test_advantage_sees_later_rewards_and_never_earlier_ones(monkeypatch):
+    ac, rollout = make(), make_rollout()
+    base = sensitivities(ac, rollout, monkeypatch)
+    for j in range(5):  # rewards[:, j] is r_{j+1}
+        rewards = rollout.rewards.clone()
+        rewards[:, j] += 0.5
+        change = sensitivities(ac, rollout._replace(rewards=rewards), monkeypatch) - base
+        assert (change[:, : j + 1].abs() > 0).all()
+        assert (change[:, j + 1 :] == 0).all()
+
+
+@pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS])
+def test_terminal_starts_teach_nothing(spec):
+    ac, rollout = make(spec, entropy=0.1), make_rollout(spec)
+    for alive in (torch.zeros(4), torch.ones(4)):
+        policy_loss, value_loss, _, _ = ac.loss(rollout._replace(alive=alive))
+        grads = torch.autograd.grad(policy_loss, list(ac.actor.parameters()))
+        grads += torch.autograd.grad(value_loss, list(ac.critic.net.parameters()))
+        assert all(grad.any() == alive.any() for grad in grads)
+
+
+def train_on_bandit(ac: ActorCritic, reward, steps: int) -> None:
+    """Repeated one-step dreams in one state, with `reward` of the action."""
+    adam = torch.optim.Adam(ac.actor.parameters(), lr=0.02)
+    state = LatentState(torch.ones(64, 2, 2, 1), torch.ones(64, 2, 1, 4))
+    for _ in range(steps):
+        with torch.no_grad():
+            action = ac.policy(state.map(lambda leaf: leaf[:, 0]))[:, None]
+        stats = LoopStats(torch.ones(64, 1), torch.zeros(64, 1, 1))
+        dream = Rollout(state, action, reward(action), torch.zeros(64, 1), stats, torch.ones(64))
+        adam.zero_grad()
+        ac.loss(dream)[0].backward()
+        adam.step()
+
+
+def test_the_better_choice_becomes_more_probable():
+    ac = make(DISCRETE)
+    feat = torch.ones(1, 6)
+    before = ac.actor.parameters_of(feat)[0][0, 1].item()
+    train_on_bandit(ac, lambda action: action[..., 1], 30)
+    after = ac.actor.parameters_of(feat)[0][0, 1].item()
+    assert after > before + 0.2
+
+
+def test_the_mean_moves_to_the_better_actions():
+    ac = make()
+    train_on_bandit(ac, lambda action: action[..., 0] - action[..., 1], 30)
+    mean = ac.actor.act(torch.ones(1, 6), sample=False)[0]
+    start = make().actor.act(torch.ones(1, 6), sample=False)[0]
+    assert mean[0] > start[0] + 0.2
+    assert mean[1] < start[1] - 0.2
+
+
+@pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS])
+def test_entropy_bonus_raises_the_entropy(spec):
+    ac = make(spec, entropy=1.0)
+    feat = make_rollout(spec).states.feat().flatten(0, 1)
+
+    def entropy() -> float:
+        return ac.actor.evaluate(feat, torch.zeros(len(feat), spec.size))[1].mean().item()
+
+    before = entropy()
+    adam = torch.optim.Adam(ac.actor.parameters(), lr=0.01)
+    still = make_rollout(spec)._replace(rewards=torch.zeros(4, 5), continues=torch.ones(4, 5))
+    torch.nn.init.zeros_(ac.critic.net.out.weight)  # no advantage anywhere
+    for _ in range(20):
+        adam.zero_grad()
+        ac.loss(still)[0].backward()
+        adam.step()
+    assert entropy() > before + 1e-3
+
+
+def test_dynamics_gradient_reaches_the_actor_through_the_actions():
+    ac = make(actor_gradient="dynamics")
+    rollout = make_rollout()
+    actions = ac.actor.act(rollout.states.feat()[:, :-1])
+    rollout = rollout._replace(actions=actions, rewards=actions.sum(-1))
+    loss, _, returns, metrics = ac.loss(rollout)
+    grads = torch.autograd.grad(loss, list(ac.actor.parameters()))
+    assert all(grad.any() for grad in grads)
+    assert not returns.requires_grad
+    assert not any(value.requires_grad for value in metrics.values())
+    # Larger actions are better here: the gradient raises the bias of both means.
+    assert (grads[-1][:2] < 0).all()
+
+
+def test_dynamics_gradient_reaches_the_actor_through_the_value_of_dreamt_states():
+    ac = make(actor_gradient="dynamics")
+    rollout = make_rollout()
+    actions = ac.actor.act(rollout.states.feat()[:, :-1])
+    moved = rollout.states.deter[:, 1:] + actions[..., None]
+    states = rollout.states._replace(deter=torch.cat([rollout.states.deter[:, :1], moved], 1))
+    loss, _, _, _ = ac.loss(rollout._replace(actions=actions, states=states))
+    assert all(grad.any() for grad in torch.autograd.grad(loss, list(ac.actor.parameters())))
+
+
+@pytest.mark.parametrize("gradient", ["reinforce", "dynamics"])
+def test_the_value_loss_trains_the_critic_and_nothing_else(gradient):
+    ac = make(actor_gradient=gradient)
+    rollout = make_rollout()
+    actions = ac.actor.act(rollout.states.feat()[:, :-1])
+    deter = rollout.states.deter.clone().requires_grad_()
+    states = rollout.states._replace(deter=deter)
+    rollout = rollout._replace(states=states, actions=actions, rewards=actions.sum(-1))
+    policy_loss, value_loss, _, _ = ac.loss(rollout)
+    others = [deter, *ac.actor.parameters()]
+    grads = torch.autograd.grad(value_loss, others, allow_unused=True, retain_graph=True)
+    assert all(grad is None for grad in grads)
+    if gradient == "reinforce":  # likelihoods alone: neither the critic nor the dream is differentiated
+        others = [deter, *ac.critic.net.parameters()]
+        assert all(grad is None for grad in torch.autograd.grad(policy_loss, others, allow_unused=True))
+
+
+# ---------------------------------------------------------------------- the critic
+
+
+def test_slow_critic_follows_and_is_never_trained():
+    ac = make(slow_rate=0.25)
+    slow = torch.cat([p.flatten() for p in ac.critic.slow.parameters()])
+    new = torch.cat([p.detach().flatten() for p in ac.critic.net.parameters()])
+    assert not torch.allclose(slow, new)
+    ac.critic.follow()
+    moved = torch.cat([p.flatten() for p in ac.critic.slow.parameters()])
+    assert torch.allclose(moved, slow + 0.25 * (new - slow))
+    assert torch.equal(new, torch.cat([p.detach().flatten() for p in ac.critic.net.parameters()]))
+    policy_loss, value_loss, _, _ = ac.loss(make_rollout())
+    (policy_loss + value_loss).backward()
+    assert all(p.grad is None for p in ac.critic.slow.parameters())
+    for _ in range(100):
+        ac.critic.follow()
+    feat = torch.randn(5, 6)
+    assert torch.allclose(ac.critic.slow(feat), ac.critic.net(feat), atol=1e-4)
+
+
+def test_critic_learns_the_return_of_each_state():
+    ac = make(slow_scale=0.0)
+    rewards = torch.tensor([2.0, -2.0, 5.0, 0.0]).view(4, 1).expand(4, 5)
+    rollout = make_rollout()._replace(rewards=rewards, continues=torch.zeros(4, 5))
+    adam = torch.optim.Adam(ac.critic.net.parameters(), lr=0.03)
+    for _ in range(80):
+        _, loss, returns, _ = ac.loss(rollout)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    assert torch.equal(returns, rewards)  # nothing goes on after the first step
+    with torch.no_grad():  # only s_0 is ever reached
+        assert torch.allclose(ac.critic.value(rollout.states.feat()[:, 0]), rewards[:, 0], atol=0.4)
+
+
+def replay_rows() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Rows 0..7 of two environments: a terminal at row 2, a time limit at row 5 of the first."""
+    gen = torch.Generator().manual_seed(3)
+    feat, reward, boot = (torch.randn(2, 8, *s, generator=gen) for s in ((6,), (), ()))
+    terminal, last = torch.zeros(2, 8, dtype=torch.bool), torch.zeros(2, 8, dtype=torch.bool)
+    terminal[0, 2] = last[0, 2] = last[0, 5] = True
+    return feat, reward, terminal, last, boot
+
+
+def test_replay_targets_are_those_of_a_loop_by_hand(monkeypatch):
+    ac = make()
+    feat, reward, terminal, last, boot = replay_rows()
+    expected = torch.zeros(2, 7)
+    for b in range(2):
+        future = float(boot[b, 7])
+        for t in range(6, -1, -1):
+            if terminal[b, t + 1]:
+                future = float(reward[b, t + 1])
+            elif last[b, t + 1]:
+                future = float(reward[b, t + 1] + GAMMA * boot[b, t + 1])
+            else:
+                future = float(reward[b, t + 1] + GAMMA * ((1 - LAM) * boot[b, t + 1] + LAM * future))
+            expected[b, t] = future
+    seen = []
+
+    def loss(logits, feat, target):
+        seen.append(target)
+        return torch.ones_like(target)
+
+    monkeypatch.setattr(ac.critic, "loss", loss)
+    total = ac.replay_loss(feat, reward, terminal, last, boot)
+    counted = ~last[:, :-1]
+    assert torch.allclose(seen[0][counted], expected[counted], atol=1e-5)
+    # Rows 2 and 5 end an episode and count nothing.
+    assert float(total) == pytest.approx(ac.cfg.replay_value_scale * 12 / 14)
+
+
+def test_replay_loss_ignores_what_lies_behind_an_end():
+    ac = make()
+    feat, reward, terminal, last, boot = replay_rows()
+    feat.requires_grad_()
+    (grad,) = torch.autograd.grad(ac.replay_loss(feat, reward, terminal, last, boot), feat)
+    assert (grad[0, [2, 5, 7]] == 0).all()  # two ends, and the row that only gives its bootstrap
+    assert (grad[0, [0, 1, 3, 4, 6]].abs().sum(-1) > 0).all()
+    # Rewards, bootstraps and terminals of later episodes change nothing at rows 0 and 1.
+    reward[0, 3:], boot[0, 2:] = 50.0, -50.0
+    (other,) = torch.autograd.grad(ac.replay_loss(feat, reward, terminal, last, boot), feat)
+    assert torch.equal(grad[0, :2], other[0, :2])
+    assert not torch.equal(grad[0, 3:], other[0, 3:])
+
+
+def test_replay_loss_of_one_row_is_zero():
+    ac = make()
+    feat, *rest = (x[:, :1] for x in replay_rows())
+    assert float(ac.replay_loss(feat, *rest)) == 0.0
+
+
+@pytest.mark.parametrize("wrong", [{"horizon": 0}, {"starts": -1}, {"gamma": 0.0}, {"gamma": 1.1}, {"lam": 1.5}])
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        BehaviorConfig(**wrong)

@@ -1,0 +1,190 @@
+"""Settings: presets, the command line, YAML."""
+
+import dataclasses
+from dataclasses import replace
+
+import pytest
+import torch
+
+from agent.checkpoint import UsageError
+from agent.config import (
+    PRESETS,
+    Config,
+    from_dict,
+    load_yaml,
+    parse_cli,
+    parse_count,
+    preset,
+    resolve_device,
+    save_yaml,
+    to_dict,
+)
+
+
+def cli(*words):
+    config, saved = parse_cli(words)
+    assert saved is None
+    return config
+
+
+def refusal(capsys, *words):
+    """The message of a command line that is refused with status 2."""
+    with pytest.raises(SystemExit) as stop:
+        parse_cli(words)
+    assert stop.value.code == 2
+    return " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_small_is_the_default_of_the_dataclasses():
+    assert preset("small") == Config()
+    assert cli("--device", "cpu") == Config(device="cpu")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_name_themselves_and_survive_yaml(name, tmp_path):
+    config = preset(name)
+    assert config.preset == name
+    save_yaml(config, tmp_path / "config.yaml")
+    assert load_yaml(tmp_path / "config.yaml") == config
+
+
+def test_options_are_spelt_with_either_dash():
+    one = cli("toy:cue", "--model.loop.max-loops", "7", "--run-dir", "here", "--no-video")
+    other = cli("toy:cue", "--model.loop.max_loops=7", "--run_dir", "here", "--no-video")
+    assert one == other
+    assert (one.model.loop.max_loops, one.run_dir, one.video, one.task) == (7, "here", False, "toy:cue")
+
+
+def test_a_preset_is_the_base_of_what_else_is_given():
+    config = cli("--behavior.horizon", "9", "--preset", "debug", "--steps", "2k")
+    debug = preset("debug")
+    expected = replace(
+        debug, behavior=replace(debug.behavior, horizon=9), train=replace(debug.train, steps=2000)
+    )
+    assert config == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("100_000", 100_000), ("1e5", 100_000), ("100k", 100_000), ("0.5M", 500_000), ("7", 7), ("-3", -3)],
+)
+def test_whole_numbers_as_people_write_them(text, number):
+    assert parse_count(text) == number
+
+
+@pytest.mark.parametrize("text", ["1.5", "", "k", "inf", "nan", "ten", "1e400"])
+def test_what_is_not_a_whole_number(text):
+    with pytest.raises(ValueError, match="whole number"):
+        parse_count(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--behavior.horizn", "3"], "--behavior.horizon"),
+        (["--step", "3"], "--steps"),
+        (["--steps", "many"], "is not a whole number"),
+        (["--steps", "0"], "steps must be at least 1, got 0"),
+        (["--steps", "500"], "nothing would be learned"),
+        (["--behavior.horizon", "0"], "horizon must be at least 1, got 0"),
+        (["--eval.episodes", "0"], "episodes must be at least 1, got 0"),
+        (["--eval.max-loops", "0"], "max-loops must be at least 1, got 0"),
+        (["--train.ratio", "-1"], "ratio must be 0 or more"),
+        (["--train.ratio", "nan"], "ratio must be 0 or more"),
+        (["--train.length", "2000"], "prefill must be at least 2001"),
+        (["--behavior.starts", "3"], "starts must be 0 (all) or at least --train.batch (16)"),
+        (["--seed", "-1"], "--seed must be 0 or more"),
+        (["--preset", "huge"], "invalid choice 'huge'"),
+        (["one", "two"], "two"),
+    ],
+)
+def test_bad_options_are_refused_with_a_reason(words, message, capsys):
+    assert message in refusal(capsys, "--device", "cpu", *words)
+
+
+def test_every_option_has_a_help_text():
+    def fields(kind, path=""):
+        for field in dataclasses.fields(kind):
+            default = getattr(kind(), field.name)
+            if dataclasses.is_dataclass(default):
+                yield from fields(type(default), f"{path}{field.name}.")
+            else:
+                yield f"{path}{field.name}", kind, field.name
+
+    import inspect
+
+    for path, kind, name in fields(Config):
+        source = inspect.getsource(kind)
+        line = next(i for i, text in enumerate(source.splitlines()) if text.startswith(f"    {name}:"))
+        assert source.splitlines()[line + 1].strip().startswith('"""'), f"{path} has no docstring"
+
+
+def test_yaml_values_are_converted_by_annotation(tmp_path):
+    path = tmp_path / "config.yaml"
+    text = "optimizer:\n  model_lr: 3e-4\ntrain:\n  steps: 1e5\n  ratio: 1\nmodel:\n  loop:\n    max_loops: '8'\n"
+    path.write_text(text)
+    config = load_yaml(path)
+    assert config.optimizer.model_lr == 3e-4
+    assert config.train.steps == 100_000
+    assert isinstance(config.train.steps, int)
+    assert isinstance(config.train.ratio, float)
+    assert config.model.loop.max_loops == 8
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"trian": {}}, "did you mean train"),
+        ({"train": {"stepz": 1}}, "did you mean train.steps"),
+        ({"train": 3}, "train must hold"),
+        ({"train": {"steps": "many"}}, "train.steps cannot be 'many'"),
+        ({"train": {"steps": True}}, "train.steps cannot be True"),
+        ({"video": "yes"}, "video cannot be 'yes'"),
+        ({"preset": "huge"}, "preset cannot be 'huge'"),
+        ({"task": None}, "task cannot be None"),
+        ({"behavior": {"horizon": 0}}, "horizon must be at least 1"),
+    ],
+)
+def test_bad_yaml_names_the_setting(values, message):
+    with pytest.raises(UsageError, match=message):
+        from_dict(Config, values)
+
+
+def test_files_that_are_not_yaml(tmp_path):
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_yaml(tmp_path / "missing.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_yaml(tmp_path / "bad.yaml")
+
+
+def test_devices():
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type in ("cpu", "cuda")
+    for name in ("tpu", "meta", ""):
+        with pytest.raises(UsageError, match="expected auto, cpu or cuda"):
+            resolve_device(name)
+
+
+def test_an_absent_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UsageError, match="--device cuda: no CUDA device here; use --device cpu"):
+        resolve_device("cuda")
+
+
+def test_a_gpu_changes_the_default_preset(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert cli().preset == "base"
+    assert cli("--device", "cpu").preset == "small"
+    assert cli("--preset", "debug").preset == "debug"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli().preset == "small"
+
+
+def test_configs_are_plain_values():
+    def plain(value):
+        if isinstance(value, dict):
+            return all(plain(each) for each in value.values())
+        return value is None or isinstance(value, str | int | float | bool)
+
+    assert plain(to_dict(Config()))

@@ -1,0 +1,148 @@
+"""Categorical latents: probabilities, sampling, straight-through gradients and the KL losses."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from world_model.latent import (
+    LatentState,
+    kl_balance,
+    kl_divergence,
+    onehot_at,
+    onehot_mode,
+    probabilities,
+    sample_onehot,
+)
+
+LAST_LEVEL = 1.0 - 2.0**-24  # the largest number that torch.rand returns
+
+
+def random_logp(seed: int, *shape: int, grad: bool = False) -> torch.Tensor:
+    """Log-probabilities (..., K) of random categoricals."""
+    logits = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 2
+    return torch.log_softmax(logits, -1).requires_grad_(grad)
+
+
+@pytest.mark.parametrize("unimix", [0.0, 0.01, 0.5, 1.0])
+def test_probabilities_are_a_softmax_mixed_with_the_uniform(unimix):
+    logits = torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(1)) * 10
+    expected = (1 - unimix) * torch.softmax(logits, -1) + unimix / 8
+    assert torch.allclose(probabilities(logits, unimix), expected, atol=1e-6)
+
+
+def test_probabilities_survive_huge_logits():
+    probs = probabilities(torch.tensor([[1e30, -1e30, 0.0, 1e4]]), 0.04)
+    assert torch.allclose(probs, torch.tensor([[0.97, 0.01, 0.01, 0.01]]))
+
+
+def test_probabilities_have_the_gradient_of_a_softmax():
+    logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(2))
+    weight = torch.randn(6, 5, generator=torch.Generator().manual_seed(3))
+    a, b = (logits.clone().requires_grad_() for _ in range(2))
+    (probabilities(a, 0.1) * weight).sum().backward()
+    ((0.9 * torch.softmax(b, -1) + 0.02) * weight).sum().backward()
+    assert torch.allclose(a.grad, b.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 7.0])
+def test_sampling_frequencies_are_the_probabilities(scale):
+    probs = torch.tensor([0.5, 0.0, 0.2, 0.3])
+    levels = (torch.arange(1000) + 0.5).div(1000)[:, None]
+    counts = onehot_at((probs * scale).expand(1000, 4), levels).sum(0)
+    assert counts.tolist() == [500, 0, 200, 300]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**31), st.integers(2, 33), st.sampled_from([0.0, 0.01]), st.floats(0.1, 60.0))
+def test_every_level_gives_exactly_one_class(seed, classes, unimix, scale):
+    gen = torch.Generator().manual_seed(seed)
+    probs = probabilities(torch.randn(50, classes, generator=gen) * scale, unimix)
+    levels = torch.cat([torch.zeros(10, 1), torch.full((10, 1), LAST_LEVEL), torch.rand(30, 1, generator=gen)])
+    sample = onehot_at(probs, levels)
+    assert ((sample == 0) | (sample == 1)).all()
+    assert (sample.sum(-1) == 1).all()
+    assert ((sample * probs).sum(-1) > 0).all()  # never a class without probability
+
+
+def test_extreme_levels_give_the_first_and_the_last_class():
+    probs = torch.full((2, 4), 0.25)
+    sample = onehot_at(probs, torch.tensor([[0.0], [LAST_LEVEL]]))
+    assert sample.argmax(-1).tolist() == [0, 3]
+
+
+def test_mode_is_the_most_probable_class():
+    probs = torch.softmax(torch.randn(20, 6, generator=torch.Generator().manual_seed(4)), -1)
+    mode = onehot_mode(probs)
+    assert torch.equal(mode.argmax(-1), probs.argmax(-1))
+    assert torch.equal(mode.sum(-1), torch.ones(20))
+    assert torch.equal(mode, sample_onehot(probs, None))
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_straight_through_passes_the_gradient_of_the_probabilities(sampled):
+    logits = torch.randn(7, 5, generator=torch.Generator().manual_seed(5))
+    weight = torch.randn(7, 5, generator=torch.Generator().manual_seed(6))
+    level = torch.rand(7, 1, generator=torch.Generator().manual_seed(7)) if sampled else None
+    a, b = (logits.clone().requires_grad_() for _ in range(2))
+    sample = sample_onehot(probabilities(a), level)
+    assert ((sample == 0) | (sample == 1)).all()
+    (sample * weight).sum().backward()
+    (probabilities(b) * weight).sum().backward()
+    assert torch.allclose(a.grad, b.grad)
+
+
+def test_kl_known_answers():
+    half = torch.log(torch.tensor([[0.5, 0.5]]))
+    skewed = torch.log(torch.tensor([[0.25, 0.75]]))
+    expected = 0.5 * torch.log(torch.tensor(2.0)) + 0.5 * torch.log(torch.tensor(2.0 / 3.0))
+    assert float(kl_divergence(half, half)) == 0.0
+    assert torch.allclose(kl_divergence(half, skewed), expected)
+    two = torch.stack([half, half], -2).squeeze(0), torch.stack([skewed, half], -2).squeeze(0)
+    assert torch.allclose(kl_divergence(*two), expected)  # summed over the groups
+
+
+def test_kl_agrees_with_torch_and_is_never_negative():
+    p, q = random_logp(8, 9, 4, 6), random_logp(9, 9, 4, 6)
+    categorical = [torch.distributions.Categorical(logits=x) for x in (p, q)]
+    expected = torch.distributions.kl_divergence(*categorical).sum(-1)
+    assert torch.allclose(kl_divergence(p, q), expected, atol=1e-5)
+    assert (kl_divergence(p, q) > 0).all()
+
+
+def test_free_nats_clip_the_sum_and_stop_the_gradient():
+    post, prior = random_logp(10, 3, 2, 4, grad=True), random_logp(11, 3, 2, 4, grad=True)
+    plain = kl_divergence(post, prior).detach()
+    free = float(plain.median())
+    dynamics, representation, kl = kl_balance(post, prior, free)
+    assert torch.allclose(kl, plain)
+    assert torch.allclose(dynamics, plain.clamp(min=free))
+    assert torch.allclose(representation, plain.clamp(min=free))
+    (dynamics + representation).sum().backward()
+    below = plain < free
+    assert below.any()
+    assert (prior.grad[below] == 0).all()
+    assert (post.grad[below] == 0).all()
+    assert (prior.grad[~below] != 0).any()
+
+
+def test_kl_losses_pull_one_side_each():
+    post, prior = random_logp(12, 3, 2, 4, grad=True), random_logp(13, 3, 2, 4, grad=True)
+    dynamics, representation, kl = kl_balance(post, prior, 0.0)
+    to_post, to_prior = torch.autograd.grad(dynamics.sum(), [post, prior], allow_unused=True)
+    assert to_post is None or not to_post.any()
+    assert to_prior.any()
+    to_post, to_prior = torch.autograd.grad(representation.sum(), [post, prior], allow_unused=True)
+    assert to_prior is None or not to_prior.any()
+    assert to_post.any()
+    assert not kl.requires_grad
+
+
+def test_latent_state_features_and_detach():
+    deter = torch.arange(24.0).view(2, 3, 4).requires_grad_()
+    stoch = torch.arange(20.0).view(2, 5, 2)
+    state = LatentState(deter, stoch)
+    assert state.feat().shape == (2, 22)
+    assert state.feat()[1].tolist() == [*range(12, 24), *range(10, 20)]
+    assert state.map(lambda leaf: leaf[:, None].expand(-1, 6, -1, -1)).feat().shape == (2, 6, 22)
+    assert not state.detach().deter.requires_grad

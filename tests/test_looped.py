@@ -1,0 +1,251 @@
+"""The looped core: retention, closed form, depth, block, memory and stability."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small import CORE_INPUTS, core_input, exit_bias, make_core
+from torch import nn
+
+from world_model.looped import LoopConfig, LoopedCore, Retention, sample_depth
+
+# ---------------------------------------------------------------------- retention
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4))
+def test_retention_stays_inside_zero_and_one(rate, delta):
+    retention = Retention(4)
+    with torch.no_grad():
+        retention.log_rate.fill_(rate)
+        retention.delta.fill_(delta)
+    decay = retention().decay
+    assert decay.dtype == torch.float32
+    assert ((decay > 0) & (decay < 1)).all()
+    log = -torch.log(decay.detach().double())
+    assert ((log > 0.9e-4) & (log < 20.01)).all()
+    decay.sum().backward()
+    assert retention.log_rate.grad.isfinite().all()
+    assert retention.delta.grad.isfinite().all()
+
+
+def test_retention_is_the_formula_and_starts_spread():
+    retention = Retention(16)
+    decay, injection = retention()
+    assert torch.allclose(decay[[0, -1]], torch.tensor([0.5, 0.995]), atol=1e-5)
+    assert (decay.diff() > 0).all()
+    with torch.no_grad():
+        retention.delta.normal_()
+        retention.log_rate.normal_()
+        retention.matrix.normal_()
+    decay, injection = retention()
+    delta = F.softplus(retention.delta)
+    assert torch.allclose(decay, torch.exp(-delta * retention.log_rate.exp()), atol=1e-6)
+    e = torch.randn(16)
+    assert torch.allclose(injection @ e, delta * (retention.matrix @ e), atol=1e-4)
+
+
+@pytest.mark.parametrize("loops", [1, 2, 5, 40])
+def test_linear_loop_has_the_closed_form(loops):
+    core = make_core(double=True)
+    with torch.no_grad():
+        core.block.merge.weight.zero_()
+        core.block.down.weight.zero_()
+        core.retention.matrix.normal_()
+    core.loop_norm = nn.Identity()
+    dynamics = core.retention()
+    deter, inputs = core_input(core, 4)
+    _, states, _ = core(deter, inputs, loops, dynamics)
+    e, _ = core.prelude(deter, inputs)
+    power = dynamics.decay**loops
+    expected = power * deter + (1 - power) / (1 - dynamics.decay) * (e @ dynamics.injection.t())
+    assert len(states) == loops + 1
+    assert torch.allclose(states[-1], expected, atol=1e-10)
+
+
+def test_undecayed_lists_retention_injection_and_coda():
+    core = make_core()
+    expected = [core.retention.log_rate, core.retention.delta, core.retention.matrix, core.coda]
+    listed = core.undecayed()
+    assert {id(p) for p in listed} == {id(p) for p in expected}
+    assert len(listed) == 4
+
+
+# ---------------------------------------------------------------------- depth
+
+
+def test_depth_per_sequence_equals_the_same_depth_for_all():
+    core = make_core()
+    deter, inputs = core_input(core, 6)
+    dynamics = core.retention()
+    for loops in (1, 2, 5):
+        whole = core(deter, inputs, loops, dynamics)
+        each = core(deter, inputs, torch.full((6,), loops), dynamics)
+        assert torch.equal(whole[0], each[0])
+        assert all(torch.equal(a, b) for a, b in zip(whole[1], each[1], strict=True))
+
+
+def test_samples_freeze_at_their_own_depth():
+    core = make_core(double=True)
+    deter, inputs = core_input(core, 4)
+    dynamics = core.retention()
+    loops = torch.tensor([3, 1, 5, 2])
+    result, states, _ = core(deter, inputs, loops, dynamics)
+    assert len(states) == 6
+    for row, depth in enumerate(loops.tolist()):
+        alone = core(deter[row : row + 1], inputs[row : row + 1], depth, dynamics)[0]
+        assert torch.allclose(result[row], alone[0], atol=1e-12)
+        for later in states[depth + 1 :]:
+            assert torch.equal(later[row], states[depth][row])
+        assert not torch.equal(states[depth][row], states[depth - 1][row])
+
+
+def test_sample_depth_follows_a_clamped_poisson():
+    mean = 3.0
+    cfg = LoopConfig(mean_loops=mean, depth="sequence")
+    loops = sample_depth(cfg, 20_000)
+    assert loops.shape == (20_000,)
+    assert loops.min() == 1
+    assert loops.max() == 6
+    chance = [math.exp(-mean) * mean**k / math.factorial(k) for k in range(60)]
+    expected = sum(p * min(max(k, 1), 6) for k, p in enumerate(chance))
+    assert float(loops.double().mean()) == pytest.approx(expected, abs=0.05)
+
+
+def test_sample_depth_once_per_update_or_fixed():
+    drawn = [sample_depth(LoopConfig(mean_loops=2.0, depth="update"), 7) for _ in range(300)]
+    assert all(type(loops) is int for loops in drawn)
+    assert set(drawn) == {1, 2, 3, 4}
+    assert sample_depth(LoopConfig(mean_loops=5.0, depth="fixed"), 7) == 5
+
+
+@pytest.mark.parametrize("wrong", [{"width": 9}, {"tokens": 0}, {"mean_loops": 0.5}, {"max_loops": 0}, {"width": 0}])
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(ValueError):
+        LoopConfig(**({"heads": 2} | wrong))
+
+
+# ---------------------------------------------------------------------- block and tokens
+
+
+def test_block_does_not_know_the_order_of_tokens():
+    core = make_core(tokens=5, double=True)
+    with torch.no_grad():
+        core.block.merge.weight.mul_(10)
+    x, _ = core_input(core, 3)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    assert torch.allclose(core.block(x)[:, order], core.block(x[:, order]), atol=1e-6)
+
+
+def test_tokens_see_each_other():
+    core = make_core(double=True)
+    x, _ = core_input(core, 2)
+    moved = x.clone()
+    moved[:, 1] += torch.linspace(-1, 1, 8)
+    assert (core.block(x)[:, 0] - core.block(moved)[:, 0]).abs().max() > 1e-4
+
+
+def test_written_out_attention_equals_the_fused_call():
+    core = make_core(tokens=4)
+    qkv = torch.randn(6, 4, 24)
+    query, key, value = (x.unflatten(-1, (2, 4)).transpose(1, 2) for x in qkv.chunk(3, -1))
+    fused = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    assert torch.allclose(core.block.attention(qkv), fused, atol=1e-6)
+
+
+def test_one_token_needs_no_attention():
+    core = make_core(tokens=1, width=24)
+    matrices = [p.shape for p in core.block.parameters() if p.dim() > 1]
+    assert matrices == [(96, 24), (24, 48)]
+    deter, inputs = core_input(core, 3)
+    result, _ = core.settle(deter, inputs, core.retention(), 4)
+    assert result.shape == (3, 1, 24)
+    assert result.isfinite().all()
+
+
+# ---------------------------------------------------------------------- memory
+
+
+def walk(core: LoopedCore, steps: int, loops: int, batch: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run `steps` environment steps; returns the first and the last state."""
+    first, _ = core_input(core, batch)
+    first.requires_grad_()
+    deter, dynamics = first, core.retention()
+    for step in range(steps):
+        deter = core(deter, core_input(core, batch, seed=step + 10)[1], loops, dynamics)[0]
+    return first, deter
+
+
+@pytest.mark.parametrize("carry", ["gate", "replace"])
+def test_gradient_reaches_back_ten_steps(carry):
+    first, last = walk(make_core(carry=carry), 10, 4)
+    (grad,) = torch.autograd.grad(last.square().mul(torch.linspace(0.5, 1.5, 8)).sum(), first)
+    assert (grad.flatten(1).norm(dim=1) > 1e-4).all()
+
+
+def test_gradient_reaches_back_through_the_prelude_alone():
+    core = make_core(carry="replace")
+    with torch.no_grad():  # the loops forget their start entirely
+        core.retention.log_rate.fill_(50.0)
+    first, last = walk(core, 10, 6)
+    (grad,) = torch.autograd.grad(last.mul(torch.linspace(-1, 1, 8)).sum(), first)
+    assert (grad.flatten(1).norm(dim=1) > 1e-7).all()
+
+
+def test_outer_gate_mixes_old_state_and_output():
+    core = make_core(carry="gate")
+    deter, inputs = core_input(core, 4)
+    dynamics = core.retention()
+    with torch.no_grad():
+        core.update_gate.weight.zero_()
+        core.update_gate.bias.fill_(-100.0)
+    assert torch.allclose(core(deter, inputs, 3, dynamics)[0], deter, atol=1e-6)
+    with torch.no_grad():
+        core.update_gate.bias.fill_(100.0)
+    written = core(deter, inputs, 3, dynamics)[0]
+    with torch.no_grad():
+        core.update_gate.bias.fill_(0.0)
+    assert torch.allclose(core(deter, inputs, 3, dynamics)[0], (deter + written) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("carry", ["replace", "cut"])
+def test_without_the_outer_gate_the_output_is_the_state(carry):
+    core = make_core(carry=carry)
+    deter, inputs = core_input(core, 4)
+    dynamics = core.retention()
+    before, states, _ = core(deter, inputs, 3, dynamics)
+    with torch.no_grad():
+        core.update_gate.bias.add_(3.0)
+    assert torch.equal(core(deter, inputs, 3, dynamics)[0], before)
+    assert torch.allclose(before, F.layer_norm(states[-1] @ core.coda.t(), (8,)), atol=1e-2)
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+@torch.no_grad()
+def test_a_thousand_steps_at_twice_the_training_depth_stay_bounded(scale):
+    core = exit_bias(make_core(mean_loops=2.0), 100.0)
+    for p in core.parameters():
+        if p.dim() > 1:  # matrices; gains and biases stay
+            p.mul_(scale)
+    gen = torch.Generator().manual_seed(4)
+    deter, dynamics = torch.zeros(2, 3, 8), core.retention()
+    cap, inputs = 2 * core.cfg.train_cap, torch.randn(1000, 2, CORE_INPUTS, generator=gen) * 3
+    peak = 0.0
+    for step in range(1000):
+        deter, _ = core.settle(deter, inputs[step], dynamics, cap)
+        peak = max(peak, float(deter.abs().max()))
+    assert deter.isfinite().all()
+    # A normalised token of width D has norm sqrt(D), and the gate gives weighted means of such tokens.
+    assert 0.0 < peak <= math.sqrt(8) * 1.0001
+
+
+@torch.no_grad()
+def test_more_loops_do_not_grow_the_state():
+    core = make_core()
+    deter, inputs = core_input(core, 4)
+    states = core(deter, inputs, 64, core.retention())[1]
+    norms = torch.stack([x.norm(dim=-1) for x in states[1:]])
+    assert torch.allclose(norms, torch.full_like(norms, math.sqrt(8)), rtol=1e-2)

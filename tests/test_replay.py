@@ -1,0 +1,198 @@
+"""Replay with counting environments: every stored number says where it belongs."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.replay import ReplayBuffer
+from world_model import LatentState
+
+GROUPS, CLASSES = 2, 5
+
+
+def make(capacity: int = 40, envs: int = 2, seed: int = 0, **sizes) -> ReplayBuffer:
+    sizes = {"obs_sizes": {"row": 3, "more": 1}, "action_size": 2, "deter": (2, 1)} | sizes
+    return ReplayBuffer(capacity, envs, **sizes, stoch=(GROUPS, CLASSES), seed=seed)
+
+
+def marked(numbers: torch.Tensor) -> LatentState:
+    """Latents (..., 2, 1), (..., S, K) that hold a whole number."""
+    deter = torch.stack([numbers, -numbers], -1)[..., None].float()
+    digits = torch.stack([numbers % CLASSES, (numbers // CLASSES) % CLASSES], -1)
+    return LatentState(deter, torch.nn.functional.one_hot(digits, CLASSES).float())
+
+
+class Counters:
+    """Environments that count: episode lengths by environment, rows as a next-step reset gives them."""
+
+    def __init__(self, lengths: list[int]):
+        self.lengths, self.row = lengths, 0
+        self.step, self.episode = [0] * len(lengths), [0] * len(lengths)
+
+    def fill(self, replay: ReplayBuffer, rows: int) -> None:
+        for _ in range(rows):
+            step, length = np.array(self.step), np.array(self.lengths)
+            row = {
+                "obs/row": np.stack([np.full_like(step, self.row), step, np.arange(len(step))], -1),
+                "obs/more": np.array(self.episode)[:, None],
+                "prev_action": np.where(step[:, None] == 0, 0, np.stack([step - 1, -step], -1)),
+                "reward": step * 10.0,
+                "is_first": step == 0,
+                "is_last": step == length,
+                "is_terminal": (step == length) & (np.array(self.episode) % 2 == 0),
+            }
+            replay.add(row, marked(torch.full((len(step),), self.row)))
+            self.row += 1
+            for e, ended in enumerate(row["is_last"]):
+                self.episode[e] += int(ended)
+                self.step[e] = 0 if ended else self.step[e] + 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(4, 60),
+    st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    st.integers(1, 90),
+    st.integers(1, 8),
+)
+def test_counting_environments_come_back_in_order(capacity, lengths, rows, length):
+    replay = make(capacity, len(lengths), seed=rows)
+    Counters(lengths).fill(replay, rows)
+    held = min(rows, max(2, capacity // len(lengths)))
+    assert len(replay) == held * len(lengths)
+    if held < length + 1:
+        with pytest.raises(ValueError, match="rows"):
+            replay.sample(4, length)
+        return
+    batch, where = replay.sample(16, length)
+    assert where.shape == (2, 16, length)
+    row, step, env = batch.obs["row"].unbind(-1)
+    assert torch.equal(env, torch.from_numpy(where[0]).float())
+    # Consecutive rows, all of them still held, and the context row before them too.
+    assert (row.diff(dim=1) == 1).all()
+    assert row[:, 0].min() > rows - held
+    assert row[:, -1].max() < rows
+    # Every field is that of its own row.
+    assert torch.equal(batch.is_first, step == 0)
+    assert torch.equal(batch.is_last, step == torch.tensor(lengths)[env.long()])
+    assert torch.equal(batch.is_terminal, batch.is_last & (batch.obs["more"][..., 0] % 2 == 0))
+    assert torch.equal(batch.reward, step * 10)
+    expected = torch.where(batch.is_first[..., None], 0.0, torch.stack([step - 1, -step], -1))
+    assert torch.equal(batch.prev_action, expected)
+    same = ~batch.is_first[:, 1:]
+    assert (step.diff(dim=1)[same] == 1).all()
+    assert (batch.obs["more"][..., 0].diff(dim=1) == (~same).float()).all()
+    # Each sequence starts from the latent of the row before it.
+    before = marked(row[:, 0].long() - 1)
+    assert torch.equal(batch.start.deter, before.deter)
+    assert torch.equal(batch.start.stoch, before.stoch)
+
+
+@pytest.mark.parametrize("rows", [7, 20, 33])  # part full, exactly full, wrapped
+def test_every_possible_sequence_is_drawn_and_no_other(rows):
+    replay = make(40, 2)
+    Counters([3, 4]).fill(replay, rows)
+    batch, _ = replay.sample(3000, 3)
+    seen = {(int(env), int(row)) for row, _, env in batch.obs["row"][:, 0].tolist()}
+    oldest = max(0, rows - 20)
+    assert seen == {(env, row) for env in (0, 1) for row in range(oldest + 1, rows - 2)}
+
+
+def test_types_of_a_batch():
+    replay = make()
+    Counters([3, 4]).fill(replay, 10)
+    batch, _ = replay.sample(5, 4)
+    assert list(batch.obs) == ["row", "more"]
+    assert batch.obs["row"].shape == (5, 4, 3)
+    assert batch.start.stoch.shape == (5, GROUPS, CLASSES)
+    assert batch.is_first.dtype == batch.is_last.dtype == batch.is_terminal.dtype == torch.bool
+    floats = batch.reward, batch.prev_action, *batch.obs.values(), *batch.start
+    assert all(x.dtype == torch.float32 for x in floats)
+
+
+def test_written_latents_come_back_as_the_context_of_the_next_row():
+    replay = make(40, 2)
+    Counters([3, 4]).fill(replay, 33)
+    batch, where = replay.sample(2, 4)
+    written = {}
+    numbers = torch.arange(1000, 1008).view(2, 4)
+    for b in range(2):
+        for t in range(4):
+            written[int(where[0, b, t]), int(batch.obs["row"][b, t, 0])] = int(numbers[b, t])
+    replay.write_back(where, marked(numbers))
+    later, _ = replay.sample(2000, 1)
+    seen = set()
+    for i, (next_row, _, env) in enumerate(later.obs["row"][:, 0].long().tolist()):
+        row = next_row - 1
+        expected = marked(torch.tensor(written.get((env, row), row)))
+        assert torch.equal(later.start.deter[i], expected.deter)
+        assert torch.equal(later.start.stoch[i], expected.stoch)
+        seen.add((env, row))
+    assert len(seen & set(written)) >= 4
+
+
+def test_state_round_trip_gives_the_same_samples():
+    for rows in (9, 33):
+        replay = make()
+        counters = Counters([3, 4])
+        counters.fill(replay, rows)
+        replay.sample(3, 4)
+        saved = copy.deepcopy(replay.state_dict())
+        other = make(seed=99)
+        other.load_state_dict(saved)
+        assert len(other) == len(replay)
+        for filled in (0, 5):  # and both go on alike
+            twin = copy.deepcopy(counters)
+            counters.fill(replay, filled)
+            twin.fill(other, filled)
+            (a, at), (b, also) = replay.sample(8, 4), other.sample(8, 4)
+            assert np.array_equal(at, also)
+            assert torch.equal(a.obs["row"], b.obs["row"])
+            assert torch.equal(a.reward, b.reward)
+            assert torch.equal(a.start.deter, b.start.deter)
+            assert torch.equal(a.start.stoch, b.start.stoch)
+
+
+def test_state_can_be_saved_without_pickled_code(tmp_path):
+    replay = make()
+    Counters([3, 4]).fill(replay, 9)
+    torch.save(replay.state_dict(), tmp_path / "replay.pt")
+    other = make(seed=5)
+    other.load_state_dict(torch.load(tmp_path / "replay.pt", weights_only=True))
+    assert torch.equal(other.sample(6, 3)[0].obs["row"], replay.sample(6, 3)[0].obs["row"])
+
+
+@pytest.mark.parametrize(
+    "mine",
+    [
+        {"action_size": 3},
+        {"deter": (3, 1)},
+        {"obs_sizes": {"row": 4, "more": 1}},
+        {"obs_sizes": {"row": 3}},
+        {"obs_sizes": {"row": 3, "more": 1, "extra": 2}},
+        {"envs": 4, "capacity": 80},
+        {"capacity": 38},
+        {"capacity": 60},
+    ],
+)
+def test_a_replay_of_another_shape_is_refused(mine):
+    replay = make()
+    Counters([3, 4]).fill(replay, 33)
+    other = make(**mine)
+    with pytest.raises(ValueError, match="replay"):
+        other.load_state_dict(replay.state_dict())
+    assert len(other) == 0
+
+
+def test_too_few_rows_are_an_error():
+    replay = make(10, 2)
+    with pytest.raises(ValueError, match="0 rows"):
+        replay.sample(1, 1)
+    Counters([3, 4]).fill(replay, 50)
+    replay.sample(1, 4)
+    with pytest.raises(ValueError, match="5 rows per environment, a sequence needs 6"):
+        replay.sample(1, 5)

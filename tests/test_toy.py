@@ -1,0 +1,112 @@
+"""Toy worlds: their rules, and the returns of the best and of random policies."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from envs import TaskError, make_env, toy
+
+
+@pytest.mark.parametrize("name", ["cue", "cue0", "cue50", "serial", "serial5", "counter"])
+def test_toy_worlds_pass_the_gymnasium_checker_and_draw(name: str) -> None:
+    check_env(toy.make_toy(name), skip_render_check=True)
+    env = make_env(f"toy:{name}", seed=0, render=True)
+    env.reset()
+    frame = env.render()
+    assert frame.dtype == np.uint8
+    assert frame.shape[2] == 3
+    assert frame.shape[0] % 2 == frame.shape[1] % 2 == 0
+    with pytest.raises(TaskError, match="render=True"):
+        toy.make_toy(name).render()
+
+
+def play(env: toy.ToyWorld, policy: Any, episodes: int) -> float:
+    """Mean return; `policy(state, is_first)` sees observations only."""
+    total = 0.0
+    for episode in range(episodes):
+        observation, _ = env.reset(seed=0) if episode == 0 else env.reset()
+        first, over = True, False
+        while not over:
+            action = policy(observation["state"], first)
+            observation, reward, terminated, truncated, _ = env.step(action)
+            total, first, over = total + reward, False, terminated or truncated
+    return total / episodes
+
+
+class Remember:
+    """The best policy for Cue: keep the cue of the first observation."""
+
+    def __call__(self, state: np.ndarray, first: bool) -> int:
+        if first:
+            self.cue = int(state[:2].argmax())
+        return self.cue
+
+
+def foresee(env: toy.Serial) -> Any:
+    """The best policy for Serial: apply the map n times."""
+
+    def policy(state: np.ndarray, first: bool) -> int:
+        position = int(state[: env.positions].argmax())
+        for _ in range(int(state[env.positions :].argmax())):
+            position = int(env.map[position])
+        return position % 2
+
+    return policy
+
+
+def test_best_and_random_policies_reach_the_stated_returns() -> None:
+    rng = np.random.default_rng(0)
+
+    def guess(state: np.ndarray, first: bool) -> int:
+        return int(rng.integers(2))
+
+    for delay in (0, 20):
+        cue = toy.Cue(delay)
+        assert play(cue, Remember(), 20) == cue.optimal_return
+    assert play(toy.Cue(3), guess, 600) == pytest.approx(toy.Cue.random_return, abs=0.15)
+    for serial in (toy.Serial(), toy.Serial(positions=7)):
+        assert play(serial, foresee(serial), 5) == serial.optimal_return
+        assert play(serial, guess, 60) == pytest.approx(serial.random_return, abs=2.0)
+    counted = play(toy.Counter(), lambda *_: np.zeros(1, np.float32), 600)
+    assert counted == pytest.approx(toy.Counter.optimal_return, abs=3.0)
+
+
+def test_cue_shows_nothing_between_cue_and_query() -> None:
+    seen: dict[int, np.ndarray] = {}
+    for seed in range(20):
+        env = toy.Cue(delay=4)
+        rows = [env.reset(seed=seed)[0]["state"]]
+        for step in range(6):
+            observation, reward, terminated, truncated, _ = env.step(seed // 10)
+            rows.append(observation["state"])
+            assert (reward != 0, terminated, truncated) == (step == 5, step == 5, False)
+        cue = int(rows[0][:2].argmax())
+        if cue in seen:
+            np.testing.assert_array_equal(np.array(rows[1:]), seen[cue])
+        seen[cue] = np.array(rows[1:])
+    np.testing.assert_array_equal(seen[0], seen[1])
+    np.testing.assert_array_equal(seen[0], [[0, 0, 1, 0]] * 4 + [[0, 0, 0, 1], [0, 0, 0, 0]])
+
+
+def test_serial_moves_by_the_power_it_shows() -> None:
+    env = toy.Serial(positions=16)
+    ring = [0]
+    while len(ring) < 16:
+        ring.append(int(env.map[ring[-1]]))
+    assert sorted(ring) == list(range(16))  # one cycle through all positions
+    np.testing.assert_array_equal(env.map, toy.Serial(positions=16).map)
+    state = env.reset(seed=0)[0]["state"]
+    powers = set()
+    for step in range(50):
+        position, power = int(state[:16].argmax()), int(state[16:].argmax())
+        assert state.sum() == 2
+        powers.add(power)
+        observation, reward, terminated, truncated, _ = env.step(1)
+        state = observation["state"]
+        expected = ring[(ring.index(position) + power) % 16]
+        assert int(state[:16].argmax()) == expected
+        assert reward == expected % 2
+        assert (terminated, truncated) == (False, step == 49)
+    assert powers == set(range(9))

@@ -1,0 +1,138 @@
+"""The losses of the world model: who learns from what."""
+
+import dataclasses
+
+import pytest
+import torch
+from small import gradients, make_batch, make_world
+
+from world_model.latent import kl_divergence
+
+
+def is_gate(name: str) -> bool:
+    return ".exit_" in name
+
+
+def test_the_exit_regression_moves_only_the_gate():
+    world = make_world(mean_loops=3.0)
+    post = world.observe_sequence(make_batch(world))
+    loss, _ = world.exit_loss(post)
+    for name, grad in gradients(world, loss).items():
+        moved = grad is not None and bool(grad.any())
+        assert moved == is_gate(name), name
+
+
+def test_only_the_exit_regression_moves_the_gate(fixed_levels):
+    with_gate, without = make_world(mean_loops=3.0), make_world(mean_loops=3.0, exit="fixed")
+    batch = make_batch(with_gate)
+    total, post, _ = with_gate.loss(batch)
+    alone, _ = with_gate.exit_loss(post)
+    expected = gradients(without, without.loss(batch)[0])
+    regression = gradients(with_gate, alone)
+    for name, grad in gradients(with_gate, total).items():
+        if is_gate(name):
+            assert torch.allclose(grad, regression[name])
+            assert expected[name] is None
+        else:
+            assert torch.allclose(grad, expected[name], atol=1e-6), name
+
+
+def test_the_exit_gate_learns_by_how_much_another_loop_lowers_the_kl(fixed_levels, monkeypatch):
+    world = make_world(mean_loops=4.0)
+    batch = make_batch(world, length=1)
+    post = world.observe_sequence(batch, 4)
+    with torch.no_grad():  # the prior after 1, 2, 3 and 4 loops
+        priors = [world.observe_sequence(batch, loops).prior_logp for loops in (1, 2, 3, 4)]
+        kls = torch.stack([kl_divergence(post.post_logp, prior) for prior in priors])
+    gain = kls[:-1] - kls[1:]
+    assert gain.abs().max() > 1e-2
+    asked = []
+
+    def improvement(x, change):
+        asked.append((x, change))
+        return torch.ones(len(x))
+
+    monkeypatch.setattr(world.core, "improvement", improvement)
+    loss, metrics = world.exit_loss(post)
+    assert torch.allclose(loss, (1.0 - gain).square().mean(), rtol=1e-4)
+    assert set(metrics) == {"loop/exit_loss", "loop/gain_second"}
+    assert metrics["loop/exit_loss"] == loss
+    assert torch.allclose(metrics["loop/gain_second"], gain[0].mean(), rtol=1e-4)
+    states = torch.cat([post.trace[1][None], post.trace[0]])[:, :, 0]  # x_0 .. x_4
+    assert torch.equal(asked[0][0], states[1:4].flatten(0, 1))
+    assert torch.equal(asked[0][1], states[1:4].sub(states[:3]).flatten(0, 1))
+
+
+def test_the_exit_gate_learns_from_no_loop_that_was_not_run():
+    world = make_world(depth="sequence", mean_loops=3.0)
+    batch = make_batch(world, size=2)
+    post = world.observe_sequence(batch, torch.tensor([1, 4]))
+    trace, start, gate = post.trace
+    alone = post._replace(
+        states=post.states.map(lambda leaf: leaf[1:]),
+        post_logp=post.post_logp[1:],
+        prior_logp=post.prior_logp[1:],
+        trace=(trace[:, 1:], start[1:], gate[1:]),
+        loops=torch.tensor([4]),
+    )
+    # The first sequence ran one loop: nobody knows what a second would have brought.
+    _, mixed = world.exit_loss(post)
+    _, expected = world.exit_loss(alone)
+    for name, value in expected.items():
+        assert torch.allclose(mixed[name], value, rtol=1e-4), name
+
+
+@pytest.mark.parametrize(("scales", "side"), [((1.0, 0.0), "prior."), ((0.0, 1.0), "post_")])
+def test_each_kl_loss_trains_its_own_head(scales, side):
+    world = make_world()
+    for head in (world.decoder, world.reward, world.cont):  # leave the KL as the only loss on the states
+        torch.nn.init.zeros_(head.out.weight)
+    cfg = dataclasses.replace(world.cfg, free_nats=0.0, dyn_scale=scales[0], rep_scale=scales[1])
+    world.cfg = cfg
+    grads = gradients(world, world.loss(make_batch(world, length=1))[0])
+    for name, grad in grads.items():
+        if name.startswith(("prior.", "post_")):
+            assert (grad is not None and bool(grad.abs().max() > 1e-6)) == name.startswith(side), name
+
+
+def test_loss_is_finite_at_every_depth_and_with_ends_of_episodes():
+    world = make_world(depth="sequence")
+    batch = make_batch(world)
+    batch.is_last[0, 2] = batch.is_terminal[0, 2] = batch.is_first[0, 3] = True
+    for loops in (1, 2, 4, torch.tensor([1, 3, 2]), None):
+        loss, post, metrics = world.loss(batch, loops)
+        assert loss.isfinite()
+        assert all(value.isfinite().all() and not value.requires_grad for value in metrics.values())
+        assert all(grad is None or grad.isfinite().all() for grad in gradients(world, loss).values())
+
+
+def test_continue_head_learns_terminals_and_not_time_limits():
+    world = make_world()
+    batch = make_batch(world)
+    batch.is_last[:, 1] = True
+    with torch.no_grad():
+        world.cont.out.weight.zero_()
+        world.cont.out.bias.fill_(50.0)  # certain to go on
+    truncated = world.loss(batch)[2]["world/continue_loss"]
+    batch.is_terminal[0, 1] = True
+    terminal = world.loss(batch)[2]["world/continue_loss"]
+    assert float(truncated) == pytest.approx(0.0, abs=1e-6)
+    assert float(terminal) == pytest.approx(50.0 / 18, rel=1e-4)
+
+
+def test_overfitting_one_batch_lowers_the_loss():
+    world = make_world()
+    with torch.no_grad():
+        world.reward.out.weight.zero_()
+    batch = make_batch(world, size=4, length=5)
+    adam = torch.optim.Adam(world.parameters(), lr=1e-2)
+    history = []
+    for _ in range(60):
+        loss, _, metrics = world.loss(batch)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        history.append({"total": loss.item(), "recon": metrics["world/reconstruction_loss"].item()})
+    late = {key: sum(row[key] for row in history[-5:]) / 5 for key in history[0]}
+    assert late["total"] < 0.7 * history[0]["total"]
+    assert late["recon"] < 0.6 * history[0]["recon"]

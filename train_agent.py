@@ -1,0 +1,140 @@
+"""Train a Looped Dreamer on one task. Examples:
+
+    python train_agent.py dmc:cartpole_swingup
+    python train_agent.py gym:CartPole-v1 --steps 50k --seed 1
+    python train_agent.py toy:cue5 --preset debug
+    python train_agent.py --resume runs/dmc-cartpole_swingup/small-s0-20261123-1456
+"""
+
+import shlex
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agent.checkpoint import (
+    Meta,
+    UsageError,
+    check_spaces,
+    make_store,
+    new_run_dir,
+    parameter_counts,
+    seed_everything,
+    spaces_of,
+)
+from agent.config import Config, parse_cli, resolve_device, save_yaml, to_dict
+from agent.dreamer import Dreamer
+from agent.evaluation import Evaluator, draw_curves, save_video, summarise
+from agent.logger import Logger
+from agent.optimizer import NonFiniteError
+from agent.replay import ReplayBuffer
+from agent.statistics import format_summary
+from agent.trainer import Trainer
+from envs import TaskError, TaskId, make_env, make_vector_env, prepare_rendering
+
+
+def train(argv: list[str]) -> int:
+    """Build the parts, train, and show what came of it. Returns the exit status."""
+    config, saved = parse_cli(argv)
+    task, device = TaskId.parse(config.task), resolve_device(config.device)
+    if saved and saved["task"] != str(task):
+        raise UsageError(f"{config.resume} is a run of {saved['task']}, not of {task}: leave the task out")
+    cannot_draw = prepare_rendering(config.video and task.suite == "dmc")
+    torch.set_num_threads(config.train.threads)
+    seed_everything(config.seed)
+
+    envs = make_vector_env(task, config.train.envs, config.seed)
+    spaces, model = spaces_of(envs), config.model
+    if saved:
+        check_spaces(saved, spaces)
+    agent = Dreamer(model, config.behavior, config.optimizer, spaces, device)
+    latent = (model.loop.tokens, model.loop.width), (model.groups, model.classes)
+    replay = ReplayBuffer(
+        config.train.replay_rows, envs.num_envs, spaces.obs, spaces.action.size, *latent, config.seed
+    )
+    make_envs = partial(make_vector_env, task, seed=config.eval.first_seed)
+    evaluate = Evaluator(config.eval, agent, make_envs, task.action_repeat)
+
+    name = f"{config.preset}-s{config.seed}"
+    run_dir = Path(config.run_dir or "") if saved else new_run_dir(config.run_dir, task.slug, name)
+    logger = Logger(run_dir, config.train.steps, saved["step"] if saved else 0)
+    store = make_store(run_dir, str(task), to_dict(config), spaces)
+    repeat = task.action_repeat
+    trainer = Trainer(config.train, agent, envs, replay, logger, evaluate, store, config.seed, repeat)
+    if saved:
+        trainer.load_state_dict(saved)
+    save_yaml(config, run_dir / "config.yaml")
+    meta = Meta(run_dir, str(task), device, parameter_counts(agent))
+    announce(config, task, agent, run_dir, cannot_draw)
+
+    try:
+        finished = trainer.run()
+    except NonFiniteError as error:
+        where = f"at step {trainer.step:,}; {last_checkpoint(run_dir)}"
+        print(f"error: {error} is not finite {where}", file=sys.stderr)
+        return 1
+    finally:
+        logger.close()
+        envs.close()
+        meta.update(step=trainer.step, finished=trainer.finished)
+    if not finished:
+        print(f"stopped and saved at step {trainer.step}; to go on:\n  {resume_command(run_dir)}")
+        return 130
+    meta.update(results=report(trainer))
+    print(f"curve  {draw_curves(run_dir, f'{task}, {name}')}")
+    if config.video:
+        path, make = run_dir / "videos" / "eval_final.mp4", partial(make_env, task, render=True)
+        print(cannot_draw or save_video(path, agent, make, config.eval))
+    return 0
+
+
+def announce(config: Config, task: TaskId, agent: Dreamer, run_dir: Path, cannot_draw: str | None) -> None:
+    """Say what is about to run and how to watch it."""
+    obs = ", ".join(f"{name} ({size},)" for name, size in agent.spaces.obs.items())
+    action = agent.spaces.action
+    parts = "  ".join(f"{name} {count:,}" for name, count in parameter_counts(agent).items())
+    print(f"task         {task}, {config.train.steps:,} simulator steps, {task.action_repeat} per action")
+    print(f"observation  {obs}")
+    print(f"action       {f'{action.size} choices' if action.discrete else f'({action.size},) in [-1, 1]'}")
+    print(f"parameters   {parts}")
+    print(f"device       {agent.device}, preset {config.preset}")
+    print(f"run folder   {run_dir}")
+    print(f"watch        tensorboard --logdir {shlex.quote(str(run_dir))}")
+    print(f"resume       {resume_command(run_dir)}")
+    if cannot_draw:
+        print(f"video        left out: {cannot_draw}")
+
+
+def report(trainer: Trainer) -> dict[str, Any]:
+    """Print what the agent is worth, and return it for meta.json."""
+    final, recent = summarise(trainer.episodes), trainer.recent()
+    print(f"final evaluation: {format_summary(final)}")
+    for label, value in recent.items():
+        print(f"mean of the {label.replace('_', ' ')}: {value:.4g}")
+    return {"final": final, **recent}
+
+
+def resume_command(run_dir: Path) -> str:
+    return f"python train_agent.py --resume {shlex.quote(str(run_dir))}"
+
+
+def last_checkpoint(run_dir: Path) -> str:
+    path = run_dir / "checkpoints" / "latest.pt"
+    return f"the last good checkpoint is untouched: {path}" if path.exists() else "nothing was saved yet"
+
+
+def main(argv: list[str]) -> int:
+    """`train`, with one line in place of a traceback where the command cannot work."""
+    try:
+        return train(argv)
+    except (TaskError, UsageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
