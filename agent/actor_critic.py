@@ -175,7 +175,8 @@ class ReturnRange(nn.Module):
     def update(self, returns: Tensor) -> Tensor:
         """(...) returns -> the scale, 0-d, at least 1."""
         ends = torch.tensor([0.05, 0.95], device=returns.device)
-        low, high = torch.quantile(returns.flatten(), ends).unbind()
+        seen = torch.quantile(returns.flatten(), ends)  # a bad dream raises later, and must not stay
+        low, high = torch.where(seen.isfinite(), seen, torch.stack([self.low, self.high])).unbind()
         self.low.lerp_(low, self.rate)
         self.high.lerp_(high, self.rate)
         return (self.high - self.low).clamp(min=1.0)

@@ -95,8 +95,13 @@ class ReplayBuffer:
                 torch.from_numpy(self.rows["stoch"][env, at[:, 0]]).to(device).long(), self.classes
             ).float(),
         )
-        obs = {name: tensor(f"obs/{name}") for name in self.obs_names}
-        batch = Batch(obs, *(tensor(name) for name in ("prev_action", "reward", *FLAGS)), start)
+        batch = Batch(
+            obs={name: tensor(f"obs/{name}") for name in self.obs_names},
+            prev_action=tensor("prev_action"),
+            reward=tensor("reward"),
+            **{name: tensor(name) for name in FLAGS},
+            start=start,
+        )
         return batch, np.stack(np.broadcast_arrays(*where))
 
     def write_back(self, where: np.ndarray, states: LatentState) -> None:

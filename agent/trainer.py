@@ -37,7 +37,7 @@ class TrainConfig:
     """Agent steps with random actions before the first update."""
     pretrain: int = 100
     """Updates right after the prefill."""
-    ratio: float = 0.5
+    ratio: float = 0.35
     """Updates per agent step from then on."""
     batch: int = 16
     """B, sequences per update."""
@@ -51,7 +51,7 @@ class TrainConfig:
     """Steps between two lines of metrics."""
     save_every: int = 10_000
     """Steps between two checkpoints; 0 = only at the end."""
-    threads: int = 1
+    threads: int = 2
     """Threads that PyTorch uses inside one operation on CPU."""
 
     def __post_init__(self) -> None:

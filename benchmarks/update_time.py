@@ -74,8 +74,8 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=60, help="timed updates of each size")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    load = os.getloadavg()[0]
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {args.threads} threads, torch {torch.__version__}, load {load:.1f}")
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    print(f"{machine}, {args.threads} threads, torch {torch.__version__}")
     names = ["world_model", "imagination", "actor_critic", "backward", "optimizer", "total"]
     print(f"{'median ms of an update':34s} {'params':>9s} " + " ".join(f"{n:>13s}" for n in names) + "  mean loops")
     default = Config()

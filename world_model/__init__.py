@@ -3,7 +3,8 @@
 from world_model.distributions import TwoHot, symexp, symlog
 from world_model.latent import LatentState
 from world_model.looped import LoopConfig, LoopedCore, LoopStats
-from world_model.model import Batch, ModelConfig, Posterior, Rollout, WorldModel
+from world_model.model import ModelConfig, WorldModel
+from world_model.types import Batch, Posterior, Rollout
 
 __all__ = [
     "Batch",

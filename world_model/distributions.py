@@ -51,7 +51,7 @@ class TwoHot(nn.Module):
         """
         middle = len(self.bins) // 2
         probs = F.softmax(logits.float(), dim=-1)
-        # A sum of products, not a matrix product: autocast would round the bins to bfloat16.
+        # A sum of products, not a matrix product, which a GPU may round to fewer digits than the bins need.
         return ((probs[..., middle + 1 :] - probs[..., :middle].flip(-1)) * self.bins[middle + 1 :]).sum(-1)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -33,11 +33,11 @@ from world_model.nets import Norm, linear
 class LoopConfig:
     """The looped core and its depth."""
 
-    tokens: int = 4
+    tokens: int = 1
     """N, tokens of the deterministic state; attention mixes them (with 1 token it is left out)."""
-    width: int = 32
+    width: int = 128
     """D, width of one token."""
-    heads: int = 2
+    heads: int = 4
     """Attention heads; must divide the width."""
     expand: int = 2
     """Hidden width of the gated MLP in units of the token width."""
@@ -51,7 +51,7 @@ class LoopConfig:
     """In imagination, acting and evaluation: stop where the gate says so, or run `mean_loops` loops."""
     max_loops: int | None = None
     """Cap of the loops with exits, or the fixed number; may exceed the training depth."""
-    exit_threshold: float = 0.02
+    exit_threshold: float = 0.05
     """A state goes on while another loop is predicted to lower the prior's KL by more than this (nats)."""
     carry: Literal["gate", "replace", "cut"] = "gate"
     """Memory over steps: outer gate, plain output, or nothing at all (a control that cannot remember)."""
@@ -108,7 +108,6 @@ class Retention(nn.Module):
         delta = F.softplus(self.delta.float())
         rate = delta * self.log_rate.float().clamp(max=60.0).exp()  # beyond 60, exp would overflow
         decay = torch.exp(-rate.clamp(1e-4, 20.0)).to(self.matrix.dtype)
-        decay = decay.clamp(max=1.0 - torch.finfo(decay.dtype).eps / 2)
         return Dynamics(decay, delta[:, None].to(decay.dtype) * self.matrix)
 
 
@@ -155,11 +154,16 @@ class LoopedCore(nn.Module):
     (imagination, acting, evaluation).
     """
 
-    def __init__(self, cfg: LoopConfig, inputs: int):
+    def __init__(self, cfg: LoopConfig, groups: int, classes: int, actions: int):
         super().__init__()
         self.cfg = cfg
         flat = cfg.tokens * cfg.width
-        self.prelude_in = linear(flat + inputs, cfg.units)
+        self.prelude_in = linear(flat + groups * classes + actions, cfg.units)
+        with torch.no_grad():  # state, latents (of which `groups` are 1) and action start with an equal say
+            for columns, size in zip(
+                self.prelude_in.weight.split([flat, groups * classes, actions], 1), (flat, groups, actions), strict=True
+            ):
+                columns.mul_((self.prelude_in.in_features / size / 3) ** 0.5)
         self.prelude_norm = Norm(cfg.units)
         self.prelude_out = linear(cfg.units, flat)
         self.input_norm = Norm(cfg.width)
@@ -177,7 +181,7 @@ class LoopedCore(nn.Module):
         self.exit_state = linear(flat, 1, bias=True, scale=0.0)
         self.exit_change = linear(flat, 1, scale=0.0)
         with torch.no_grad():
-            self.exit_state.bias.fill_(1.0)
+            self.exit_state.bias.fill_(0.2)
 
     def undecayed(self) -> list[nn.Parameter]:
         """Parameters that weight decay must leave alone: the retention, B and C."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,7 @@ from world_model.distributions import TwoHot, symexp, symlog
 from world_model.latent import LatentState, kl_balance, kl_divergence, probabilities, sample_onehot
 from world_model.looped import Dynamics, LoopConfig, LoopedCore, LoopStats, sample_depth
 from world_model.nets import MLP, Norm, linear
+from world_model.types import Batch, Posterior, Rollout
 
 Metrics = dict[str, Tensor]
 
@@ -41,9 +41,9 @@ class ModelConfig:
     """Hidden layers of the decoder; encoder, posterior, prior and heads have one."""
     unimix: float = 0.01
     """Share of the uniform distribution in every categorical."""
-    free_nats: float = 1.0
+    free_nats: float = 0.1
     """Below this, the KL losses do not push (nats, after the sum over the groups)."""
-    rec_scale: float = 1.0
+    rec_scale: float = 10.0
     """Weight of the reconstruction loss: the inverse of the observation noise that the decoder assumes, halved."""
     dyn_scale: float = 1.0
     """Weight of the dynamics loss KL(sg(posterior) || prior)."""
@@ -53,53 +53,6 @@ class ModelConfig:
     """Bins of the two-hot reward and value heads (odd)."""
     bin_limit: float = 20_000.0
     """Largest reward or value that the bins can express."""
-
-
-class Batch(NamedTuple):
-    """Arrival rows (B, T, ...): row t is what the agent knows on arrival at observation t.
-
-    obs {name: (B, T, O)}, prev_action (B, T, A), the rest (B, T); start is the state before the first row.
-    """
-
-    obs: dict[str, Tensor]
-    prev_action: Tensor
-    reward: Tensor
-    is_first: Tensor
-    is_last: Tensor
-    is_terminal: Tensor
-    start: LatentState | None = None
-
-
-class Posterior(NamedTuple):
-    """What the model infers along a batch: states (B, T, ...), log-probabilities (B, T, S, K).
-
-    trace holds (x_1..x_R stacked (R, B, T, N, D), x_0, gate) of every step, for the exit gate and the metrics.
-    """
-
-    states: LatentState
-    post_logp: Tensor
-    prior_logp: Tensor
-    trace: tuple[Tensor, Tensor, Tensor]
-    loops: int | Tensor
-
-
-class Rollout(NamedTuple):
-    """An imagined trajectory; the alignment lives here and nowhere else.
-
-    states    s_0 .. s_H       (B, H+1, ...)   s_0 is a posterior, detached
-    actions   a_0 .. a_{H-1}   (B, H, A)       a_k sampled at s_k
-    rewards   r_1 .. r_H       (B, H)          predicted from s_{k+1}
-    continues c_1 .. c_H       (B, H)          predicted from s_{k+1}; gamma belongs to the lambda-return
-    loops     depth (B, H) and residual (B, H, R)
-    alive     (B,)             1 - is_terminal of the start row
-    """
-
-    states: LatentState
-    actions: Tensor
-    rewards: Tensor
-    continues: Tensor
-    loops: LoopStats
-    alive: Tensor
 
 
 def clipped(action: Tensor) -> Tensor:
@@ -116,7 +69,7 @@ class WorldModel(nn.Module):
         loop, stoch, units = cfg.loop, cfg.groups * cfg.classes, cfg.units
         flat, total = loop.tokens * loop.width, sum(obs_sizes.values())
         self.feat_size = flat + stoch
-        self.core = LoopedCore(loop, stoch + action_size)
+        self.core = LoopedCore(loop, cfg.groups, cfg.classes, action_size)
         self.encoder = MLP(total, units, 1)
         # The posterior's first layer is split, so that its observation half runs outside of the scan.
         self.post_deter = linear(flat, units)

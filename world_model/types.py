@@ -1,0 +1,61 @@
+"""What passes between replay, world model and actor-critic: Batch, Posterior, Rollout.
+
+Symbols: B batch, T time, H horizon, O observation size, A action size, N tokens, D token width, S groups,
+K classes, R loops.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from world_model.latent import LatentState
+from world_model.looped import LoopStats
+
+
+class Batch(NamedTuple):
+    """Arrival rows (B, T, ...): row t is what the agent knows on arrival at observation t.
+
+    obs {name: (B, T, O)}, prev_action (B, T, A), the rest (B, T); start is the state before the first row.
+    """
+
+    obs: dict[str, Tensor]
+    prev_action: Tensor
+    reward: Tensor
+    is_first: Tensor
+    is_last: Tensor
+    is_terminal: Tensor
+    start: LatentState | None = None
+
+
+class Posterior(NamedTuple):
+    """What the model infers along a batch: states (B, T, ...), log-probabilities (B, T, S, K).
+
+    trace holds (x_1..x_R stacked (R, B, T, N, D), x_0, gate) of every step, for the exit gate and the metrics.
+    """
+
+    states: LatentState
+    post_logp: Tensor
+    prior_logp: Tensor
+    trace: tuple[Tensor, Tensor, Tensor]
+    loops: int | Tensor
+
+
+class Rollout(NamedTuple):
+    """An imagined trajectory; the alignment lives here and nowhere else.
+
+    states    s_0 .. s_H       (B, H+1, ...)   s_0 is a posterior, detached
+    actions   a_0 .. a_{H-1}   (B, H, A)       a_k sampled at s_k
+    rewards   r_1 .. r_H       (B, H)          predicted from s_{k+1}
+    continues c_1 .. c_H       (B, H)          predicted from s_{k+1}; gamma belongs to the lambda-return
+    loops     depth (B, H) and residual (B, H, R)
+    alive     (B,)             1 - is_terminal of the start row
+    """
+
+    states: LatentState
+    actions: Tensor
+    rewards: Tensor
+    continues: Tensor
+    loops: LoopStats
+    alive: Tensor
