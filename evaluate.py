@@ -65,7 +65,7 @@ def policy(args: Policy) -> None:
     saved = read_checkpoint(path)
     task, config = TaskId.parse(saved["task"]), from_dict(Config, saved["config"])
     agent = Dreamer.from_checkpoint(saved, args.device)
-    torch.set_num_threads(config.train.threads)
+    torch.set_num_threads(config.train.threads or 1)  # ten rows at a time: more threads are no help
     cannot_draw = prepare_rendering(args.video and task.suite == "dmc")
 
     envs = make_vector_env(task, 1, args.seed)

@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from agent.checkpoint import (
     Meta,
     UsageError,
@@ -24,7 +22,7 @@ from agent.checkpoint import (
     seed_everything,
     spaces_of,
 )
-from agent.config import Config, parse_cli, resolve_device, save_yaml, to_dict
+from agent.config import Config, parse_cli, resolve_device, save_yaml, set_threads, to_dict
 from agent.dreamer import Dreamer
 from agent.evaluation import Evaluator, draw_curves, save_video, summarise
 from agent.logger import Logger
@@ -42,7 +40,7 @@ def train(argv: list[str]) -> int:
     if saved and saved["task"] != str(task):
         raise UsageError(f"{config.resume} is a run of {saved['task']}, not of {task}: leave the task out")
     cannot_draw = prepare_rendering(config.video and task.suite == "dmc")
-    torch.set_num_threads(config.train.threads)
+    set_threads(config.train.threads)
     seed_everything(config.seed)
 
     envs = make_vector_env(task, config.train.envs, config.seed)

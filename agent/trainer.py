@@ -51,14 +51,14 @@ class TrainConfig:
     """Steps between two lines of metrics."""
     save_every: int = 10_000
     """Steps between two checkpoints; 0 = only at the end."""
-    threads: int = 2
-    """Threads that PyTorch uses inside one operation on CPU."""
+    threads: int = 0
+    """Threads inside one operation on CPU; 0 = one or two, whichever is faster at the start."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "envs", "batch", "length", "log_every", "threads"):
+        for name in ("steps", "envs", "batch", "length", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--train.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("pretrain", "ratio", "eval_every", "save_every"):
+        for name in ("pretrain", "ratio", "eval_every", "save_every", "threads"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--train.{name} must be 0 or more, got {getattr(self, name)}")
         if self.steps <= self.prefill:

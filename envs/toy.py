@@ -59,10 +59,15 @@ class Cue(ToyWorld):
 
     Observation, 4 numbers: [cue 0, cue 1, waiting, query]. The first observation shows the cue, the next
     `delay` ones are all [0, 0, 1, 0], then one is [0, 0, 0, 1], where the action is answered with reward
-    +1 if it names the cue and -1 if not, and the episode terminates (with an observation of zeros).
-    Actions before the query change nothing. An episode has `delay` + 2 actions.
+    +1 if it names the cue, and if not with -2 (cue 0) or 0 (cue 1), and the episode terminates (with an
+    observation of zeros). Actions before the query change nothing. An episode has `delay` + 2 actions.
 
-    Optimal return 1.0. Random actions, and any policy that forgets, 0.0 on average.
+    A wrong answer costs more under one cue than under the other, so that the cue foretells the reward even
+    before the right answer is known: with equal costs nothing leads a learner out of the saddle where cue
+    and action matter only together, and the task would test that rather than memory.
+
+    Optimal return 1.0. The best policy that forgets, always answering 0, has 0.5 on average, random
+    actions 0.0.
 
     Args:
         delay: blank steps between cue and query, at least 0.
@@ -70,6 +75,7 @@ class Cue(ToyWorld):
     """
 
     optimal_return = 1.0
+    forgetful_return = 0.5
     random_return = 0.0
 
     def __init__(self, delay: int = 20, render_mode: str | None = None) -> None:
@@ -95,7 +101,8 @@ class Cue(ToyWorld):
         self._time += 1
         if self._time == self.delay + 2:
             self._show(None)
-            return self._observe(), 1.0 if int(action) == self._cue else -1.0, True, False, {}
+            wrong = (-2.0, 0.0)[self._cue]
+            return self._observe(), 1.0 if int(action) == self._cue else wrong, True, False, {}
         self._show(2 if self._time <= self.delay else 3)
         return self._observe(), 0.0, False, False, {}
 

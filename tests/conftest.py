@@ -96,6 +96,18 @@ def make_trainer():
         each.close()
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """One debug run, for all tests."""
+    folder = tmp_path_factory.mktemp("cli")
+    command = [sys.executable, str(ROOT / "train_agent.py"), "toy:cue5", "--preset", "debug", "--seed", "3"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    runs = list((folder / "runs" / "toy-cue5").iterdir())
+    assert len(runs) == 1
+    return runs[0], done.stdout
+
+
 @pytest.fixture
 def script(tmp_path):
     """script("train_agent.py", "toy:cue", ...): run it in an empty folder, without a terminal."""

@@ -14,7 +14,7 @@ def make_core(seed: int = 0, double: bool = False, **settings) -> LoopedCore:
     """A small core; sizes and depth by keyword."""
     torch.manual_seed(seed)
     cfg = LoopConfig(**{"tokens": 3, "width": 8, "heads": 2, "units": 16, "mean_loops": 3.0} | settings)
-    core = LoopedCore(cfg, CORE_INPUTS)
+    core = LoopedCore(cfg, groups=1, classes=CORE_INPUTS - 2, actions=2)
     return core.double() if double else core
 
 

@@ -3,31 +3,16 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 
 import imageio.v3 as iio
 import pytest
 import torch
-from conftest import ROOT
 
 import evaluate
 import train_agent
 from agent.config import load_yaml
 
 RUN_FILES = {"config.yaml", "meta.json", "metrics.jsonl", "episodes.csv", "eval.csv", "curve.png", "videos"}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """One debug run, for all tests of this file."""
-    folder = tmp_path_factory.mktemp("cli")
-    command = [sys.executable, str(ROOT / "train_agent.py"), "toy:cue5", "--preset", "debug", "--seed", "3"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    runs = list((folder / "runs" / "toy-cue5").iterdir())
-    assert len(runs) == 1
-    return runs[0], done.stdout
 
 
 @pytest.fixture
