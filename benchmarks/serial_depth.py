@@ -1,0 +1,101 @@
+"""Do the loops follow the difficulty? Loops against n on toy:serial, where a prediction needs n serial moves.
+
+    python train_agent.py toy:serial --steps 50k --model.loop.mean-loops 4
+    python benchmarks/serial_depth.py RUN
+
+For transitions under random actions: the model sees the episode so far, predicts one step ahead with exits, and
+the decoded position is compared with the true next one. Printed: error and loops by n, the rank correlation of
+loops and n, and the error when every prediction stops after 1, 2, .. loops.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from agent.checkpoint import find_checkpoint, read_checkpoint  # noqa: E402
+from agent.dreamer import Dreamer  # noqa: E402
+from envs import make_vector_env  # noqa: E402
+
+EPISODES = 20
+
+
+def transitions(agent: Dreamer, task: str, seed: int) -> dict[str, Any]:
+    """Posterior states before a move, the action, n, and the position after it, over whole episodes."""
+    world = agent.averaged.world
+    envs = make_vector_env(task, EPISODES, seed)
+    envs.action_space.seed(seed)
+    obs, _ = envs.reset(seed=seed)
+    positions = agent.spaces.obs["state"] - 9  # the rest is the one-hot of n = 0..8
+    state, action = world.initial(EPISODES), torch.zeros(EPISODES, 2)
+    first = torch.ones(EPISODES, dtype=torch.bool)
+    found: dict[str, list[torch.Tensor]] = {"deter": [], "stoch": [], "action": [], "n": [], "next": []}
+    over = False
+    while not over:
+        rows = torch.as_tensor(obs["state"])
+        state, _ = world.observe({"state": rows}, action, first, state, sample=False)
+        choice = envs.action_space.sample()
+        action = torch.nn.functional.one_hot(torch.as_tensor(choice), 2).float()
+        obs, _, terminated, truncated, _ = envs.step(choice)
+        found["deter"].append(state.deter)
+        found["stoch"].append(state.stoch)
+        found["action"].append(action)
+        found["n"].append(rows[:, positions:].argmax(-1))
+        found["next"].append(torch.as_tensor(obs["state"])[:, :positions].argmax(-1))
+        first = torch.zeros(EPISODES, dtype=torch.bool)
+        over = bool((terminated | truncated).all())
+    envs.close()
+    return {name: torch.cat(parts) for name, parts in found.items()} | {"positions": positions}
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks with ties averaged."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="run folder or checkpoint of toy:serial")
+    parser.add_argument("--seed", type=int, default=2_000_000_000)
+    args = parser.parse_args()
+    saved = read_checkpoint(find_checkpoint(args.run))
+    if not saved["task"].startswith("toy:serial"):
+        sys.exit(f"error: {args.run} is a run of {saved['task']}; give one of toy:serial")
+    agent = Dreamer.from_checkpoint(saved, "cpu")
+    world, rows = agent.averaged.world, transitions(agent, saved["task"], args.seed)
+    from world_model import LatentState
+
+    start = LatentState(rows["deter"], rows["stoch"])
+
+    @torch.no_grad()
+    def predict(max_loops: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """-> error (M,) 0 or 1, loops (M,)"""
+        state, stats = world.dream_step(start, rows["action"], world.core.retention(), max_loops, sample=False)
+        guess = world.decode(state)["state"][:, : rows["positions"]].argmax(-1)
+        return (guess != rows["next"]).float().numpy(), stats.depth.numpy()
+
+    n = rows["n"].numpy()
+    error, loops = predict(None)
+    print(f"{len(n)} transitions, error {error.mean():.3f}, mean loops {loops.mean():.2f}")
+    print("n     " + " ".join(f"{k:6d}" for k in range(9)))
+    print("error " + " ".join(f"{error[n == k].mean():6.3f}" for k in range(9)))
+    print("loops " + " ".join(f"{loops[n == k].mean():6.2f}" for k in range(9)))
+    spread = ranks(loops).std() > 0
+    rho = np.corrcoef(ranks(loops), ranks(n))[0, 1] if spread else float("nan")
+    print(f"rank correlation of loops and n: {rho:.3f}")
+    for cap in range(1, world.cfg.loop.run_cap + 1):
+        error, loops = predict(cap)
+        print(f"at most {cap} loops: error {error.mean():.3f}, mean loops {loops.mean():.2f}")
+
+
+if __name__ == "__main__":
+    main()
