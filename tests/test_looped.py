@@ -249,3 +249,13 @@ def test_more_loops_do_not_grow_the_state():
     states = core(deter, inputs, 64, core.retention())[1]
     norms = torch.stack([x.norm(dim=-1) for x in states[1:]])
     assert torch.allclose(norms, torch.full_like(norms, math.sqrt(8)), rtol=1e-2)
+
+
+def test_state_latents_and_action_enter_the_prelude_with_equal_say():
+    torch.manual_seed(0)
+    core = LoopedCore(LoopConfig(tokens=1, width=64, heads=2, units=256), groups=8, classes=8, actions=1)
+    latents = F.one_hot(torch.randint(0, 8, (500, 8)), 8).float().flatten(1)
+    parts = [torch.randn(500, 64), latents, torch.randn(500, 1)]
+    for part, columns in zip(parts, core.prelude_in.weight.split([64, 64, 1], 1), strict=True):
+        share = float((part @ columns.t()).square().mean())
+        assert share == pytest.approx(1 / 3, rel=0.25)

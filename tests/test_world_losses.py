@@ -136,3 +136,13 @@ def test_overfitting_one_batch_lowers_the_loss():
     late = {key: sum(row[key] for row in history[-5:]) / 5 for key in history[0]}
     assert late["total"] < 0.7 * history[0]["total"]
     assert late["recon"] < 0.6 * history[0]["recon"]
+
+
+def test_reconstruction_counts_as_often_as_its_weight_says():
+    losses = []
+    for scale in (1.0, 3.0):
+        world = make_world()
+        world.cfg = dataclasses.replace(world.cfg, rec_scale=scale)
+        torch.manual_seed(3)
+        losses.append(world.loss(make_batch(world))[2]["world/reconstruction_loss"])
+    assert losses[1] == pytest.approx(3.0 * float(losses[0]))
