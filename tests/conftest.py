@@ -1,8 +1,10 @@
-"""What several test files share: a tiny trainer in this process, and the two scripts as commands."""
+"""What several test files share: a tiny trainer, untrained agents, one finished run, and the two scripts."""
 
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -18,6 +20,7 @@ from agent.evaluation import Evaluator
 from agent.logger import Logger
 from agent.replay import ReplayBuffer
 from agent.trainer import Trainer
+from envs import make_vector_env
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,6 +52,16 @@ class Metronome(gym.Env):
 
 def metronomes(count, kind=Metronome):
     return SyncVectorEnv([kind] * count, autoreset_mode=AutoresetMode.NEXT_STEP)
+
+
+counters = partial(make_vector_env, "toy:counter", seed=0)
+
+
+def untrained(make_envs=counters):
+    """An agent with the first weights of the debug preset."""
+    config = preset("debug")
+    torch.manual_seed(0)
+    return Dreamer(config.model, config.behavior, config.optimizer, spaces_of(make_envs(1)))
 
 
 @pytest.fixture(autouse=True)
@@ -96,12 +109,17 @@ def make_trainer():
         each.close()
 
 
+def spawn(folder, name, *words):
+    """Run a script as a command of its own in `folder`, without a terminal."""
+    command = [sys.executable, str(ROOT / name), *map(str, words)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """One debug run, for all tests."""
+    """One debug run, for all tests: its folder, which nobody may change, and what it printed."""
     folder = tmp_path_factory.mktemp("cli")
-    command = [sys.executable, str(ROOT / "train_agent.py"), "toy:cue5", "--preset", "debug", "--seed", "3"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    done = spawn(folder, "train_agent.py", "toy:cue5", "--preset", "debug", "--seed", "3")
     assert done.returncode == 0, done.stderr
     runs = list((folder / "runs" / "toy-cue5").iterdir())
     assert len(runs) == 1
@@ -109,11 +127,18 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture
-def script(tmp_path):
-    """script("train_agent.py", "toy:cue", ...): run it in an empty folder, without a terminal."""
+def script(tmp_path, monkeypatch, capfd):
+    """script("train_agent.py", "toy:cue", ...): like `spawn`, in an empty folder and without a new process.
 
-    def run(name, *words, timeout=120):
-        command = [sys.executable, str(ROOT / name), *map(str, words)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout)
+    An exception that would be a traceback fails the test.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, *words):
+        monkeypatch.setattr(sys, "argv", [str(ROOT / name), *map(str, words)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        return subprocess.CompletedProcess(words, stop.value.code, *capfd.readouterr())
 
     return run

@@ -182,13 +182,15 @@ def test_bad_numbers_raise_before_any_weight_is_touched(field):
     assert all(torch.equal(value, averaged[name]) for name, value in weights_of(agent.averaged).items())
 
 
-def test_an_agent_can_go_on_after_a_bad_batch():
+@pytest.mark.parametrize("field", ["reward", "obs"])
+def test_an_agent_can_go_on_after_a_bad_batch(field):
     agent = make()
     batch = make_batch()
-    batch.reward[1, 2] = float("nan")
+    (batch.reward if field == "reward" else batch.obs["state"])[1, 2] = float("nan")
     with pytest.raises(NonFiniteError):
         agent.update(batch)
-    agent.update(make_batch(seed=2))
+    _, metrics = agent.update(make_batch(seed=2))
+    assert all(value.isfinite().all() for value in metrics.values())
     assert all(flat.isfinite().all() for flat in flats(agent).values())
 
 

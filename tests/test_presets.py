@@ -1,11 +1,13 @@
 """The presets and what suits the machine: every preset can be built and updated, threads are chosen."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 from small import ACTIONS, SIZES, make_batch
 
+from agent import config
 from agent.actor_critic import ActionSpec
 from agent.config import PRESETS, preset, set_threads
 from agent.dreamer import Dreamer, Spaces
@@ -13,9 +15,9 @@ from agent.dreamer import Dreamer, Spaces
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_be_trained(name):
-    config = preset(name)
-    behavior = replace(config.behavior, starts=0, horizon=2)
-    agent = Dreamer(config.model, behavior, config.optimizer, Spaces(SIZES, ActionSpec(ACTIONS, False)))
+    settings = preset(name)
+    behavior = replace(settings.behavior, starts=0, horizon=2)
+    agent = Dreamer(settings.model, behavior, settings.optimizer, Spaces(SIZES, ActionSpec(ACTIONS, False)))
     before = agent.adams["world"].flat.detach().clone()
     agent.update(make_batch(agent.world, size=2, length=4))
     assert not torch.equal(before, agent.adams["world"].flat)
@@ -26,11 +28,32 @@ def test_base_has_tokens_that_attend_to_each_other():
     assert preset("base").model.loop.tokens > 1
 
 
-def test_threads_are_taken_as_given_or_measured():
-    try:
-        assert set_threads(3) == torch.get_num_threads() == 3
-        chosen = set_threads(0)
-        assert chosen in (1, 2)
-        assert torch.get_num_threads() == chosen
-    finally:
-        torch.set_num_threads(1)
+@pytest.fixture
+def threads():
+    """Whatever a test does to the number of threads is undone."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 3])
+def test_threads_are_taken_as_given(threads, wanted):
+    torch.set_num_threads(4)
+    assert set_threads(wanted) == torch.get_num_threads() == wanted
+
+
+def test_threads_not_given_are_measured(threads):
+    torch.set_num_threads(4)
+    chosen = set_threads(0)
+    assert chosen in (1, 2)
+    assert torch.get_num_threads() == chosen
+
+
+@pytest.mark.parametrize(("cores", "seconds", "faster"), [(2, (3, 2), 2), (2, (2, 3), 1), (None, (3, 2), 1)])
+def test_the_faster_number_of_threads_is_taken(monkeypatch, cores, seconds, faster):
+    given = []  # nothing really runs on two threads, which takes long on busy cores
+    now = itertools.accumulate(iter(lambda: seconds[given[-1] - 1], None))
+    monkeypatch.setattr(config.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(config.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    assert set_threads(0) == given[-1] == faster

@@ -83,3 +83,13 @@ def test_return_range_is_a_running_average_of_the_quantiles():
         scale = spread.update(returns.view(1, -1))
         assert float(scale) == pytest.approx(max(1.0, 90.0 * (1 - 0.9**n)), rel=1e-4)
     assert float(ReturnRange(0.1).update(returns * 1e-3)) == 1.0  # small returns are not blown up
+
+
+def test_return_range_leaves_out_quantiles_that_are_not_finite():
+    spread = ReturnRange(0.1)
+    returns = torch.arange(101.0)
+    before = float(spread.update(returns))
+    assert float(spread.update(torch.full((4,), float("nan")))) == before == pytest.approx(9.0)
+    spread.update(torch.tensor([*range(5, 16), float("inf")]))  # the quantiles are 5.55 and infinity
+    assert float(spread.high) == pytest.approx(9.5)
+    assert float(spread.low) == pytest.approx(0.5 + 0.1 * (5.55 - 0.5))

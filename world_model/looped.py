@@ -177,11 +177,11 @@ class LoopedCore(nn.Module):
             self.update_gate.bias.copy_(torch.linspace(-3.0, 1.0, flat)[torch.randperm(flat)])
         # The state before the first observation. Learned, and not zero: see `Norm`.
         self.start = nn.Parameter(torch.randn(cfg.tokens, cfg.width))
-        # The exit gate reads the loop state and its last change. It starts at "always another loop".
+        # The exit gate reads the loop state and its last change. At first it says "another loop".
         self.exit_state = linear(flat, 1, bias=True, scale=0.0)
         self.exit_change = linear(flat, 1, scale=0.0)
         with torch.no_grad():
-            self.exit_state.bias.fill_(0.2)
+            self.exit_state.bias.fill_(cfg.exit_threshold + 0.15)
 
     def undecayed(self) -> list[nn.Parameter]:
         """Parameters that weight decay must leave alone: the retention, B and C."""

@@ -1,0 +1,69 @@
+"""Evaluation episodes, open-loop pictures and videos of an agent."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import counters, untrained
+
+from agent.config import preset
+from agent.evaluation import open_loop_picture, record_episode, run_episodes, save_video
+from envs import make_env
+
+
+def test_evaluation_does_not_depend_on_how_many_play_at_once():
+    agent = untrained()
+    one, three, all_at_once = (run_episodes(agent, counters, 7, 50, parallel=n) for n in (1, 3, 10))
+    for row, same, again in zip(one, three, all_at_once, strict=True):
+        for key in ("episode", "seed", "return", "length"):
+            assert row[key] == same[key] == again[key]
+        assert row["mean_loops"] == pytest.approx(same["mean_loops"], abs=0.2)
+    assert [row["seed"] for row in one] == list(range(50, 57))
+    assert len({row["return"] for row in one}) > 1
+    assert all(row["return"] == row["length"] * (row["length"] + 1) / 2 for row in one)
+
+
+def test_evaluation_leaves_the_generators_alone_and_repeats_itself():
+    agent = untrained()
+    before = torch.get_rng_state()
+    one = run_episodes(agent, counters, 4, 50, explore=True)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    assert run_episodes(agent, counters, 4, 50, explore=True) == one
+
+
+def test_evaluation_obeys_the_loop_limit():
+    agent = untrained()
+    assert {row["mean_loops"] for row in run_episodes(agent, counters, 3, 0, max_loops=1)} == {1.0}
+    with pytest.raises(ValueError, match="at least 1 episode"):
+        run_episodes(agent, counters, 0, 0)
+
+
+def test_an_open_loop_picture_leaves_the_generators_alone(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, counters, steps=120, ratio=0.0, pretrain=0, eval_every=0)
+    assert open_loop_picture(trainer.agent, trainer.replay, 0) is None  # nothing to show yet
+    trainer.run()
+    before = torch.get_rng_state(), trainer.replay.state_dict()["rng"]
+    one, same = (open_loop_picture(trainer.agent, trainer.replay, 0) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert trainer.replay.state_dict()["rng"] == before[1]
+    assert one.dtype == np.uint8
+    assert one.shape[2] == 3
+    assert np.array_equal(one, same)
+
+
+def test_a_video_shows_every_step(tmp_path):
+    agent, cfg = untrained(), preset("debug").eval
+    env = make_env("toy:counter", render=True)
+    frames, loops, fps, total = record_episode(agent, env, cfg)
+    assert len(frames) == len(loops)
+    assert total == len(frames) * (len(frames) + 1) / 2
+    assert fps == 10.0
+    line = save_video(tmp_path / "v.mp4", agent, lambda: make_env("toy:counter", render=True), cfg)
+    assert line.startswith("video ")
+    assert list(tmp_path.glob("v.*"))
+
+
+def test_a_video_never_stops_a_run(tmp_path):
+    line = save_video(tmp_path / "v.mp4", untrained(), lambda: make_env("toy:counter"), preset("debug").eval)
+    assert line.startswith("no video: ")
+    assert not list(tmp_path.iterdir())
