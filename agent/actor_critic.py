@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from world_model import LatentState, Rollout, TwoHot
+from world_model import Rollout, TwoHot
 from world_model.latent import probabilities, sample_onehot
 from world_model.nets import MLP
 
@@ -156,7 +156,7 @@ class Critic(nn.Module):
         """Cross-entropy to the returns, and to what the slow copy says of the same states: (...)."""
         with torch.no_grad():
             slow = self.twohot.mean(self.slow(feat.detach()))
-        return self.twohot.loss(logits, target) + self.cfg.slow_scale * self.twohot.loss(logits, slow)
+        return self.twohot.loss(logits, target, slow, self.cfg.slow_scale)
 
 
 class ReturnRange(nn.Module):
@@ -192,29 +192,29 @@ class ActorCritic(nn.Module):
         self.critic = Critic(cfg, features, bins, limit)
         self.range = ReturnRange(cfg.return_rate)
 
-    def policy(self, state: LatentState) -> Tensor:
-        """Sampled actions (B, A) for imagination."""
-        return self.actor.act(state.feat().detach())
+    def policy(self, feat: Tensor) -> Tensor:
+        """Features (B, F) -> sampled actions (B, A) for imagination."""
+        return self.actor.act(feat.detach())
 
     def loss(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Metrics]:
         """Actor and critic losses on one rollout, two scalars to be differentiated each by its own module.
 
         Returns policy loss, value loss, the (B, H) imagined returns, and metrics.
         """
-        dreamt = rollout.states.feat()  # (B, H+1, F)
-        feat = dreamt.detach()
+        feat = rollout.feat.detach()  # (H+1, B, F): time first
         logits = self.critic.net(feat)
         through = self.cfg.actor_gradient == "dynamics"
-        values = self.critic.value(dreamt) if through else self.critic.twohot.mean(logits).detach()
+        values = self.critic.value(rollout.feat) if through else self.critic.twohot.mean(logits).detach()
+        values = values.t()  # (B, H+1)
         returns = lambda_return(rollout.rewards, rollout.continues, values, self.cfg.gamma, self.cfg.lam)
         weight = rollout_weights(rollout.alive, rollout.continues.detach(), self.cfg.gamma)
         scale = self.range.update(returns.detach())
         advantage = (returns - values[:, :-1]).detach() / scale
-        logp, entropy, spread = self.actor.evaluate(feat[:, :-1], rollout.actions.detach())
-        gain = returns / scale if through else logp * advantage
-        policy_loss = -(weight * (gain + self.cfg.entropy * entropy)).mean()
+        logp, entropy, spread = self.actor.evaluate(feat[:-1], rollout.actions.detach().transpose(0, 1))  # (H, B)
+        gain = returns / scale if through else logp.t() * advantage
+        policy_loss = -(weight * (gain + self.cfg.entropy * entropy.t())).mean()
         returns, values = returns.detach(), values.detach()
-        value_loss = (weight * self.critic.loss(logits[:, :-1], feat[:, :-1], returns)).mean()
+        value_loss = (weight.t() * self.critic.loss(logits[:-1], feat[:-1], returns.t())).mean()
         return policy_loss, value_loss, returns, {
             "behavior/policy_loss": policy_loss.detach(),
             "behavior/value_loss": value_loss.detach(),

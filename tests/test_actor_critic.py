@@ -50,6 +50,7 @@ def make_rollout(spec: ActionSpec = CONTINUOUS, size: int = 4, horizon: int = 5,
         torch.rand(size, horizon, generator=gen),
         stats,
         torch.ones(size),
+        states.feat().transpose(0, 1),
     )
 
 
@@ -101,7 +102,7 @@ def sensitivities(ac: ActorCritic, rollout: Rollout, monkeypatch) -> Tensor:
     size, horizon = rollout.rewards.shape
     logp = torch.zeros(size, horizon, requires_grad=True)
     zero = torch.zeros(size, horizon)
-    monkeypatch.setattr(ac.actor, "evaluate", lambda feat, action: (logp, zero, zero.mean()))
+    monkeypatch.setattr(ac.actor, "evaluate", lambda feat, action: (logp.t(), zero.t(), zero.mean()))
     return torch.autograd.grad(ac.loss(rollout)[0], logp)[0]
 
 
@@ -143,11 +144,12 @@ def train_on_bandit(ac: ActorCritic, reward, steps: int) -> None:
     """Repeated one-step dreams in one state, with `reward` of the action."""
     adam = torch.optim.Adam(ac.actor.parameters(), lr=0.02)
     state = LatentState(torch.ones(64, 2, 2, 1), torch.ones(64, 2, 1, 4))
+    feat = state.feat().transpose(0, 1)
     for _ in range(steps):
         with torch.no_grad():
-            action = ac.policy(state.map(lambda leaf: leaf[:, 0]))[:, None]
+            action = ac.policy(feat[0])[:, None]
         stats = LoopStats(torch.ones(64, 1), torch.zeros(64, 1, 1))
-        dream = Rollout(state, action, reward(action), torch.zeros(64, 1), stats, torch.ones(64))
+        dream = Rollout(state, action, reward(action), torch.zeros(64, 1), stats, torch.ones(64), feat)
         adam.zero_grad()
         ac.loss(dream)[0].backward()
         adam.step()
@@ -210,7 +212,7 @@ def test_dynamics_gradient_reaches_the_actor_through_the_value_of_dreamt_states(
     actions = ac.actor.act(rollout.states.feat()[:, :-1])
     moved = rollout.states.deter[:, 1:] + actions[..., None]
     states = rollout.states._replace(deter=torch.cat([rollout.states.deter[:, :1], moved], 1))
-    loss, _, _, _ = ac.loss(rollout._replace(actions=actions, states=states))
+    loss, _, _, _ = ac.loss(rollout._replace(actions=actions, feat=states.feat().transpose(0, 1)))
     assert all(grad.any() for grad in torch.autograd.grad(loss, list(ac.actor.parameters())))
 
 
@@ -221,7 +223,7 @@ def test_the_value_loss_trains_the_critic_and_nothing_else(gradient):
     actions = ac.actor.act(rollout.states.feat()[:, :-1])
     deter = rollout.states.deter.clone().requires_grad_()
     states = rollout.states._replace(deter=deter)
-    rollout = rollout._replace(states=states, actions=actions, rewards=actions.sum(-1))
+    rollout = rollout._replace(feat=states.feat().transpose(0, 1), actions=actions, rewards=actions.sum(-1))
     policy_loss, value_loss, _, _ = ac.loss(rollout)
     others = [deter, *ac.actor.parameters()]
     grads = torch.autograd.grad(value_loss, others, allow_unused=True, retain_graph=True)

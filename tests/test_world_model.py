@@ -7,7 +7,7 @@ import torch
 from small import ACTIONS, gradients, make_batch, make_world, random_state
 from torch import Tensor
 
-from world_model import Batch, LatentState
+from world_model import Batch
 
 
 def cut(batch: Batch, first: int, last: int | None = None) -> Batch:
@@ -168,8 +168,8 @@ def test_rollout_alignment():
     world = make_world()
     start, seen = random_state(world), []
 
-    def policy(state: LatentState) -> Tensor:
-        seen.append(state)
+    def policy(feat: Tensor) -> Tensor:
+        seen.append(feat)
         return torch.randn(3, ACTIONS)
 
     alive = torch.tensor([1.0, 0.0, 1.0])
@@ -182,9 +182,9 @@ def test_rollout_alignment():
     assert torch.equal(rollout.states.stoch[:, 0], start.stoch)
     assert torch.equal(rollout.alive, alive)
     assert len(seen) == 5
-    for k, state in enumerate(seen):  # a_k is chosen at s_k
-        assert torch.equal(state.deter, rollout.states.deter[:, k])
-        assert torch.equal(state.stoch, rollout.states.stoch[:, k])
+    for k, feat in enumerate(seen):  # a_k is chosen at s_k
+        assert torch.equal(feat, rollout.states.map(lambda leaf, k=k: leaf[:, k]).feat())
+        assert torch.equal(feat, rollout.feat[k])
     with torch.no_grad():
         for k in range(5):  # r_{k+1} and c_{k+1} are read from s_{k+1}
             feat = rollout.states.map(lambda leaf, k=k: leaf[:, k + 1]).feat()

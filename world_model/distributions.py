@@ -54,12 +54,22 @@ class TwoHot(nn.Module):
         # A sum of products, not a matrix product, which a GPU may round to fewer digits than the bins need.
         return ((probs[..., middle + 1 :] - probs[..., :middle].flip(-1)) * self.bins[middle + 1 :]).sum(-1)
 
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy of (..., bins) logits against the two-hot code of (...) targets -> (...)."""
-        target = target.detach().float().clamp(float(self.bins[0]), float(self.bins[-1]))
-        upper = torch.searchsorted(self.bins, target.contiguous()).clamp(1, len(self.bins) - 1)
+    def score(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """(..., bins) logits and (..., M) targets -> (..., M) logits weighted by each target's two-hot code."""
+        targets = targets.detach().float().clamp(float(self.bins[0]), float(self.bins[-1]))
+        upper = torch.searchsorted(self.bins, targets.contiguous()).clamp(1, len(self.bins) - 1)
         low, high = self.bins[upper - 1], self.bins[upper]
-        share = (target - low) / (high - low)  # (...) weight of the upper bin
-        logits = logits.float()
-        pair = torch.gather(logits, -1, torch.stack([upper - 1, upper], -1))  # (..., 2)
-        return torch.logsumexp(logits, -1) - torch.lerp(pair[..., 0], pair[..., 1], share)
+        share = (targets - low) / (high - low)  # (..., M) weight of the upper bin
+        lower, higher = torch.gather(logits.float(), -1, torch.cat([upper - 1, upper], -1)).chunk(2, -1)
+        return torch.lerp(lower, higher, share)
+
+    def loss(self, logits: Tensor, target: Tensor, second: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        """Cross-entropy of (..., bins) logits against the two-hot code of (...) targets -> (...).
+
+        With a second target, `scale` times its cross-entropy is added: the two share the normalisation.
+        """
+        normalised = torch.logsumexp(logits.float(), -1)
+        if second is None:
+            return normalised - self.score(logits, target[..., None]).squeeze(-1)
+        first, other = self.score(logits, torch.stack([target, second], -1)).unbind(-1)
+        return (1.0 + scale) * normalised - first - scale * other

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -43,6 +44,17 @@ def probabilities(logits: Tensor, unimix: float = 0.0) -> Tensor:
     return probs if unimix == 0.0 else torch.add(unimix / logits.shape[-1], probs, alpha=1.0 - unimix)
 
 
+@functools.lru_cache
+def _steps(classes: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Matrix (K, K) that sums a vector up to each place; weight (K, K-1) and bias (K,) that undo 0 .. 0 1 .. 1.
+
+    The last of those ones is always there and needs no column: it is the bias.
+    """
+    unit = torch.eye(classes, dtype=dtype, device=device)
+    sums = torch.ones_like(unit).triu_()
+    return sums, (unit - torch.roll(unit, 1, 0))[:, :-1].contiguous(), unit[-1]
+
+
 def onehot_at(probs: Tensor, level: Tensor) -> Tensor:
     """One-hot of the class in which the cumulative probability passes `level`.
 
@@ -50,11 +62,10 @@ def onehot_at(probs: Tensor, level: Tensor) -> Tensor:
     one random number per variable; the sums and differences along K are products with small matrices,
     several times faster on CPU than cumsum, argmax and scatter.
     """
-    classes = probs.shape[-1]
-    sums = torch.ones(classes, classes, dtype=probs.dtype, device=probs.device).triu_()
+    sums, weight, bias = _steps(probs.shape[-1], probs.dtype, probs.device)
     cumulative = probs @ sums
-    passed = torch.sign(cumulative[..., :-1] - level * cumulative[..., -1:]).clamp(min=0.0)  # 0 .. 0 1 .. 1
-    return F.pad(passed, (0, 1), value=1.0) - F.pad(passed, (1, 0))
+    passed = cumulative[..., :-1] > level * cumulative[..., -1:]  # 0 .. 0 1 .. 1
+    return F.linear(passed.to(probs.dtype), weight, bias)
 
 
 def onehot_mode(probs: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ K classes, R loops, F = N*D + S*K features, U units.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -87,9 +88,7 @@ class WorldModel(nn.Module):
     def initial(self, batch: int) -> LatentState:
         """The state before the first observation of an episode: learned tokens, no latents."""
         start = self.core.start
-        return LatentState(
-            start.expand(batch, *start.shape), start.new_zeros(batch, self.cfg.groups, self.cfg.classes)
-        )
+        return LatentState(start.expand(batch, *start.shape), start.new_zeros(batch, self.cfg.groups, self.cfg.classes))
 
     def reset(self, state: LatentState, keep: Tensor) -> LatentState:
         """The initial state where keep (B,) is 0, the given state where it is 1."""
@@ -104,6 +103,12 @@ class WorldModel(nn.Module):
         """The observation vectors side by side, (..., sum of O)."""
         parts = [obs[name] for name in self.obs_sizes]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def unflatten(self, feat: Tensor) -> LatentState:
+        """(..., F) features -> the state that they are made of, as views."""
+        shape = (self.cfg.loop.tokens, self.cfg.loop.width), (self.cfg.groups, self.cfg.classes)
+        deter, stoch = feat.split([math.prod(part) for part in shape], -1)
+        return LatentState(deter.unflatten(-1, shape[0]), stoch.unflatten(-1, shape[1]))
 
     def posterior(self, deter: Tensor, embed: Tensor) -> Tensor:
         """-> (..., S, K) probabilities of q(stoch | deter, observation)."""
@@ -193,7 +198,7 @@ class WorldModel(nn.Module):
     def imagine(
         self,
         start: LatentState,
-        policy: Callable[[LatentState], Tensor] | Tensor,
+        policy: Callable[[Tensor], Tensor] | Tensor,
         horizon: int,
         alive: Tensor | None = None,
         max_loops: int | None = None,
@@ -202,29 +207,29 @@ class WorldModel(nn.Module):
     ) -> Rollout:
         """Dream `horizon` steps from (B, ...) states, without gradient unless `grad`.
 
-        policy maps a state to (B, A) actions, or is itself the (B, H, A) actions of an open-loop prediction.
+        policy maps features (B, F) to (B, A) actions, or is itself the (B, H, A) actions of an open-loop prediction.
         """
         if horizon < 1:
             raise ValueError(f"an imagination horizon must be at least 1, got {horizon}")
         with torch.set_grad_enabled(grad):
             dynamics = self.core.retention()
-            states, actions, depths, residuals = [start], [], [], []
+            state, feats, actions, depths, residuals = start, [start.feat()], [], [], []
             for k in range(horizon):
-                action = policy[:, k] if isinstance(policy, Tensor) else policy(states[-1])
-                state, stats = self.dream_step(states[-1], action, dynamics, max_loops, sample)
-                states.append(state)
+                action = policy[:, k] if isinstance(policy, Tensor) else policy(feats[-1])
+                state, stats = self.dream_step(state, action, dynamics, max_loops, sample)
+                feats.append(state.feat())
                 actions.append(action)
                 depths.append(stats.depth)
                 residuals.append(stats.residual)
-            stacked = LatentState(*(torch.stack(leaf, 1) for leaf in zip(*states, strict=True)))
-            feat = stacked.map(lambda leaf: leaf[:, 1:]).feat()
+            feat = torch.stack(feats)  # (H+1, B, F)
             return Rollout(
-                stacked,
+                self.unflatten(feat.transpose(0, 1)),
                 torch.stack(actions, 1),
-                self.twohot.mean(self.reward(feat)),
-                torch.sigmoid(self.cont(feat).squeeze(-1)),
+                self.twohot.mean(self.reward(feat[1:])).t(),
+                torch.sigmoid(self.cont(feat[1:]).squeeze(-1)).t(),
                 LoopStats(torch.stack(depths, 1), torch.stack(residuals, 1)),
-                torch.ones_like(feat[:, 0, 0]) if alive is None else alive,
+                torch.ones_like(feat[0, :, 0]) if alive is None else alive,
+                feat,
             )
 
     def dream_step(

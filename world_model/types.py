@@ -51,6 +51,7 @@ class Rollout(NamedTuple):
     continues c_1 .. c_H       (B, H)          predicted from s_{k+1}; gamma belongs to the lambda-return
     loops     depth (B, H) and residual (B, H, R)
     alive     (B,)             1 - is_terminal of the start row
+    feat      (H+1, B, F)      features of s_0 .. s_H, time first: all but the first or last need no copy
     """
 
     states: LatentState
@@ -59,3 +60,4 @@ class Rollout(NamedTuple):
     continues: Tensor
     loops: LoopStats
     alive: Tensor
+    feat: Tensor
