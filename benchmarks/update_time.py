@@ -25,7 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agent.actor_critic import ActionSpec  # noqa: E402
-from agent.config import Config  # noqa: E402
+from agent.config import Config, keep_memory  # noqa: E402
 from agent.dreamer import Dreamer, Spaces  # noqa: E402
 from world_model import Batch  # noqa: E402
 
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=60, help="timed updates of each size")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_memory()
     machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     print(f"{machine}, {args.threads} threads, torch {torch.__version__}")
     names = ["world_model", "imagination", "actor_critic", "backward", "optimizer", "total"]
@@ -82,7 +83,7 @@ def main() -> None:
     fixed = replace(default.model, loop=replace(default.model.loop, depth="fixed", exit="fixed", mean_loops=2))
     measure("default size, two fixed loops", replace(default, model=fixed), args.updates, None)
     measure("default size, all exit after one", default, args.updates, -1.0)
-    measure("default size, none exits", default, args.updates, 1.0)
+    measure("default size, none exits", default, args.updates, 1e3)
     wide = replace(fixed, units=144, loop=replace(fixed.loop, units=144))
     reference = replace(
         default,

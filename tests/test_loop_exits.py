@@ -85,7 +85,7 @@ def test_all_samples_can_exit_after_the_first_loop(compact):
 
 @pytest.mark.parametrize("compact", [True, False])
 def test_max_loops_may_exceed_the_training_depth(compact):
-    core = exit_bias(make_core(), 5.0)
+    core = exit_bias(make_core(), 1e9)
     deter, inputs = core_input(core, 4)
     dynamics = core.retention()
     beyond = 3 * core.cfg.train_cap
@@ -96,10 +96,24 @@ def test_max_loops_may_exceed_the_training_depth(compact):
     assert make_core(max_loops=9).cfg.run_cap == 9
 
 
-def test_a_new_core_never_exits_early():
+def test_a_new_core_goes_on_until_its_state_has_settled():
     core = make_core()
     deter, inputs = core_input(core, 16)
-    assert (core.settle(deter, inputs, core.retention(), 7)[1].depth == 7).all()
+    _, stats = core.settle(deter, inputs, core.retention(), 50)
+    last = stats.residual[range(16), stats.depth - 1]
+    before = stats.residual[range(16), stats.depth - 2]
+    assert (stats.depth > 2).all()
+    assert (last < 0.06).all()
+    assert (before > 0.03).all()
+
+
+def test_a_settled_state_is_never_worth_another_loop():
+    core = spread_exits(make_core())
+    x = core_input(core, 16)[0]
+    change = torch.randn(x.shape, generator=torch.Generator().manual_seed(4))
+    gains = [core.improvement(x, change * size).abs() for size in (1.0, 0.1, 0.0)]
+    assert torch.allclose(gains[1], 0.1 * gains[0], rtol=1e-4)
+    assert (gains[2] == 0).all()
 
 
 def test_a_higher_threshold_exits_no_later():

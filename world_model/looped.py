@@ -10,7 +10,8 @@ what the loop forgets of its start it learns again from its input (Looped World 
 eq. 2-6; the concrete form of the retention is Parcae's, arXiv 2604.12946). Three things are ours. The state is
 normalised after each loop: a pre-norm residual stream grows with every loop and then no exit test means
 anything. The outer gate keeps a memory over environment steps. And the exit test is a linear read-out of the
-loop state trained to predict what another loop would bring: it costs one small product per loop.
+loop state, times the size of its last change, trained to predict what another loop would bring: it costs one
+small product per loop.
 
 Shapes: B batch, N tokens, D token width, R loops.
 """
@@ -177,11 +178,12 @@ class LoopedCore(nn.Module):
             self.update_gate.bias.copy_(torch.linspace(-3.0, 1.0, flat)[torch.randperm(flat)])
         # The state before the first observation. Learned, and not zero: see `Norm`.
         self.start = nn.Parameter(torch.randn(cfg.tokens, cfg.width))
-        # The exit gate reads the loop state and its last change. At first it says "another loop".
+        # The exit gate reads the loop state and its last change. At first it says "another loop" while the
+        # last one moved the state by more than about 5 % of its size.
         self.exit_state = linear(flat, 1, bias=True, scale=0.0)
         self.exit_change = linear(flat, 1, scale=0.0)
         with torch.no_grad():
-            self.exit_state.bias.fill_(cfg.exit_threshold + 0.15)
+            self.exit_state.bias.fill_(20.0 * cfg.exit_threshold + 0.2)
 
     def undecayed(self) -> list[nn.Parameter]:
         """Parameters that weight decay must leave alone: the retention, B and C."""
@@ -225,8 +227,14 @@ class LoopedCore(nn.Module):
         return self.finish(deter, states[-1], gate), states, gate
 
     def improvement(self, x: Tensor, change: Tensor) -> Tensor:
-        """(B,) nats by which another loop is predicted to lower the KL of the prior."""
-        return (self.exit_state(x.flatten(1)) + self.exit_change(change.abs().flatten(1))).squeeze(-1)
+        """(B,) nats by which another loop is predicted to lower the KL of the prior.
+
+        What the state says counts in proportion to the size of the last change: a state that has settled
+        cannot be improved, whatever it looks like.
+        """
+        change = change.flatten(1)
+        size = change.norm(dim=1, keepdim=True) * change.shape[1] ** -0.5
+        return (self.exit_state(x.flatten(1)) * size + self.exit_change(change.abs())).squeeze(-1)
 
     def settle(
         self,
