@@ -33,7 +33,7 @@ def transitions(agent: Dreamer, task: str, seed: int) -> dict[str, Any]:
     envs = make_vector_env(task, EPISODES, seed)
     envs.action_space.seed(seed)
     obs, _ = envs.reset(seed=seed)
-    positions = agent.spaces.obs["state"] - 9  # the rest is the one-hot of n = 0..8
+    bits = agent.spaces.obs["state"] - 9  # the rest is the one-hot of n = 0..8
     state, action = world.initial(EPISODES), torch.zeros(EPISODES, 2)
     first = torch.ones(EPISODES, dtype=torch.bool)
     found: dict[str, list[torch.Tensor]] = {"deter": [], "stoch": [], "action": [], "n": [], "next": []}
@@ -47,12 +47,12 @@ def transitions(agent: Dreamer, task: str, seed: int) -> dict[str, Any]:
         found["deter"].append(state.deter)
         found["stoch"].append(state.stoch)
         found["action"].append(action)
-        found["n"].append(rows[:, positions:].argmax(-1))
-        found["next"].append(torch.as_tensor(obs["state"])[:, :positions].argmax(-1))
+        found["n"].append(rows[:, bits:].argmax(-1))
+        found["next"].append(torch.as_tensor(obs["state"])[:, :bits])
         first = torch.zeros(EPISODES, dtype=torch.bool)
         over = bool((terminated | truncated).all())
     envs.close()
-    return {name: torch.cat(parts) for name, parts in found.items()} | {"positions": positions}
+    return {name: torch.cat(parts) for name, parts in found.items()} | {"bits": bits}
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
@@ -80,8 +80,8 @@ def main() -> None:
     def predict(max_loops: int | None) -> tuple[np.ndarray, np.ndarray]:
         """-> error (M,) 0 or 1, loops (M,)"""
         state, stats = world.dream_step(start, rows["action"], world.core.retention(), max_loops, sample=False)
-        guess = world.decode(state)["state"][:, : rows["positions"]].argmax(-1)
-        return (guess != rows["next"]).float().numpy(), stats.depth.numpy()
+        wrong = (world.decode(state)["state"][:, : rows["bits"]] - rows["next"]).abs() > 0.5
+        return wrong.any(-1).float().numpy(), stats.depth.numpy()
 
     n = rows["n"].numpy()
     error, loops = predict(None)

@@ -12,7 +12,6 @@ from envs.errors import TaskError
 NAMES = "cue, serial, counter, and with a number cue5 (5 steps of waiting) or serial64 (64 positions)"
 
 _FRAME = 64  # pixels
-_PERMUTATION_SEED = 20  # any constant: all instances must share one permutation
 
 
 class ToyWorld(gym.Env[dict[str, Any], Any]):
@@ -115,17 +114,20 @@ class Cue(ToyWorld):
 class Serial(ToyWorld):
     """Prediction that takes serial work: the next position is one fixed map applied n times.
 
-    A position s of `positions` moves by s' = map^n(s), where the map is one random cycle through all
-    positions, the same in every instance, and n is drawn uniformly from 0..`max_power` at every step.
+    A position is a register of bits, and the map is one step of a feedback shift register: every bit moves
+    down by one place, and the free top place gets the old bottom bit xor the old top bit. A register moves
+    by s' = map^n(s), with n drawn uniformly from 0..`max_power` at every step. Each application needs the
+    bit that the one before has made, so n counts the serial work of a prediction. (Positions shown as one
+    of many, under a random map, would not do: a network learns nine tables as easily as one.)
 
-    Observation, `positions` + `max_power` + 1 numbers: one-hot of s, then one-hot of the n of the coming
-    move. Reward 1 if the action (0 or 1) equals the parity of the position after the move, else 0, so the
-    right action follows from the observation alone. Truncated after 50 steps.
+    Observation, bits + `max_power` + 1 numbers: the bits of s, lowest first, then one-hot of the n of the
+    coming move. Reward 1 if the action (0 or 1) equals the top bit after the move, else 0, so the right
+    action follows from the observation alone. Truncated after 50 steps.
 
     Optimal return 50, random 25.
 
     Args:
-        positions: length of the cycle, at least 2.
+        positions: how many there are, 2 to the power of the number of bits, at least 4.
         max_power: the largest n, at least 0.
         render_mode: None or "rgb_array".
     """
@@ -134,15 +136,18 @@ class Serial(ToyWorld):
     random_return = 25.0
     steps = 50
 
-    def __init__(self, positions: int = 16, max_power: int = 8, render_mode: str | None = None) -> None:
-        if positions < 2 or max_power < 0:
-            raise TaskError(f"serial needs 2 positions or more and max_power >= 0: {positions}, {max_power}")
-        super().__init__(0.0, 1.0, positions + max_power + 1, render_mode)
+    def __init__(self, positions: int = 256, max_power: int = 8, render_mode: str | None = None) -> None:
+        self.bits = positions.bit_length() - 1
+        if positions < 4 or positions != 1 << self.bits or max_power < 0:
+            raise TaskError(
+                f"serial needs 4, 8, 16, .. positions, a power of two, and max_power >= 0: {positions}, {max_power}"
+            )
+        super().__init__(0.0, 1.0, self.bits + max_power + 1, render_mode)
         self.action_space = spaces.Discrete(2)
         self.positions, self.max_power = positions, max_power
-        order = np.random.default_rng(_PERMUTATION_SEED).permutation(positions)
-        self.map = np.empty(positions, dtype=np.int64)
-        self.map[order] = np.roll(order, -1)  # each position leads to the next of a shuffled ring
+        place = np.arange(positions)
+        top = self.bits - 1
+        self.map = place >> 1 | ((place ^ place >> top) & 1) << top
         self._position = self._power = self._time = 0
 
     def reset(
@@ -155,21 +160,21 @@ class Serial(ToyWorld):
         return self._observe(), {}
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """Move n times along the map and compare the action with the parity of where that leads."""
+        """Move n times along the map and compare the action with the top bit of where that leads."""
         position = self._position
         for _ in range(self._power):
             position = int(self.map[position])
         self._time += 1
         self._arrive(position)
-        reward = 1.0 if int(action) == position % 2 else 0.0
+        reward = 1.0 if int(action) == position >> self.bits - 1 else 0.0
         return self._observe(), reward, False, self._time >= self.steps, {}
 
     def _arrive(self, position: int) -> None:
         self._position = position
         self._power = int(self.np_random.integers(self.max_power + 1))
         self._state[:] = 0.0
-        self._state[position] = 1.0
-        self._state[self.positions + self._power] = 1.0
+        self._state[: self.bits] = position >> np.arange(self.bits) & 1
+        self._state[self.bits + self._power] = 1.0
 
 
 class Counter(ToyWorld):

@@ -9,7 +9,7 @@ from gymnasium.utils.env_checker import check_env
 from envs import TaskError, make_env, toy
 
 
-@pytest.mark.parametrize("name", ["cue", "cue0", "cue50", "serial", "serial5", "counter"])
+@pytest.mark.parametrize("name", ["cue", "cue0", "cue50", "serial", "serial16", "counter"])
 def test_toy_worlds_pass_the_gymnasium_checker_and_draw(name: str) -> None:
     check_env(toy.make_toy(name), skip_render_check=True)
     env = make_env(f"toy:{name}", seed=0, render=True)
@@ -48,10 +48,10 @@ def foresee(env: toy.Serial) -> Any:
     """The best policy for Serial: apply the map n times."""
 
     def policy(state: np.ndarray, first: bool) -> int:
-        position = int(state[: env.positions].argmax())
-        for _ in range(int(state[env.positions :].argmax())):
+        position = int(state[: env.bits] @ 2 ** np.arange(env.bits))
+        for _ in range(int(state[env.bits :].argmax())):
             position = int(env.map[position])
-        return position % 2
+        return position >> env.bits - 1
 
     return policy
 
@@ -68,7 +68,7 @@ def test_best_and_random_policies_reach_the_stated_returns() -> None:
     assert play(toy.Cue(3), guess, 600) == pytest.approx(toy.Cue.random_return, abs=0.2)
     assert play(toy.Cue(3), lambda state, first: 0, 600) == pytest.approx(toy.Cue.forgetful_return, abs=0.2)
     assert play(toy.Cue(3), lambda state, first: 1, 600) == pytest.approx(-toy.Cue.forgetful_return, abs=0.2)
-    for serial in (toy.Serial(), toy.Serial(positions=7)):
+    for serial in (toy.Serial(), toy.Serial(positions=8)):
         assert play(serial, foresee(serial), 5) == serial.optimal_return
         assert play(serial, guess, 60) == pytest.approx(serial.random_return, abs=2.0)
     counted = play(toy.Counter(), lambda *_: np.zeros(1, np.float32), 600)
@@ -93,23 +93,33 @@ def test_cue_shows_nothing_between_cue_and_query() -> None:
     np.testing.assert_array_equal(seen[0], [[0, 0, 1, 0]] * 4 + [[0, 0, 0, 1], [0, 0, 0, 0]])
 
 
+def shifted(bits: list[int]) -> list[int]:
+    return [*bits[1:], bits[0] ^ bits[-1]]
+
+
+@pytest.mark.parametrize("positions", [4, 16, 256])
+def test_the_map_of_serial_is_a_shift_register_and_a_permutation(positions: int) -> None:
+    env = toy.Serial(positions)
+    assert sorted(env.map) == list(range(positions))
+    for position, following in enumerate(env.map):
+        bits, after = ([int(at) >> k & 1 for k in range(env.bits)] for at in (position, following))
+        assert after == shifted(bits)
+
+
 def test_serial_moves_by_the_power_it_shows() -> None:
     env = toy.Serial(positions=16)
-    ring = [0]
-    while len(ring) < 16:
-        ring.append(int(env.map[ring[-1]]))
-    assert sorted(ring) == list(range(16))  # one cycle through all positions
-    np.testing.assert_array_equal(env.map, toy.Serial(positions=16).map)
     state = env.reset(seed=0)[0]["state"]
     powers = set()
     for step in range(50):
-        position, power = int(state[:16].argmax()), int(state[16:].argmax())
-        assert state.sum() == 2
+        assert set(state) == {0.0, 1.0}
+        assert state[4:].sum() == 1
+        bits, power = state[:4].astype(int).tolist(), int(state[4:].argmax())
+        for _ in range(power):
+            bits = shifted(bits)
         powers.add(power)
         observation, reward, terminated, truncated, _ = env.step(1)
         state = observation["state"]
-        expected = ring[(ring.index(position) + power) % 16]
-        assert int(state[:16].argmax()) == expected
-        assert reward == expected % 2
+        assert state[:4].tolist() == bits
+        assert reward == bits[-1]
         assert (terminated, truncated) == (False, step == 49)
     assert powers == set(range(9))
