@@ -22,7 +22,7 @@ from agent.checkpoint import (
     seed_everything,
     spaces_of,
 )
-from agent.config import Config, parse_cli, resolve_device, save_yaml, set_threads, to_dict
+from agent.config import Config, keep_memory, parse_cli, resolve_device, save_yaml, set_threads, to_dict
 from agent.dreamer import Dreamer
 from agent.evaluation import Evaluator, draw_curves, save_video, summarise
 from agent.logger import Logger
@@ -41,6 +41,7 @@ def train(argv: list[str]) -> int:
         raise UsageError(f"{config.resume} is a run of {saved['task']}, not of {task}: leave the task out")
     cannot_draw = prepare_rendering(config.video and task.suite == "dmc")
     set_threads(config.train.threads)
+    keep_memory()
     seed_everything(config.seed)
 
     envs = make_vector_env(task, config.train.envs, config.seed)
@@ -93,7 +94,8 @@ def announce(config: Config, task: TaskId, agent: Dreamer, run_dir: Path, cannot
     obs = ", ".join(f"{name} ({size},)" for name, size in agent.spaces.obs.items())
     action = agent.spaces.action
     parts = "  ".join(f"{name} {count:,}" for name, count in parameter_counts(agent).items())
-    print(f"task         {task}, {config.train.steps:,} simulator steps, {task.action_repeat} per action")
+    limit = f", at most {config.train.minutes:g} minutes" if config.train.minutes else ""
+    print(f"task         {task}, {config.train.steps:,} simulator steps{limit}, {task.action_repeat} per action")
     print(f"observation  {obs}")
     print(f"action       {f'{action.size} choices' if action.discrete else f'({action.size},) in [-1, 1]'}")
     print(f"parameters   {parts}")

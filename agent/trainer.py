@@ -22,6 +22,7 @@ from agent.dreamer import Dreamer, Memory
 from agent.evaluation import EVAL_SEEDS, Episode, open_loop_picture
 from agent.logger import Logger
 from agent.replay import FLAGS, ReplayBuffer
+from agent.schedule import Every, Progress, Ratio
 from world_model import LatentState
 
 
@@ -31,6 +32,8 @@ class TrainConfig:
 
     steps: Annotated[int, tyro.conf.arg(aliases=("--steps",))] = 100_000
     """Simulator steps of the whole run (agent steps times the task's action repeat)."""
+    minutes: float = 0.0
+    """Wall-clock minutes after which training ends, if its steps are not done before; 0 = no limit."""
     envs: int = 1
     """Environments that step together."""
     prefill: int = 1000
@@ -58,7 +61,7 @@ class TrainConfig:
         for name in ("steps", "envs", "batch", "length", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--train.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("pretrain", "ratio", "eval_every", "save_every", "threads"):
+        for name in ("minutes", "pretrain", "ratio", "eval_every", "save_every", "threads"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--train.{name} must be 0 or more, got {getattr(self, name)}")
         if self.steps <= self.prefill:
@@ -73,36 +76,6 @@ class TrainConfig:
                     f"--train.{name} must be at least {rows}, a sequence of {self.length} rows and the one "
                     f"before it for each environment, got {getattr(self, name)}"
                 )
-
-
-class Every:
-    """True when `step` has passed another multiple of `period` since the last time; never for period 0."""
-
-    def __init__(self, period: int, start: int = 0):
-        self.period, self.passed = period, start // period if period else 0
-
-    def __call__(self, step: int) -> bool:
-        if not self.period or step // self.period <= self.passed:
-            return False
-        self.passed = step // self.period
-        return True
-
-
-class Ratio:
-    """Updates that are due: `pretrain` after the first `prefill` agent steps, `ratio` per step from then."""
-
-    def __init__(self, ratio: float, prefill: int, pretrain: int):
-        self.ratio, self.prefill, self.pretrain = ratio, prefill, pretrain
-        self.done = 0
-
-    def due(self, agent_steps: int) -> bool:
-        """True, and one update counted as done, while fewer were done than `agent_steps` ask for."""
-        if agent_steps < self.prefill:
-            return False
-        if self.done >= self.pretrain + int((agent_steps - self.prefill) * self.ratio):
-            return False
-        self.done += 1
-        return True
 
 
 class Trainer:
@@ -127,6 +100,7 @@ class Trainer:
         self.evaluate, self.store, self.seed, self.repeat = evaluate, store, seed, repeat
         self.step = 0
         self.updates = Ratio(cfg.ratio, cfg.prefill, cfg.pretrain)
+        self.progress = Progress(cfg.steps, cfg.minutes)
         self.row: dict[str, np.ndarray] = {}  # what was seen last and is not in the replay yet
         self.memory: Memory | None = None
         self.running = np.zeros((2, envs.num_envs))  # return and length of the episodes under way
@@ -139,7 +113,7 @@ class Trainer:
         envs.action_space.seed(seed)
 
     def run(self) -> bool:
-        """Train to the last step and evaluate. False when Ctrl-C ended it before, with everything saved.
+        """Train to the last step or minute and evaluate. False when Ctrl-C ended it before, with everything saved.
 
         Raises NonFiniteError when a loss or gradient is not finite; no checkpoint is written then.
         """
@@ -151,15 +125,16 @@ class Trainer:
         with self.ctrl_c():
             try:
                 self.begin()
-                while self.step < self.cfg.steps and not self.stopping:
+                while self.progress(self.step) < 1.0 and not self.stopping:
                     self.interact()
                     while not self.stopping and self.updates.due(self.step // self.repeat):
                         self.update()
-                    if should_eval(self.step) and self.step < self.cfg.steps:
+                    over = self.progress(self.step) == 1.0  # `finish` evaluates, logs and saves
+                    if should_eval(self.step) and not over:
                         self.interim_evaluation()
-                    if should_log(self.step) and self.step < self.cfg.steps:
+                    if should_log(self.step) and not over:
                         self.log()
-                    if should_save(self.step) and self.step < self.cfg.steps:
+                    if should_save(self.step) and not over:
                         self.save()
                     self.logger.progress(self.step)
                 if not self.stopping:
@@ -216,7 +191,7 @@ class Trainer:
         """One update of the agent, and fresh latents for the replay."""
         with self.timed("replay"):
             batch, where = self.replay.sample(self.cfg.batch, self.cfg.length, self.agent.device)
-        states, metrics = self.agent.update(batch, self.step / self.cfg.steps)
+        states, metrics = self.agent.update(batch, self.progress(self.step))
         with self.timed("replay"):
             self.replay.write_back(where, states)
         self.logger.add(metrics)
@@ -325,6 +300,7 @@ class Trainer:
         return {
             "finished": self.finished,
             "updates_done": self.updates.done,
+            "seconds": self.progress.seconds(),
             "row": {name: torch.from_numpy(value) for name, value in self.row.items()},
             "memory": self.memory and {**self.memory.state._asdict(), "action": self.memory.action},
             "returns": list(self.returns),
@@ -340,6 +316,7 @@ class Trainer:
         self.agent.load_state_dict(saved["agent"])
         mine = saved["trainer"]
         self.step, self.updates.done = saved["step"], mine["updates_done"]
+        self.progress.resume(mine.get("seconds", 0.0))
         self.row = {name: value.numpy() for name, value in mine["row"].items()}
         if mine["memory"]:
             memory = {name: leaf.to(self.agent.device) for name, leaf in mine["memory"].items()}

@@ -74,13 +74,14 @@ def test_help_is_the_default(project):
 @pytest.mark.parametrize(
     ("options", "command"),
     [
-        ((), "train_agent.py dmc:cartpole_swingup --seed 0"),
+        ((), "train_agent.py dmc:cartpole_swingup --seed 0 --train.minutes 26"),
+        (("MINUTES=0", "ARGS=--no-video"), "train_agent.py dmc:cartpole_swingup --seed 0 --no-video"),
         (("SEED=3", "TASK=gym:Pendulum-v1"), "train_agent.py gym:Pendulum-v1 --seed 3"),
         (("STEPS=5000", "ARGS=--device cpu"), "--seed 0 --steps 5000 --device cpu"),
     ],
 )
 def test_train_command(project, options, command):
-    last = make(project, "-n", "train", *options).stdout.splitlines()[-1]
+    last = " ".join(make(project, "-n", "train", *options).stdout.splitlines()[-1].split())
     assert last.startswith(".venv/bin/python")
     assert command in last
     assert ("--steps" in last) == any("STEPS" in option for option in options)

@@ -15,7 +15,7 @@ from agent.checkpoint import find_checkpoint, read_checkpoint
 from agent.config import preset
 from agent.dreamer import Dreamer
 from agent.optimizer import NonFiniteError
-from agent.trainer import Every, Ratio
+from agent.schedule import Every, Progress, Ratio
 
 
 def weights(agent):
@@ -53,6 +53,34 @@ def test_ratio_counts_updates_per_agent_step():
         while ratio.due(step):
             done[-1] += 1
     assert done == [0] * 10 + [3, 0, 1, 0, 1, 0]
+
+
+def test_progress_is_the_share_of_steps_or_of_time(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    by_steps, limited = Progress(200, 0.0), Progress(200, 2.0)
+    clock[0] += 60.0
+    assert by_steps(50) == 0.25
+    assert limited(50) == 0.5
+    assert limited(150) == 0.75
+    limited.resume(90.0)  # the clock of an earlier part counts, the time between the parts does not
+    clock[0] += 15.0
+    assert limited.seconds() == 105.0
+    assert limited(0) == 0.875
+    clock[0] += 100.0
+    assert limited(0) == 1.0
+
+
+def test_training_ends_when_its_minutes_are_over(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, steps=10_000_000, minutes=0.03)
+    assert trainer.run()
+    assert 0 < trainer.step < 10_000_000
+    assert trainer.episodes
+    saved = read_checkpoint(find_checkpoint(tmp_path))
+    assert saved["trainer"]["finished"]
+    assert saved["trainer"]["seconds"] > 1.8
+    assert trainer.agent.updates > 0
+    assert table(tmp_path / "eval.csv")[-1]["step"] == str(trainer.step)
 
 
 # ---------------------------------------------------------------------- rows and steps

@@ -1,0 +1,58 @@
+"""When things happen in a run: every so many steps, so many updates per step, and when it is over."""
+
+from __future__ import annotations
+
+import time
+
+
+class Every:
+    """True when `step` has passed another multiple of `period` since the last time; never for period 0."""
+
+    def __init__(self, period: int, start: int = 0):
+        self.period, self.passed = period, start // period if period else 0
+
+    def __call__(self, step: int) -> bool:
+        if not self.period or step // self.period <= self.passed:
+            return False
+        self.passed = step // self.period
+        return True
+
+
+class Ratio:
+    """Updates that are due: `pretrain` after the first `prefill` agent steps, `ratio` per step from then."""
+
+    def __init__(self, ratio: float, prefill: int, pretrain: int):
+        self.ratio, self.prefill, self.pretrain = ratio, prefill, pretrain
+        self.done = 0
+
+    def due(self, agent_steps: int) -> bool:
+        """True, and one update counted as done, while fewer were done than `agent_steps` ask for."""
+        if agent_steps < self.prefill:
+            return False
+        if self.done >= self.pretrain + int((agent_steps - self.prefill) * self.ratio):
+            return False
+        self.done += 1
+        return True
+
+
+class Progress:
+    """The share of a run that is behind us: of its steps or, with a limit of `minutes`, of its time.
+
+    Whichever is larger counts. seconds: what earlier parts of the run took, for one that goes on.
+    """
+
+    def __init__(self, steps: int, minutes: float):
+        self.steps, self.limit = steps, 60.0 * minutes
+        self.before, self.start = 0.0, time.monotonic()
+
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.start
+
+    def resume(self, seconds: float) -> None:
+        """Go on after `seconds` of an earlier part."""
+        self.before, self.start = seconds, time.monotonic()
+
+    def __call__(self, step: int) -> float:
+        """In [0, 1]; 1 when the run is over."""
+        share = step / self.steps
+        return min(1.0, max(share, self.seconds() / self.limit) if self.limit else share)
