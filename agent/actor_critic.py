@@ -36,8 +36,8 @@ class BehaviorConfig:
     """Discount per agent step."""
     lam: float = 0.95
     """Lambda of the lambda-return."""
-    entropy: float = 1e-3
-    """Weight of the entropy bonus."""
+    entropy: float = 1e-2
+    """Weight of the entropy bonus, against advantages of mean size 1."""
     units: int = 128
     """Width of actor and critic."""
     layers: int = 2
@@ -52,8 +52,10 @@ class BehaviorConfig:
     """Weight of the critic's pull towards its slow copy."""
     replay_value_scale: float = 0.3
     """Weight of the critic's loss on replayed rewards; its gradient reaches the world model."""
-    return_rate: float = 0.01
-    """Rate of the running 5-95 % range of returns that scales the advantages."""
+    advantage_rate: float = 0.01
+    """Rate of the running mean size of the advantages, by which they are divided."""
+    advantage_floor: float = 0.1
+    """Advantages are divided by at least this much (rewards): smaller ones are noise and stay small."""
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -159,27 +161,27 @@ class Critic(nn.Module):
         return self.twohot.loss(logits, target, slow, self.cfg.slow_scale)
 
 
-class ReturnRange(nn.Module):
-    """Running 5-95 % range of returns. Advantages are divided by max(1, range): small ones stay small."""
+class AdvantageScale(nn.Module):
+    """Running mean size of the advantages, at least `floor`.
 
-    low: Tensor
-    high: Tensor
+    DreamerV3 divides by the 5-95 % range of returns. That range also holds how much better one start state is
+    than another: when some dreams start upright and some fallen it grows, the advantages shrink against the
+    entropy bonus, and the policy dissolves into noise (seen on walker_walk). The size of the advantages does not.
+    """
 
-    def __init__(self, rate: float):
+    size: Tensor
+
+    def __init__(self, rate: float, floor: float):
         super().__init__()
-        self.rate = rate
-        self.register_buffer("low", torch.zeros(()))
-        self.register_buffer("high", torch.zeros(()))
+        self.rate, self.floor = rate, floor
+        self.register_buffer("size", torch.zeros(()))
 
     @torch.no_grad()
-    def update(self, returns: Tensor) -> Tensor:
-        """(...) returns -> the scale, 0-d, at least 1."""
-        ends = torch.tensor([0.05, 0.95], device=returns.device)
-        seen = torch.quantile(returns.flatten(), ends)  # a bad dream raises later, and must not stay
-        low, high = torch.where(seen.isfinite(), seen, torch.stack([self.low, self.high])).unbind()
-        self.low.lerp_(low, self.rate)
-        self.high.lerp_(high, self.rate)
-        return (self.high - self.low).clamp(min=1.0)
+    def update(self, advantage: Tensor) -> Tensor:
+        """(...) advantages -> the scale, 0-d."""
+        seen = advantage.abs().mean()
+        self.size.lerp_(torch.where(seen.isfinite(), seen, self.size), self.rate)  # a bad dream raises later
+        return self.size.clamp(min=self.floor)
 
 
 class ActorCritic(nn.Module):
@@ -190,7 +192,7 @@ class ActorCritic(nn.Module):
         self.cfg, self.spec = cfg, spec
         self.actor = Actor(cfg, features, spec)
         self.critic = Critic(cfg, features, bins, limit)
-        self.range = ReturnRange(cfg.return_rate)
+        self.scale = AdvantageScale(cfg.advantage_rate, cfg.advantage_floor)
 
     def policy(self, feat: Tensor) -> Tensor:
         """Features (B, F) -> sampled actions (B, A) for imagination."""
@@ -208,8 +210,9 @@ class ActorCritic(nn.Module):
         values = values.t()  # (B, H+1)
         returns = lambda_return(rollout.rewards, rollout.continues, values, self.cfg.gamma, self.cfg.lam)
         weight = rollout_weights(rollout.alive, rollout.continues.detach(), self.cfg.gamma)
-        scale = self.range.update(returns.detach())
-        advantage = (returns - values[:, :-1]).detach() / scale
+        advantage = (returns - values[:, :-1]).detach()
+        scale = self.scale.update(advantage)
+        advantage = advantage / scale
         logp, entropy, spread = self.actor.evaluate(feat[:-1], rollout.actions.detach().transpose(0, 1))  # (H, B)
         gain = returns / scale if through else logp.t() * advantage
         policy_loss = -(weight * (gain + self.cfg.entropy * entropy.t())).mean()
@@ -220,7 +223,7 @@ class ActorCritic(nn.Module):
             "behavior/value_loss": value_loss.detach(),
             "behavior/entropy": entropy.detach().mean(),
             "behavior/spread": spread,
-            "behavior/return_scale": scale,
+            "behavior/advantage_scale": scale,
             "behavior/advantage_size": advantage.abs().mean(),
             "behavior/imagined_return": returns.mean(),
             "behavior/imagined_reward": rollout.rewards.detach().mean(),

@@ -1,6 +1,6 @@
 """Do the loops follow the difficulty? Loops against n on toy:serial, where a prediction needs n serial moves.
 
-    python train_agent.py toy:serial --steps 50k --model.loop.mean-loops 4
+    python train_agent.py toy:serial --steps 20k --model.loop.mean-loops 4 --model.loop.units 32
     python benchmarks/serial_depth.py RUN
 
 For transitions under random actions: the model sees the episode so far, predicts one step ahead with exits, and
@@ -62,6 +62,12 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return (last - (counts - 1) / 2)[inverse]
 
 
+def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's; nan when either does not vary."""
+    one, other = ranks(one), ranks(other)
+    return float(np.corrcoef(one, other)[0, 1]) if one.std() * other.std() > 0 else float("nan")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="run folder or checkpoint of toy:serial")
@@ -80,7 +86,7 @@ def main() -> None:
     def predict(max_loops: int | None) -> tuple[np.ndarray, np.ndarray]:
         """-> error (M,) 0 or 1, loops (M,)"""
         state, stats = world.dream_step(start, rows["action"], world.core.retention(), max_loops, sample=False)
-        wrong = (world.decode(state)["state"][:, : rows["bits"]] - rows["next"]).abs() > 0.5
+        wrong = (world.decode(state)["state"][:, : rows["bits"]] > 0) != (rows["next"] > 0)
         return wrong.any(-1).float().numpy(), stats.depth.numpy()
 
     n = rows["n"].numpy()
@@ -89,9 +95,9 @@ def main() -> None:
     print("n     " + " ".join(f"{k:6d}" for k in range(9)))
     print("error " + " ".join(f"{error[n == k].mean():6.3f}" for k in range(9)))
     print("loops " + " ".join(f"{loops[n == k].mean():6.2f}" for k in range(9)))
-    spread = ranks(loops).std() > 0
-    rho = np.corrcoef(ranks(loops), ranks(n))[0, 1] if spread else float("nan")
-    print(f"rank correlation of loops and n: {rho:.3f}")
+    print(f"rank correlation of loops and n, single predictions: {rank_correlation(loops, n):.3f}")
+    means = np.array([loops[n == k].mean() for k in range(9)])
+    print(f"rank correlation of loops and n, means of each n: {rank_correlation(means, np.arange(9)):.3f}")
     for cap in range(1, world.cfg.loop.run_cap + 1):
         error, loops = predict(cap)
         print(f"at most {cap} loops: error {error.mean():.3f}, mean loops {loops.mean():.2f}")

@@ -120,8 +120,8 @@ class Serial(ToyWorld):
     bit that the one before has made, so n counts the serial work of a prediction. (Positions shown as one
     of many, under a random map, would not do: a network learns nine tables as easily as one.)
 
-    Observation, bits + `max_power` + 1 numbers: the bits of s, lowest first, then one-hot of the n of the
-    coming move. Reward 1 if the action (0 or 1) equals the top bit after the move, else 0, so the right
+    Observation, bits + `max_power` + 1 numbers: the bits of s, lowest first, as -1 and 1, then one-hot of the
+    n of the coming move. Reward 1 if the action (0 or 1) equals the top bit after the move, else 0, so the right
     action follows from the observation alone. Truncated after 50 steps.
 
     Optimal return 50, random 25.
@@ -142,7 +142,7 @@ class Serial(ToyWorld):
             raise TaskError(
                 f"serial needs 4, 8, 16, .. positions, a power of two, and max_power >= 0: {positions}, {max_power}"
             )
-        super().__init__(0.0, 1.0, self.bits + max_power + 1, render_mode)
+        super().__init__(-1.0, 1.0, self.bits + max_power + 1, render_mode)
         self.action_space = spaces.Discrete(2)
         self.positions, self.max_power = positions, max_power
         place = np.arange(positions)
@@ -173,8 +173,11 @@ class Serial(ToyWorld):
         self._position = position
         self._power = int(self.np_random.integers(self.max_power + 1))
         self._state[:] = 0.0
-        self._state[: self.bits] = position >> np.arange(self.bits) & 1
+        self._state[: self.bits] = 2 * (position >> np.arange(self.bits) & 1) - 1
         self._state[self.bits + self._power] = 1.0
+
+    def _shades(self) -> np.ndarray:
+        return np.maximum(self._state, 0.0)
 
 
 class Counter(ToyWorld):

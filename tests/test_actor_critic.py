@@ -22,7 +22,7 @@ DISCRETE, CONTINUOUS = ActionSpec(3, True), ActionSpec(2, False)
 def make(spec: ActionSpec = CONTINUOUS, seed: int = 0, **cfg) -> ActorCritic:
     """A small actor-critic on 6 features, with a critic that is not flat."""
     torch.manual_seed(seed)
-    cfg = {"gamma": GAMMA, "lam": LAM, "units": 16, "layers": 1, "entropy": 0.0} | cfg
+    cfg = {"gamma": GAMMA, "lam": LAM, "units": 16, "layers": 1, "entropy": 0.0, "advantage_floor": 1.0} | cfg
     ac = ActorCritic(BehaviorConfig(**cfg), 6, spec, 21, 100.0)
     with torch.no_grad():
         ac.critic.net.out.weight.normal_(std=0.3)
@@ -113,7 +113,7 @@ def test_loss_weighs_log_probabilities_by_weight_and_advantage(monkeypatch):
         values = ac.critic.value(rollout.states.feat())
     returns = lambda_return(rollout.rewards, rollout.continues, values, GAMMA, LAM)
     weight = rollout_weights(rollout.alive, rollout.continues, GAMMA)
-    expected = -weight * (returns - values[:, :-1])  # returns spread over less than 100: scale 1
+    expected = -weight * (returns - values[:, :-1])  # all small: divided by the floor of 1
     grad = sensitivities(ac, rollout, monkeypatch)
     assert torch.allclose(grad * grad.numel(), expected, atol=1e-4)
     assert (grad[2] == 0).all()

@@ -292,4 +292,4 @@ def test_a_loaded_agent_goes_on_identically(tmp_path):
         results.append((flats(each), weights_of(each.averaged)))
     for mine, theirs in zip(*results, strict=True):
         assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
-    assert torch.equal(agent.behavior.range.high, other.behavior.range.high)
+    assert torch.equal(agent.behavior.scale.size, other.behavior.scale.size)

@@ -122,10 +122,21 @@ def test_sample_depth_once_per_update_or_fixed():
     assert sample_depth(LoopConfig(mean_loops=5.0, depth="fixed"), 7) == 5
 
 
-@pytest.mark.parametrize("wrong", [{"width": 9}, {"tokens": 0}, {"mean_loops": 0.5}, {"max_loops": 0}, {"width": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"width": 9}, {"tokens": 0}, {"mean_loops": 0.5}, {"max_loops": 0}, {"width": 0}, {"longest_memory": 1.0}],
+)
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError):
         LoopConfig(**({"heads": 2} | wrong))
+
+
+@pytest.mark.parametrize("longest", [20.0, 250.0])
+def test_the_outer_gate_starts_with_time_constants_up_to_the_longest(longest):
+    core = make_core(longest_memory=longest)
+    steps = 1.0 / torch.sigmoid(core.update_gate.bias.detach())
+    assert float(steps.max()) == pytest.approx(longest, rel=1e-4)
+    assert float(steps.min()) == pytest.approx(1.368, rel=1e-3)
 
 
 # ---------------------------------------------------------------------- block and tokens

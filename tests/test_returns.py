@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from agent.actor_critic import ReturnRange, lambda_return, rollout_weights
+from agent.actor_critic import (
+    ActionSpec,
+    ActorCritic,
+    AdvantageScale,
+    BehaviorConfig,
+    lambda_return,
+    rollout_weights,
+)
+from world_model import LatentState, LoopStats, Rollout
 
 GAMMA, LAM = 0.9, 0.8
 unit = st.floats(0.0, 1.0)
@@ -76,20 +84,35 @@ def test_weight_of_a_state_knows_its_own_continue_and_not_the_next():
         assert (grad[0, k:] == 0).all()
 
 
-def test_return_range_is_a_running_average_of_the_quantiles():
-    spread = ReturnRange(0.1)
-    returns = torch.arange(101.0)  # 5 % and 95 % quantiles are 5 and 95
+def test_advantage_scale_is_a_running_average_of_the_mean_size():
+    scale = AdvantageScale(0.1, floor=0.5)
+    advantages = torch.tensor([[-6.0, 2.0], [1.0, -3.0]])  # mean size 3
     for n in range(1, 6):
-        scale = spread.update(returns.view(1, -1))
-        assert float(scale) == pytest.approx(max(1.0, 90.0 * (1 - 0.9**n)), rel=1e-4)
-    assert float(ReturnRange(0.1).update(returns * 1e-3)) == 1.0  # small returns are not blown up
+        assert float(scale.update(advantages)) == pytest.approx(max(0.5, 3.0 * (1 - 0.9**n)), rel=1e-4)
+    assert float(AdvantageScale(0.1, floor=0.5).update(advantages * 1e-3)) == 0.5  # small ones are not blown up
 
 
-def test_return_range_leaves_out_quantiles_that_are_not_finite():
-    spread = ReturnRange(0.1)
-    returns = torch.arange(101.0)
-    before = float(spread.update(returns))
-    assert float(spread.update(torch.full((4,), float("nan")))) == before == pytest.approx(9.0)
-    spread.update(torch.tensor([*range(5, 16), float("inf")]))  # the quantiles are 5.55 and infinity
-    assert float(spread.high) == pytest.approx(9.5)
-    assert float(spread.low) == pytest.approx(0.5 + 0.1 * (5.55 - 0.5))
+def test_advantage_scale_does_not_see_how_different_the_start_states_are():
+    """The same advantages, on top of values that lie far apart."""
+    ac = ActorCritic(BehaviorConfig(units=8), 3, ActionSpec(1, False), 21, 100.0)
+    scales = []
+    for gap in (0.0, 50.0):
+        ac.scale.size.zero_()
+        states = LatentState(torch.ones(2, 2, 1, 1), torch.ones(2, 2, 1, 2))
+        rewards = torch.tensor([[gap + 0.5], [-gap - 0.5]])
+        values = torch.tensor([gap, -gap])  # of the two start states
+        ac.critic.twohot.mean = lambda logits, values=values: values.expand(logits.shape[:-1])  # (H+1, B)
+        stats = LoopStats(torch.ones(2, 1), torch.zeros(2, 1, 1))
+        dream = Rollout(
+            states, torch.zeros(2, 1, 1), rewards, torch.zeros(2, 1), stats, torch.ones(2), torch.ones(2, 2, 3)
+        )
+        scales.append(float(ac.loss(dream)[3]["behavior/advantage_scale"]))
+        assert float(ac.scale.size) == pytest.approx(0.005)
+    assert scales[0] == pytest.approx(scales[1]) == 0.1
+
+
+def test_advantage_scale_leaves_out_what_is_not_finite():
+    scale = AdvantageScale(0.1, floor=0.1)
+    before = float(scale.update(torch.full((4,), 10.0)))
+    assert float(scale.update(torch.tensor([1.0, float("nan")]))) == before == pytest.approx(1.0)
+    assert float(scale.update(torch.tensor([1.0, float("inf")]))) == before

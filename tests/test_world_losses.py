@@ -146,3 +146,23 @@ def test_reconstruction_counts_as_often_as_its_weight_says():
         torch.manual_seed(3)
         losses.append(world.loss(make_batch(world))[2]["world/reconstruction_loss"])
     assert losses[1] == pytest.approx(3.0 * float(losses[0]))
+
+
+def test_the_entropy_loss_puts_idle_latents_to_rest():
+    """With nothing to tell, latents stay random without it and settle on one class each with it."""
+    entropies = []
+    for scale in (0.0, 0.5):
+        world = make_world()
+        world.cfg = dataclasses.replace(world.cfg, rec_scale=0.0, entropy_scale=scale)
+        batch = make_batch(world, size=4, length=5)
+        adam = torch.optim.Adam(world.parameters(), lr=1e-2)
+        for _ in range(40):
+            adam.zero_grad()
+            loss, _, metrics = world.loss(batch)
+            loss.backward()
+            adam.step()
+        entropies.append(float(metrics["world/posterior_entropy"]))
+        if scale:
+            shown = float(metrics["world/entropy_loss"])
+            assert shown == pytest.approx(scale * entropies[-1], rel=1e-4)
+    assert entropies[1] < 0.5 * entropies[0]

@@ -54,6 +54,8 @@ class LoopConfig:
     """Cap of the loops with exits, or the fixed number; may exceed the training depth."""
     exit_threshold: float = 0.05
     """A state goes on while another loop is predicted to lower the prior's KL by more than this (nats)."""
+    longest_memory: float = 20.0
+    """Time constant at the start of the slowest channels of the outer gate (environment steps)."""
     carry: Literal["gate", "replace", "cut"] = "gate"
     """Memory over steps: outer gate, plain output, or nothing at all (a control that cannot remember)."""
 
@@ -62,6 +64,8 @@ class LoopConfig:
             raise ValueError(f"width {self.width} must be a positive multiple of heads {self.heads}")
         if self.mean_loops < 1:
             raise ValueError(f"mean_loops must be at least 1, got {self.mean_loops}")
+        if self.longest_memory <= 1:
+            raise ValueError(f"longest_memory must be more than 1, got {self.longest_memory}")
         if self.max_loops is not None and self.max_loops < 1:
             raise ValueError(f"max_loops must be at least 1, got {self.max_loops}")
 
@@ -174,8 +178,9 @@ class LoopedCore(nn.Module):
         self.coda = nn.Parameter(torch.eye(cfg.width))
         self.coda_norm = Norm(cfg.width)
         self.update_gate = linear(cfg.units, flat, bias=True, scale=0.5)
-        with torch.no_grad():  # spread over time constants from about 1.4 to 20 environment steps
-            self.update_gate.bias.copy_(torch.linspace(-3.0, 1.0, flat)[torch.randperm(flat)])
+        with torch.no_grad():  # spread over time constants from about 1.4 steps to the longest
+            slowest = -math.log(cfg.longest_memory - 1.0)
+            self.update_gate.bias.copy_(torch.linspace(slowest, 1.0, flat)[torch.randperm(flat)])
         # The state before the first observation. Learned, and not zero: see `Norm`.
         self.start = nn.Parameter(torch.randn(cfg.tokens, cfg.width))
         # The exit gate reads the loop state and its last change. At first it says "another loop" while the

@@ -50,6 +50,8 @@ class ModelConfig:
     """Weight of the dynamics loss KL(sg(posterior) || prior)."""
     rep_scale: float = 0.1
     """Weight of the representation loss KL(posterior || sg(prior))."""
+    entropy_scale: float = 0.0
+    """Weight of the posterior's entropy. Latents that nothing needs then rest, instead of feeding noise to the core."""
     bins: int = 95
     """Bins of the two-hot reward and value heads (odd)."""
     bin_limit: float = 20_000.0
@@ -271,6 +273,9 @@ class WorldModel(nn.Module):
             "dynamics": self.cfg.dyn_scale * dyn,
             "representation": self.cfg.rep_scale * rep,
         }
+        if self.cfg.entropy_scale:
+            entropy = -(post.post_logp.exp() * post.post_logp).sum((-2, -1))
+            losses["entropy"] = self.cfg.entropy_scale * entropy
         for name, value in losses.items():
             assert value.shape == batch.reward.shape, (name, value.shape)
         metrics = {f"world/{name}_loss": value.detach().mean() for name, value in losses.items()}
