@@ -84,11 +84,11 @@ def main() -> None:
     measure("default size, two fixed loops", replace(default, model=fixed), args.updates, None)
     measure("default size, all exit after one", default, args.updates, -1.0)
     measure("default size, none exits", default, args.updates, 1e3)
-    wide = replace(fixed, units=144, loop=replace(fixed.loop, units=144))
+    wide = replace(fixed, units=160, loop=replace(fixed.loop, units=160))
     reference = replace(
         default,
         model=wide,
-        behavior=replace(default.behavior, starts=1024, horizon=15, units=144),
+        behavior=replace(default.behavior, starts=1024, horizon=15, units=160),
         train=replace(default.train, batch=16, length=64),
     )
     measure("16 x 64, 1,024 dreams, two loops", reference, max(10, args.updates // 3), None)
