@@ -1,6 +1,6 @@
 """Actor and critic, trained in imagination.
 
-The mathematics stands as pure functions beside the modules: `lambda_return`, `rollout_weights`.
+The mathematics stands as pure functions beside the modules: `lambda_return`, `entropy_weight`, `rollout_weights`.
 Source: DreamerV3 (Hafner et al. 2025), "Actor critic learning". The actor's gradient is REINFORCE for
 continuous and discrete actions alike, so that imagination needs no gradient and early exits save time.
 """
@@ -26,7 +26,7 @@ Metrics = dict[str, Tensor]
 class BehaviorConfig:
     """Imagination and the actor-critic."""
 
-    horizon: int = 15
+    horizon: int = 10
     """H, imagined steps per rollout."""
     starts: int = 128
     """Start states per update, taken from the end of every replayed sequence; 0 = all of them."""
@@ -36,8 +36,8 @@ class BehaviorConfig:
     """Discount per agent step."""
     lam: float = 0.95
     """Lambda of the lambda-return."""
-    entropy: float = 1e-2
-    """Weight of the entropy bonus, against advantages of mean size 1."""
+    entropy: float = 2.5e-2
+    """Weight of the entropy bonus, against advantages of mean size 1, divided by the root of the action's size."""
     units: int = 128
     """Width of actor and critic."""
     layers: int = 2
@@ -79,6 +79,15 @@ def lambda_return(rewards: Tensor, continues: Tensor, values: Tensor, gamma: flo
         last = step_base + step_discount * lam * last
         returns.append(last)
     return torch.stack(returns[::-1], 1)
+
+
+def entropy_weight(entropy: float, spec: ActionSpec) -> float:
+    """Weight of the summed entropy of an action's A dimensions: entropy / sqrt(A); a discrete choice is one dimension.
+
+    Where A dimensions move the return independently, an advantage of size 1 holds 1 / sqrt(A) of each. Divided
+    so, the bonus weighs the same against what one dimension is worth, whether a cart has 1 or a walker has 6.
+    """
+    return entropy if spec.discrete else entropy * spec.size**-0.5
 
 
 def rollout_weights(alive: Tensor, continues: Tensor, gamma: float) -> Tensor:
@@ -215,7 +224,8 @@ class ActorCritic(nn.Module):
         advantage = advantage / scale
         logp, entropy, spread = self.actor.evaluate(feat[:-1], rollout.actions.detach().transpose(0, 1))  # (H, B)
         gain = returns / scale if through else logp.t() * advantage
-        policy_loss = -(weight * (gain + self.cfg.entropy * entropy.t())).mean()
+        bonus = entropy_weight(self.cfg.entropy, self.spec) * entropy.t()
+        policy_loss = -(weight * (gain + bonus)).mean()
         returns, values = returns.detach(), values.detach()
         value_loss = (weight.t() * self.critic.loss(logits[:-1], feat[:-1], returns.t())).mean()
         return policy_loss, value_loss, returns, {

@@ -192,6 +192,18 @@ def test_entropy_bonus_raises_the_entropy(spec):
     assert entropy() > before + 1e-3
 
 
+def test_entropy_weighs_the_same_per_dimension_however_many_there_are(monkeypatch):
+    """Advantages 0 and entropies 1: what is left of the policy loss is the weight of the bonus."""
+    for spec, expected in ((ActionSpec(1, False), 0.1), (ActionSpec(4, False), 0.05), (ActionSpec(4, True), 0.1)):
+        ac = make(spec, entropy=0.1)
+        rollout = make_rollout(spec)._replace(rewards=torch.zeros(4, 5), continues=torch.ones(4, 5))
+        torch.nn.init.zeros_(ac.critic.net.out.weight)
+        one = torch.ones(5, 4)  # time first
+        monkeypatch.setattr(ac.actor, "evaluate", lambda feat, action, one=one: (one, one, one.mean()))
+        weight = rollout_weights(rollout.alive, rollout.continues, GAMMA).mean()
+        assert -ac.loss(rollout)[0] == pytest.approx(expected * weight.item())
+
+
 def test_dynamics_gradient_reaches_the_actor_through_the_actions():
     ac = make(actor_gradient="dynamics")
     rollout = make_rollout()
