@@ -66,6 +66,20 @@ def test_linear_loop_has_the_closed_form(loops):
     assert torch.allclose(states[-1], expected, atol=1e-10)
 
 
+@pytest.mark.parametrize("loops", [1, 3, 40])
+def test_leaky_loop_moves_towards_its_input_as_fast_as_it_forgets(loops):
+    core = make_core(double=True, gain="leaky")
+    with torch.no_grad():
+        core.block.merge.weight.zero_()
+        core.block.down.weight.zero_()
+    core.loop_norm = nn.Identity()
+    dynamics = core.retention()
+    deter, inputs = core_input(core, 4)
+    _, states, _ = core(deter, inputs, loops, dynamics)
+    e, _ = core.prelude(deter, inputs)  # the injection matrix starts as the identity
+    assert torch.allclose(states[-1], torch.lerp(e, deter, dynamics.decay**loops), atol=1e-10)
+
+
 def test_undecayed_lists_retention_injection_and_coda():
     core = make_core()
     expected = [core.retention.log_rate, core.retention.delta, core.retention.matrix, core.coda]

@@ -48,6 +48,8 @@ class LoopConfig:
     """Mean number of loops while the world model trains; the cap is twice that."""
     depth: Literal["update", "sequence", "fixed"] = "update"
     """Training depth: Poisson-sampled once per update, once per sequence, or always the mean."""
+    gain: Literal["euler", "leaky"] = "euler"
+    """Injection per loop: Delta (the paper), or 1 - Abar: a channel then takes in its input as slowly as it forgets."""
     exit: Literal["gate", "fixed"] = "gate"
     """In imagination, acting and evaluation: stop where the gate says so, or run `mean_loops` loops."""
     max_loops: int | None = None
@@ -99,10 +101,14 @@ class Retention(nn.Module):
 
     Delta * exp(a) is clamped to [1e-4, 20]: without it float32 rounds Abar to exactly 1 or 0. The decays start
     log-uniformly spread over [0.5, 0.995], so that some channels hold and others follow.
+
+    With the gain Delta the loop has nearly settled after three loops, whatever it is asked. `leaky` puts 1 - Abar
+    in its place: x moves towards B e instead of adding it up, and later loops have work left.
     """
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, gain: str = "euler"):
         super().__init__()
+        self.leaky = gain == "leaky"
         delta = 0.8047  # softplus(delta) of Parcae: exp(-0.8047) = sqrt(1/5)
         decay = torch.exp(torch.linspace(math.log(0.5), math.log(0.995), width))
         self.log_rate = nn.Parameter(torch.log(-torch.log(decay) / delta))
@@ -113,7 +119,8 @@ class Retention(nn.Module):
         delta = F.softplus(self.delta.float())
         rate = delta * self.log_rate.float().clamp(max=60.0).exp()  # beyond 60, exp would overflow
         decay = torch.exp(-rate.clamp(1e-4, 20.0)).to(self.matrix.dtype)
-        return Dynamics(decay, delta[:, None].to(decay.dtype) * self.matrix)
+        gain = 1.0 - decay if self.leaky else delta.to(decay.dtype)
+        return Dynamics(decay, gain[:, None] * self.matrix)
 
 
 class Block(nn.Module):
@@ -172,7 +179,7 @@ class LoopedCore(nn.Module):
         self.prelude_norm = Norm(cfg.units)
         self.prelude_out = linear(cfg.units, flat)
         self.input_norm = Norm(cfg.width)
-        self.retention = Retention(cfg.width)
+        self.retention = Retention(cfg.width, cfg.gain)
         self.block = Block(cfg)
         self.loop_norm = Norm(cfg.width)
         self.coda = nn.Parameter(torch.eye(cfg.width))
