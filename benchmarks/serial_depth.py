@@ -1,6 +1,7 @@
 """Do the loops follow the difficulty? Loops against n on toy:serial, where a prediction needs n serial moves.
 
-    python train_agent.py toy:serial --steps 20k --model.loop.mean-loops 4 --model.loop.units 32
+    python train_agent.py toy:serial --steps 20k --behavior.horizon 5 --model.loop.mean-loops 4 --model.loop.units 32 \\
+        --model.loop.width 64 --model.loop.expand 1 --model.loop.gain leaky
     python benchmarks/serial_depth.py RUN
 
 For transitions under random actions: the model sees the episode so far, predicts one step ahead with exits, and
@@ -72,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="run folder or checkpoint of toy:serial")
     parser.add_argument("--seed", type=int, default=2_000_000_000)
+    parser.add_argument("--csv", type=Path, help="write n, loops and error of every transition there")
     args = parser.parse_args()
     saved = read_checkpoint(find_checkpoint(args.run))
     if not saved["task"].startswith("toy:serial"):
@@ -91,6 +93,9 @@ def main() -> None:
 
     n = rows["n"].numpy()
     error, loops = predict(None)
+    if args.csv:
+        table = np.stack([n, loops, error], 1).astype(int)
+        np.savetxt(args.csv, table, "%d", ",", header="n,loops,error", comments="")
     print(f"{len(n)} transitions, error {error.mean():.3f}, mean loops {loops.mean():.2f}")
     print("n     " + " ".join(f"{k:6d}" for k in range(9)))
     print("error " + " ".join(f"{error[n == k].mean():6.3f}" for k in range(9)))
