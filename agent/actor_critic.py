@@ -54,8 +54,8 @@ class BehaviorConfig:
     """Weight of the critic's loss on replayed rewards; its gradient reaches the world model."""
     advantage_rate: float = 0.01
     """Rate of the running mean size of the advantages, by which they are divided."""
-    advantage_floor: float = 0.1
-    """Advantages are divided by at least this much (rewards): smaller ones are noise and stay small."""
+    advantage_floor: float = 1.0
+    """Advantages are divided by at least this much (rewards): while little is won, the policy keeps exploring."""
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
