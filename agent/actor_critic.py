@@ -176,6 +176,8 @@ class AdvantageScale(nn.Module):
     DreamerV3 divides by the 5-95 % range of returns. That range also holds how much better one start state is
     than another: when some dreams start upright and some fallen it grows, the advantages shrink against the
     entropy bonus, and the policy dissolves into noise (seen on walker_walk). The size of the advantages does not.
+    The floor keeps what DreamerV3's max(1, range) does: small advantages are not blown up against the bonus, or
+    a policy settles before it has found much (seen there too).
     """
 
     size: Tensor
