@@ -108,7 +108,7 @@ def test_advantage_scale_does_not_see_how_different_the_start_states_are():
         )
         scales.append(float(ac.loss(dream)[3]["behavior/advantage_scale"]))
         assert float(ac.scale.size) == pytest.approx(0.005)
-    assert scales[0] == pytest.approx(scales[1]) == 0.1
+    assert scales[0] == pytest.approx(scales[1]) == ac.cfg.advantage_floor
 
 
 def test_advantage_scale_leaves_out_what_is_not_finite():
