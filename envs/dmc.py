@@ -42,6 +42,11 @@ TASKS = {f"{domain}_{task}": (domain, task) for domain, tasks in _DOMAINS.items(
 # lqr has no time limit of its own, and an episode without an end would stop training: 1000 steps of 0.03 s.
 _TIME_LIMITS = {"lqr": 30.0}
 
+# What the names of the suite's velocity entries have in common ("velocity", "body_velocities", "arm_vel").
+VELOCITY = "vel"
+# Quadruped and dog lay velocities and other numbers into one entry.
+WITHOUT_VELOCITIES = [name for name, (domain, _) in TASKS.items() if domain not in ("quadruped", "dog")]
+
 # MuJoCo writes an actuator without limits as +-1e10; scaling [-1, 1] to that would blow up the simulation.
 _UNLIMITED = 1e10
 
@@ -97,6 +102,7 @@ class DMControl(gym.Env[dict[str, Any], np.ndarray]):
         render_mode: None or "rgb_array".
         height, width: size of a drawn frame in pixels.
         camera_id: which of the model's cameras draws.
+        velocities: whether the observation has the entries that are velocities.
 
     Raises:
         TaskError: dm_control cannot be imported, or drawing is asked for and no backend works.
@@ -114,6 +120,7 @@ class DMControl(gym.Env[dict[str, Any], np.ndarray]):
         height: int = 240,
         width: int = 320,
         camera_id: int = 0,
+        velocities: bool = True,
     ) -> None:
         if repeat < 1:
             raise ValueError(f"repeat must be at least 1, not {repeat}")
@@ -128,7 +135,9 @@ class DMControl(gym.Env[dict[str, Any], np.ndarray]):
         self._random = np.random.RandomState(_fold(seed))  # reseeded in place, which reseeds the task
         self._env = load_task(domain, task, self._random, draw=render_mode is not None)
 
-        numbers = sum(int(np.prod(spec.shape)) for spec in self._env.observation_spec().values())
+        entries = self._env.observation_spec()
+        self._entries = [name for name in entries if velocities or VELOCITY not in name]
+        numbers = sum(int(np.prod(entries[name].shape)) for name in self._entries)
         self.observation_space = spaces.Dict(
             {"state": spaces.Box(-np.inf, np.inf, shape=(numbers,), dtype=np.float32)}
         )
@@ -150,7 +159,7 @@ class DMControl(gym.Env[dict[str, Any], np.ndarray]):
         super().reset(seed=seed)
         if seed is not None:
             self._random.seed(_fold(seed))
-        return _observation(self._env.reset().observation), {}
+        return self._observation(self._env.reset().observation), {}
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Act for `repeat` simulator steps; see the class for reward and the two kinds of end."""
@@ -166,7 +175,7 @@ class DMControl(gym.Env[dict[str, Any], np.ndarray]):
         # Compared and not tested for truth: 0.0 is the one discount that means "terminated".
         terminated = bool(moment.last() and moment.discount == 0.0)
         truncated = bool(moment.last() and not terminated)
-        return _observation(moment.observation), reward, terminated, truncated, {}
+        return self._observation(moment.observation), reward, terminated, truncated, {}
 
     def render(self) -> np.ndarray:  # type: ignore[override]
         """Draw the scene: (height, width, 3) uint8.
@@ -186,14 +195,13 @@ class DMControl(gym.Env[dict[str, Any], np.ndarray]):
                 self._cannot_draw = f"OpenGL cannot draw this scene: {error}"
         raise TaskError(self._cannot_draw)
 
+    def _observation(self, entries: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Lay the suite's entries, scalars included, end to end: `{"state": (S,) float32}`."""
+        return {"state": np.concatenate([np.ravel(entries[name]) for name in self._entries]).astype(np.float32)}
+
     def close(self) -> None:
         """Free the simulation and its drawing context."""
         self._env.close()
-
-
-def _observation(entries: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Lay the suite's entries, scalars included, end to end: `{"state": (S,) float32}`."""
-    return {"state": np.concatenate([np.ravel(entry) for entry in entries.values()]).astype(np.float32)}
 
 
 def _fold(seed: int | None) -> int | None:

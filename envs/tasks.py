@@ -34,7 +34,8 @@ class TaskId:
 
     @classmethod
     def parse(cls, text: str) -> "TaskId":
-        """Read "suite:name", split at the first colon. In dmc names '-' may stand for '_'.
+        """Read "suite:name", split at the first colon. In dmc names '-' may stand for '_', and
+        "@nov" behind one leaves the velocities out of the observation ("dmc:walker_walk@nov").
 
         A Gymnasium id may be led by the module that registers it, "gym:my_package:MyEnv-v0"; the module is
         imported. dm_control is not imported here, so drawing can still be prepared after this call.
@@ -62,6 +63,11 @@ class TaskId:
         """Simulator steps per agent step; budgets are counted in simulator steps."""
         return dmc.ACTION_REPEAT if self.suite == "dmc" else 1
 
+    @property
+    def variant(self) -> str:
+        """What stands behind an '@' in dmc names: "nov", positions without velocities; or nothing."""
+        return self.name.partition("@")[2] if self.suite == "dmc" else ""
+
 
 def make_env(task: TaskId | str, seed: int | None = None, render: bool = False) -> gym.Env[Any, Any]:
     """Build one environment.
@@ -84,7 +90,8 @@ def make_env(task: TaskId | str, seed: int | None = None, render: bool = False) 
     mode = "rgb_array" if render else None
     env: gym.Env[Any, Any]
     if task.suite == "dmc":
-        env = dmc.DMControl(*dmc.TASKS[task.name], seed=seed, render_mode=mode)
+        names = dmc.TASKS[task.name.partition("@")[0]]
+        env = dmc.DMControl(*names, seed=seed, render_mode=mode, velocities=task.variant != "nov")
     elif task.suite == "toy":
         env = toy.make_toy(task.name, mode)
     else:
@@ -149,10 +156,14 @@ def _prepare_drawing(env: gym.Env[Any, Any], name: str) -> None:
 def _check_dmc(name: str) -> str:
     if not dmc.installed():
         raise TaskError("dmc tasks need dm_control: pip install dm-control==1.0.50 mujoco==3.17.0")
-    name = name.replace("-", "_")
+    name, at, variant = name.replace("-", "_").partition("@")
     if name not in dmc.TASKS:
         raise TaskError(f"there is no dmc task {name!r}; {_near(name, dmc.TASKS, 'dmc')}")
-    return name
+    if at and variant != "nov":
+        raise TaskError(f"there is no variant @{variant}; dmc:{name}@nov has positions without velocities")
+    if at and name not in dmc.WITHOUT_VELOCITIES:
+        raise TaskError(f"dmc:{name} mixes positions and velocities, so there is no dmc:{name}@nov")
+    return name + at + variant
 
 
 def _check_gym(name: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 from dm_env import specs
 from gymnasium.utils.env_checker import check_env
 
-from envs import dmc, make_env
+from envs import TaskError, TaskId, dmc, make_env
 
 
 @pytest.mark.parametrize("name", ["cartpole_swingup", "ball_in_cup_catch", "humanoid_stand", "lqr_lqr_2_1"])
@@ -103,3 +103,32 @@ def test_actions_are_scaled_to_the_actuators(monkeypatch: pytest.MonkeyPatch) ->
         env.step(np.array(action, np.float32))
     expected = [[-1, -2, -1], [0.5, 2, 0.5], [1, 6, 1]]
     np.testing.assert_allclose(fake.actions, np.repeat(expected, 2, axis=0))
+
+
+VELOCITIES = {"velocity", "body_velocities", "arm_vel", "object_vel", "com_velocity"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["walker_walk", "cartpole_swingup", "finger_spin", "swimmer_swimmer6", "manipulator_bring_ball", "humanoid_run"],
+)
+def test_nov_leaves_the_velocities_out_and_nothing_else(name: str) -> None:
+    whole, without = make_env(f"dmc:{name}", seed=3), make_env(f"dmc:{name.replace('_', '-')}@nov", seed=3)
+    full, part = whole.reset()[0]["state"], without.reset()[0]["state"]
+    entries = whole.unwrapped._env.observation_spec()
+    sizes = {key: int(np.prod(spec.shape)) for key, spec in entries.items()}
+    pieces = dict(zip(sizes, np.split(full, np.cumsum(list(sizes.values()))[:-1]), strict=True))
+    kept = [piece for key, piece in pieces.items() if key not in VELOCITIES]
+    assert 0 < len(part) < len(full)
+    np.testing.assert_array_equal(part, np.concatenate(kept))
+    assert without.observation_space["state"].shape == part.shape
+    whole.close()
+    without.close()
+
+
+def test_every_task_without_velocities_says_what_it_is() -> None:
+    assert TaskId.parse("dmc:walker_walk@nov").slug == "dmc-walker_walk-nov"
+    assert TaskId.parse("dmc:walker_walk@nov").variant == "nov"
+    for wrong, hint in (("dmc:walker_walk@novel", "@nov"), ("dmc:dog_run@nov", "mixes"), ("dmc:walk@nov", "did")):
+        with pytest.raises(TaskError, match=hint):
+            TaskId.parse(wrong)
