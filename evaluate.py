@@ -3,6 +3,7 @@
     python evaluate.py policy runs/dmc-cartpole_swingup/small-s0-20261123-1456
     python evaluate.py policy RUN --episodes 20 --max-loops 1 --video
     python evaluate.py policy RUN --json -
+    python evaluate.py dataset RUN datasets/walker
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import tyro
 
 from agent.checkpoint import UsageError, check_spaces, find_checkpoint, read_checkpoint, spaces_of
 from agent.config import Config, from_dict
+from agent.dataset import export_dataset
 from agent.dreamer import Dreamer
 from agent.evaluation import EvalConfig, Evaluator, save_video, summarise
 from agent.statistics import format_summary
@@ -38,6 +40,12 @@ class Policy:
     """Which episodes; 0 begins with those of the evaluation at the end of training."""
     max_loops: int | None = None
     """Most loops per step, more than in training if you like; by default as the run was configured."""
+    exit: Literal["fixed", "residual", "acceleration", "kl", "random"] | None = None
+    """Another exit rule than the run's own, one that needs no training; fixed runs --max-loops loops, or the mean."""
+    exit_threshold: float | None = None
+    """Threshold of that rule."""
+    exit_histogram: tuple[float, ...] = ()
+    """Weights of 1, 2, .. loops for the random exit."""
     checkpoint: Literal["latest", "best"] = "latest"
     """Which checkpoint of a run folder."""
     device: str = "auto"
@@ -52,10 +60,19 @@ class Policy:
             self.changes(EvalConfig())
         except ValueError as error:
             raise ValueError(str(error).replace("--eval.", "--")) from error
+        if self.exit is None and (self.exit_threshold is not None or self.exit_histogram):
+            raise ValueError("--exit-threshold and --exit-histogram belong to another rule: name it with --exit")
 
-    def changes(self, cfg: EvalConfig) -> EvalConfig:
+    def cap(self, config: Config) -> int:
+        """Most loops per step of a rule given by --exit."""
+        loop = config.model.loop
+        return self.max_loops or (round(loop.mean_loops) if self.exit == "fixed" else loop.run_cap)
+
+    def changes(self, cfg: EvalConfig, config: Config | None = None) -> EvalConfig:
         """The run's evaluation settings with those of the command line."""
         max_loops = cfg.max_loops if self.max_loops is None else self.max_loops
+        if config is not None and self.exit:
+            max_loops = self.cap(config)
         return replace(cfg, episodes=self.episodes, seed=self.seed, max_loops=max_loops)
 
 
@@ -64,14 +81,21 @@ def policy(args: Policy) -> None:
     path = find_checkpoint(args.run, args.checkpoint)
     saved = read_checkpoint(path)
     task, config = TaskId.parse(saved["task"]), from_dict(Config, saved["config"])
+    if config.model_only:
+        raise UsageError(f"{args.run} trained the world model alone: it has no policy to play")
     agent = Dreamer.from_checkpoint(saved, args.device)
+    if args.exit:
+        try:
+            agent.use_exit(args.exit, args.cap(config), args.exit_threshold, args.exit_histogram)
+        except ValueError as error:
+            raise UsageError(f"--exit {args.exit}: {error}") from error
     torch.set_num_threads(config.train.threads or 1)  # ten rows at a time: more threads are no help
     cannot_draw = prepare_rendering(args.video and task.suite == "dmc")
 
     envs = make_vector_env(task, 1, args.seed)
     envs.close()
     check_spaces(saved, spaces_of(envs))
-    cfg = args.changes(config.eval)
+    cfg = args.changes(config.eval, config)
     make_envs = partial(make_vector_env, task, seed=cfg.first_seed)
     episodes = Evaluator(cfg, agent, make_envs, task.action_repeat)(final=True)
     result = summarise(episodes)
@@ -81,6 +105,7 @@ def policy(args: Policy) -> None:
     if args.json:
         write_json(args.json, {
             "task": str(task), "checkpoint": str(path), "step": saved["step"], "max_loops": cfg.max_loops,
+            "exit": args.exit or config.model.loop.exit,
             "summary": result, "episodes": episodes,
         })  # fmt: skip
     if args.video:
@@ -101,8 +126,28 @@ def write_json(target: str, content: dict[str, Any]) -> None:
         raise UsageError(f"--json {target} cannot be written: {error.strerror}") from error
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"policy": Policy}
-ACTIONS: dict[type, Callable[[Any], None]] = {Policy: policy}
+@dataclass(frozen=True)
+class Dataset:
+    """Keep the experience of a run as a fixed data set, for train_agent.py --dataset FOLDER --model-only."""
+
+    run: tyro.conf.Positional[str]
+    """Run folder, or its latest.pt."""
+    folder: tyro.conf.Positional[str]
+    """The new folder of the data set."""
+
+
+def dataset(args: Dataset) -> None:
+    """Export the replay of one run."""
+    path = find_checkpoint(args.run)
+    facts = export_dataset(read_checkpoint(path), args.folder, str(args.run))
+    print(
+        f"{facts['task']}: {facts['episodes']} whole episodes, {facts['rows']:,} rows, mean return "
+        f"{facts['mean_return']:.4g}, best {facts['best_return']:.4g}, in {args.folder}"
+    )
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"policy": Policy, "dataset": Dataset}
+ACTIONS: dict[type, Callable[[Any], None]] = {Policy: policy, Dataset: dataset}
 
 
 def main(argv: list[str]) -> int:

@@ -4,6 +4,7 @@
     python train_agent.py gym:CartPole-v1 --steps 50k --seed 1
     python train_agent.py toy:cue5 --preset debug
     python train_agent.py --resume runs/dmc-cartpole_swingup/small-s0-20261123-1456
+    python train_agent.py dmc:walker_walk --dataset DIR --model-only --model.core gru --model.match params
 """
 
 import shlex
@@ -11,6 +12,8 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from agent.checkpoint import (
     Meta,
@@ -23,20 +26,25 @@ from agent.checkpoint import (
     spaces_of,
 )
 from agent.config import Config, keep_memory, parse_cli, resolve_device, save_yaml, set_threads, to_dict
-from agent.dreamer import Dreamer
+from agent.dataset import check_dataset, load_dataset
+from agent.dreamer import Dreamer, Spaces
 from agent.evaluation import Evaluator, draw_curves, save_video, summarise
 from agent.logger import Logger
+from agent.offline import OfflineTrainer, check_lengths
 from agent.optimizer import NonFiniteError
 from agent.replay import ReplayBuffer
 from agent.statistics import format_summary
 from agent.trainer import Trainer
 from envs import TaskError, TaskId, make_env, make_vector_env, prepare_rendering
+from world_model import cost
 
 
 def train(argv: list[str]) -> int:
     """Build the parts, train, and show what came of it. Returns the exit status."""
     config, saved = parse_cli(argv)
     task, device = TaskId.parse(config.task), resolve_device(config.device)
+    if config.model_only:
+        return train_model(config, task, device)
     if saved and saved["task"] != str(task):
         raise UsageError(f"{config.resume} is a run of {saved['task']}, not of {task}: leave the task out")
     cannot_draw = prepare_rendering(config.video and task.suite == "dmc")
@@ -48,7 +56,7 @@ def train(argv: list[str]) -> int:
     spaces, model = spaces_of(envs), config.model
     if saved:
         check_spaces(saved, spaces)
-    agent = Dreamer(model, config.behavior, config.optimizer, spaces, device)
+    agent = make_agent(config, spaces, device)
     latent = (model.loop.tokens, model.loop.width), (model.groups, model.classes)
     replay = ReplayBuffer(
         config.train.replay_rows, envs.num_envs, spaces.obs, spaces.action.size, *latent, config.seed
@@ -86,6 +94,47 @@ def train(argv: list[str]) -> int:
     if config.video:
         path, make = run_dir / "videos" / "eval_final.mp4", partial(make_env, task, render=True)
         print(cannot_draw or save_video(path, agent, make, config.eval))
+    return 0
+
+
+def make_agent(config: Config, spaces: Spaces, device: torch.device) -> Dreamer:
+    """The agent with its first weights. Raises UsageError when its sizes do not fit together."""
+    try:
+        return Dreamer(config.model, config.behavior, config.optimizer, spaces, device)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def train_model(config: Config, task: TaskId, device: torch.device) -> int:
+    """Train the world model alone on a fixed data set, and print its errors on held-out episodes."""
+    dataset = load_dataset(config.dataset or "")
+    check_dataset(dataset, str(task))
+    check_lengths(config.offline, dataset, config.train.length)
+    set_threads(config.train.threads)
+    keep_memory()
+    seed_everything(config.seed)
+    agent = make_agent(config, dataset.spaces, device)
+    run_dir = new_run_dir(config.run_dir, task.slug, f"model-{config.model.core}-s{config.seed}")
+    save_yaml(config, run_dir / "config.yaml")
+    logger = Logger(run_dir, config.offline.updates)
+    store = make_store(run_dir, str(task), to_dict(config), dataset.spaces)
+    batch = config.train.batch, config.train.length
+    trainer = OfflineTrainer(config.offline, agent, dataset, logger, store, batch, config.seed)
+    meta = Meta(run_dir, str(task), device, parameter_counts(agent))
+    params, flops = cost(agent.world.core, config.model.loop.usual_loops)
+    print(f"task         {task}, {config.offline.updates:,} updates of the world model on {config.dataset}")
+    print(f"core         {config.model.core}, {params:,} parameters, {flops:,.0f} operations per step")
+    print(f"run folder   {run_dir}")
+    try:
+        trainer.run()
+    except NonFiniteError as error:
+        print(f"error: {error} is not finite at update {trainer.step:,}", file=sys.stderr)
+        return 1
+    finally:
+        logger.close()
+        meta.update(step=trainer.step, finished=trainer.finished, core={"params": params, "flops": flops})
+    meta.update(results=trainer.results)
+    print("open loop    " + "  ".join(f"{name} {value:.4g}" for name, value in trainer.results.items()))
     return 0
 
 

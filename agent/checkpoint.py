@@ -32,7 +32,7 @@ from agent.dreamer import Dreamer, Spaces
 
 Store = Callable[[str, Mapping[str, Any]], None]
 
-FORMAT = 1
+FORMAT = 2  # 1: before the controls, when the parameters of the core had other names
 NEEDED = ("format", "task", "config", "spaces", "step", "agent")  # what every checkpoint holds
 PACKAGES = ("torch", "numpy", "gymnasium", "dm-control", "mujoco")
 PROJECT = Path(__file__).resolve().parent.parent

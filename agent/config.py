@@ -24,6 +24,7 @@ from agent.actor_critic import BehaviorConfig
 from agent.checkpoint import UsageError, find_checkpoint, read_checkpoint
 from agent.dreamer import OptimizerConfig
 from agent.evaluation import EvalConfig
+from agent.offline import OfflineConfig
 from agent.trainer import TrainConfig
 from world_model import ModelConfig
 
@@ -51,6 +52,10 @@ class Config:
     """Go on with the run in this folder; task and settings come from the run, --steps may extend it."""
     video: bool = True
     """Record an evaluation episode at the end."""
+    dataset: str | None = None
+    """Learn from this folder instead of from an environment; needs --model-only. Made by evaluate.py dataset."""
+    model_only: bool = False
+    """Train the world model alone, on the data set, and measure its open-loop errors."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Interaction and updates."""
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -61,10 +66,14 @@ class Config:
     """Imagination and actor-critic."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimisers."""
+    offline: OfflineConfig = field(default_factory=OfflineConfig)
+    """Training on a fixed data set."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"--seed must be 0 or more, got {self.seed}")
+        if self.model_only != bool(self.dataset):
+            raise ValueError("--dataset DIR and --model-only belong together: give both or neither")
         if self.behavior.starts and self.behavior.starts < self.train.batch:
             raise ValueError(
                 f"--behavior.starts must be 0 (all) or at least --train.batch ({self.train.batch}), "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from agent.actor_critic import ActionSpec, ActorCritic, BehaviorConfig, to_env
 from agent.optimizer import FlatAdam, NonFiniteError, flatten
-from world_model import Batch, LatentState, ModelConfig, WorldModel
+from world_model import Batch, LatentState, LoopedCore, ModelConfig, WorldModel, make_rule
 
 Metrics = dict[str, Tensor]
 
@@ -139,6 +139,21 @@ class Dreamer:
         action, memory, depth = policy.act(tensors, memory, first, explore, max_loops)
         return to_env(action, self.spaces.action).numpy(force=True), memory, depth.numpy(force=True)
 
+    def use_exit(
+        self, name: str, cap: int, threshold: float | None = None, histogram: tuple[float, ...] = ()
+    ) -> None:
+        """Leave the loop by another rule than the trained one, in acting and dreams, newest and averaged weights.
+
+        cap: the most loops, up to which the random exit's histogram is even by default. Raises ValueError when
+        there is no such rule, or the core has no loops to leave.
+        """
+        loop = self.world.cfg.loop
+        for world in (self.world, self.averaged.world):
+            if not isinstance(world.core, LoopedCore):
+                raise ValueError(f"the core {world.cfg.core} has no loops: leave the exit rule out")
+            rule = make_rule(name, loop.tokens * loop.width, cap, threshold, histogram)
+            world.core.rule = rule.to(self.device)
+
     # ------------------------------------------------------------------ learning
 
     def update(self, batch: Batch, progress: float = 0.0) -> tuple[LatentState, Metrics]:
@@ -194,6 +209,19 @@ class Dreamer:
         self.lap("optimizer", clock)
         self.last_depths = rollout.loops.depth
         return states, metrics
+
+    def update_world(self, batch: Batch, progress: float = 0.0) -> tuple[LatentState, Metrics]:
+        """One update of the world model alone; otherwise as `update`."""
+        adam = self.adams["world"]
+        adam.zero_grad()
+        loss, post, metrics = self.world.loss(batch)
+        finite(loss, metrics)
+        loss.backward(inputs=self.policy.parts()["world"])
+        metrics["world/grad_norm"] = adam.clip_gradient()
+        adam.step(self.schedule(progress))
+        self.updates += 1
+        self.follow()
+        return post.states.detach(), metrics
 
     def schedule(self, progress: float) -> float:
         """Learning-rate factor: 1 until `hold` of the run, then linearly down to `final`."""

@@ -202,7 +202,7 @@ def save_video(
             frames, loops, fps, total = record_episode(agent, env, cfg)
         finally:
             env.close()
-        most = cfg.max_loops or agent.world.cfg.loop.run_cap
+        most = cfg.max_loops or agent.world.run_cap
         written = write_video(path, depth_strip(frames, loops, most), fps)
         return f"video  {written} (return {total:.4g})"
     except Exception as error:  # drivers, codecs and people's own environments fail in many ways

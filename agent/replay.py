@@ -26,6 +26,7 @@ import torch
 from world_model import Batch, LatentState
 
 FLAGS = ("is_first", "is_last", "is_terminal")
+LATENTS = ("deter", "stoch")
 
 
 class ReplayBuffer:
@@ -70,6 +71,17 @@ class ReplayBuffer:
         self.rows["deter"][:, at] = state.deter.numpy(force=True)
         self.rows["stoch"][:, at] = state.stoch.argmax(-1).numpy(force=True)
         self.count += 1
+
+    def fill(self, rows: Mapping[str, np.ndarray], state: LatentState) -> None:
+        """Put the rows (L, ...) of a fixed data set into an empty buffer of one environment and capacity L.
+
+        state (L, ...) are the latents to start from, until training writes better ones back.
+        """
+        for name, value in rows.items():
+            self.rows[name][0] = value
+        self.rows["deter"][0] = state.deter.numpy(force=True)
+        self.rows["stoch"][0] = state.stoch.argmax(-1).numpy(force=True)
+        self.count = self.length
 
     def sample(self, batch_size: int, length: int, device: torch.device | str = "cpu") -> tuple[Batch, np.ndarray]:
         """`batch_size` sequences of `length` consecutive rows, each with the latent of the row before.

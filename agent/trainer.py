@@ -23,7 +23,7 @@ from agent.evaluation import EVAL_SEEDS, Episode, open_loop_picture
 from agent.logger import Logger
 from agent.replay import FLAGS, ReplayBuffer
 from agent.schedule import Every, Progress, Ratio
-from world_model import LatentState
+from world_model import Batch, LatentState, stability
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,7 @@ class Trainer:
         self.progress = Progress(cfg.steps, cfg.minutes)
         self.row: dict[str, np.ndarray] = {}  # what was seen last and is not in the replay yet
         self.memory: Memory | None = None
+        self.batch: Batch | None = None  # of the last update
         self.running = np.zeros((2, envs.num_envs))  # return and length of the episodes under way
         self.returns: deque[float] = deque(maxlen=10)  # of the last training episodes
         self.episodes: list[Episode] = []  # of the final evaluation
@@ -191,6 +192,7 @@ class Trainer:
         """One update of the agent, and fresh latents for the replay."""
         with self.timed("replay"):
             batch, where = self.replay.sample(self.cfg.batch, self.cfg.length, self.agent.device)
+            self.batch = batch
         states, metrics = self.agent.update(batch, self.progress(self.step))
         with self.timed("replay"):
             self.replay.write_back(where, states)
@@ -260,7 +262,9 @@ class Trainer:
         self.log_clock = (now, self.step, self.agent.updates, seconds)
         with self.timed("log"):
             self.logger.scalars(self.step, values)
-            if done:
+            if done and self.batch is not None:
+                with torch.random.fork_rng():  # the run is the same however often it is looked at
+                    self.logger.scalars(self.step, stability(self.agent.world, self.batch))
                 depths = self.agent.last_depths.float().numpy(force=True)
                 self.logger.histogram(self.step, "loop/dream_depth", depths)
             self.logger.write(self.step)

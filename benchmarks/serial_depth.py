@@ -87,7 +87,7 @@ def main() -> None:
     @torch.no_grad()
     def predict(max_loops: int | None) -> tuple[np.ndarray, np.ndarray]:
         """-> error (M,) 0 or 1, loops (M,)"""
-        state, stats = world.dream_step(start, rows["action"], world.core.retention(), max_loops, sample=False)
+        state, stats = world.dream_step(start, rows["action"], world.core.prepare(), max_loops, sample=False)
         wrong = (world.decode(state)["state"][:, : rows["bits"]] > 0) != (rows["next"] > 0)
         return wrong.any(-1).float().numpy(), stats.depth.numpy()
 
@@ -103,7 +103,7 @@ def main() -> None:
     print(f"rank correlation of loops and n, single predictions: {rank_correlation(loops, n):.3f}")
     means = np.array([loops[n == k].mean() for k in range(9)])
     print(f"rank correlation of loops and n, means of each n: {rank_correlation(means, np.arange(9)):.3f}")
-    for cap in range(1, world.cfg.loop.run_cap + 1):
+    for cap in range(1, world.run_cap + 1):
         error, loops = predict(cap)
         print(f"at most {cap} loops: error {error.mean():.3f}, mean loops {loops.mean():.2f}")
 

@@ -48,7 +48,7 @@ def measure(name: str, config: Config, updates: int, gate: float | None) -> None
     torch.manual_seed(0)
     agent = Dreamer(config.model, config.behavior, config.optimizer, SPACES)
     if gate is not None:
-        agent.world.core.exit_state.bias.data.fill_(gate)
+        agent.world.core.rule.state.bias.data.fill_(gate)
     rows: list[dict[str, float]] = []
     for number in range(updates + 5):
         batch = random_batch(agent, config.train.batch, config.train.length)
@@ -56,7 +56,7 @@ def measure(name: str, config: Config, updates: int, gate: float | None) -> None
         began = time.perf_counter()
         _, metrics = agent.update(batch)
         if gate is not None:  # the gate is trained by the update: put it back
-            agent.world.core.exit_state.bias.data.fill_(gate)
+            agent.world.core.rule.state.bias.data.fill_(gate)
         if number >= 5:
             rows.append({**agent.seconds, "total": time.perf_counter() - began})
     parts = {part: 1e3 * float(np.median([row[part] for row in rows])) for part in rows[0]}

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from world_model import Batch, LatentState, LoopConfig, LoopedCore, ModelConfig, WorldModel
+from world_model import Batch, CoreSizes, LatentState, LoopConfig, LoopedCore, ModelConfig, WorldModel
 
 CORE_INPUTS = 5
 SIZES = {"joints": 3, "touch": 2}
@@ -14,7 +14,7 @@ def make_core(seed: int = 0, double: bool = False, **settings) -> LoopedCore:
     """A small core; sizes and depth by keyword."""
     torch.manual_seed(seed)
     cfg = LoopConfig(**{"tokens": 3, "width": 8, "heads": 2, "units": 16, "mean_loops": 3.0} | settings)
-    core = LoopedCore(cfg, groups=1, classes=CORE_INPUTS - 2, actions=2)
+    core = LoopedCore(cfg, CoreSizes(groups=1, classes=CORE_INPUTS - 2, actions=2))
     return core.double() if double else core
 
 
@@ -28,7 +28,7 @@ def core_input(core: LoopedCore, batch: int, seed: int = 1) -> tuple[Tensor, Ten
 
 def exit_bias(core: LoopedCore, value: float) -> LoopedCore:
     with torch.no_grad():
-        core.exit_state.bias.fill_(value)
+        core.rule.state.bias.fill_(value)
     return core
 
 
@@ -40,8 +40,9 @@ def make_world(seed: int = 0, sizes: dict[str, int] | None = None, **loop) -> Wo
     world = WorldModel(cfg, sizes or SIZES, ACTIONS)
     with torch.no_grad():
         world.reward.out.weight.normal_()
-        world.core.exit_state.weight.normal_()
-        world.core.exit_change.weight.normal_()
+        if loop.get("exit", "gate") == "gate":
+            world.core.rule.state.weight.normal_()
+            world.core.rule.change.weight.normal_()
     return world
 
 

@@ -185,6 +185,8 @@ def test_configs_are_plain_values():
     def plain(value):
         if isinstance(value, dict):
             return all(plain(each) for each in value.values())
+        if isinstance(value, tuple):
+            return all(plain(each) for each in value)
         return value is None or isinstance(value, str | int | float | bool)
 
     assert plain(to_dict(Config()))

@@ -102,12 +102,26 @@ def test_other_episodes_loops_and_a_video(finished, script, tmp_path):
     assert list((copy / "videos").glob("policy_best_*"))
 
 
+@pytest.mark.parametrize(
+    ("words", "loops"),
+    [(["fixed", "--max-loops", "3"], 3.0), (["fixed"], 2.0), (["random", "--exit-histogram", "0", "1"], 2.0)],
+)
+def test_another_exit_rule_than_the_runs(finished, script, tmp_path, words, loops):
+    result = script("evaluate.py", "policy", finished[0], "--episodes", "2", "--json", "out.json", "--exit", *words)
+    assert result.returncode == 0, result.stderr
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert content["summary"]["loops"] == loops
+    assert content["exit"] == words[0]
+
+
 def test_what_evaluate_refuses(finished, refused, tmp_path):
     run, _ = finished
     copy = shutil.copytree(run, tmp_path / "copy")
     assert "at least 1, got 0" in refused("evaluate.py", "policy", copy, "--episodes", "0")
     assert "--max-loops" in refused("evaluate.py", "policy", copy, "--max-lops", "2")
     assert "is not a run folder" in refused("evaluate.py", "policy", tmp_path)
+    assert "--exit" in refused("evaluate.py", "policy", copy, "--exit-threshold", "0.1")
+    assert "histogram" in refused("evaluate.py", "policy", copy, "--exit", "random", "--exit-histogram", "0", "0")
     assert "expected auto, cpu or cuda" in refused("evaluate.py", "policy", copy, "--device", "tpu")
     latest = copy / "checkpoints" / "latest.pt"
     whole = latest.read_bytes()
@@ -135,6 +149,8 @@ def test_what_training_refuses_leaves_runs_alone(finished, refused, tmp_path):
     best = copy / "checkpoints" / "best.pt"
     assert "holds the agent alone" in refused(train, "--resume", best, "--steps", "1k")
     assert "is not a run folder" in refused(train, "--resume", tmp_path)
+    control = "toy:cue5", "--preset", "debug", "--model.core", "gru", "--run-dir", tmp_path / "new"
+    assert "must divide" in refused(train, *control, "--model.gru.blocks", "7")
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
     assert not (tmp_path / "runs").exists()
 

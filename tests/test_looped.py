@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from small import CORE_INPUTS, core_input, exit_bias, make_core
 from torch import nn
 
-from world_model.looped import LoopConfig, LoopedCore, Retention, sample_depth
+from world_model.core import CoreSizes
+from world_model.looped import LoopConfig, LoopedCore, sample_depth
+from world_model.retention import Retention
 
 # ---------------------------------------------------------------------- retention
 
@@ -56,9 +58,9 @@ def test_linear_loop_has_the_closed_form(loops):
         core.block.down.weight.zero_()
         core.retention.matrix.normal_()
     core.loop_norm = nn.Identity()
-    dynamics = core.retention()
+    dynamics = core.prepare()
     deter, inputs = core_input(core, 4)
-    _, states, _ = core(deter, inputs, loops, dynamics)
+    _, (states, _, _) = core(deter, inputs, loops, dynamics)
     e, _ = core.prelude(deter, inputs)
     power = dynamics.decay**loops
     expected = power * deter + (1 - power) / (1 - dynamics.decay) * (e @ dynamics.injection.t())
@@ -73,9 +75,9 @@ def test_leaky_loop_moves_towards_its_input_as_fast_as_it_forgets(loops):
         core.block.merge.weight.zero_()
         core.block.down.weight.zero_()
     core.loop_norm = nn.Identity()
-    dynamics = core.retention()
+    dynamics = core.prepare()
     deter, inputs = core_input(core, 4)
-    _, states, _ = core(deter, inputs, loops, dynamics)
+    _, (states, _, _) = core(deter, inputs, loops, dynamics)
     e, _ = core.prelude(deter, inputs)  # the injection matrix starts as the identity
     assert torch.allclose(states[-1], torch.lerp(e, deter, dynamics.decay**loops), atol=1e-10)
 
@@ -94,20 +96,20 @@ def test_undecayed_lists_retention_injection_and_coda():
 def test_depth_per_sequence_equals_the_same_depth_for_all():
     core = make_core()
     deter, inputs = core_input(core, 6)
-    dynamics = core.retention()
+    dynamics = core.prepare()
     for loops in (1, 2, 5):
         whole = core(deter, inputs, loops, dynamics)
         each = core(deter, inputs, torch.full((6,), loops), dynamics)
         assert torch.equal(whole[0], each[0])
-        assert all(torch.equal(a, b) for a, b in zip(whole[1], each[1], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(whole[1].states, each[1].states, strict=True))
 
 
 def test_samples_freeze_at_their_own_depth():
     core = make_core(double=True)
     deter, inputs = core_input(core, 4)
-    dynamics = core.retention()
+    dynamics = core.prepare()
     loops = torch.tensor([3, 1, 5, 2])
-    result, states, _ = core(deter, inputs, loops, dynamics)
+    result, (states, _, _) = core(deter, inputs, loops, dynamics)
     assert len(states) == 6
     for row, depth in enumerate(loops.tolist()):
         alone = core(deter[row : row + 1], inputs[row : row + 1], depth, dynamics)[0]
@@ -186,7 +188,7 @@ def test_one_token_needs_no_attention():
     matrices = [p.shape for p in core.block.parameters() if p.dim() > 1]
     assert matrices == [(96, 24), (24, 48)]
     deter, inputs = core_input(core, 3)
-    result, _ = core.settle(deter, inputs, core.retention(), 4)
+    result, _ = core.settle(deter, inputs, core.prepare(), 4)
     assert result.shape == (3, 1, 24)
     assert result.isfinite().all()
 
@@ -198,7 +200,7 @@ def walk(core: LoopedCore, steps: int, loops: int, batch: int = 3) -> tuple[torc
     """Run `steps` environment steps; returns the first and the last state."""
     first, _ = core_input(core, batch)
     first.requires_grad_()
-    deter, dynamics = first, core.retention()
+    deter, dynamics = first, core.prepare()
     for step in range(steps):
         deter = core(deter, core_input(core, batch, seed=step + 10)[1], loops, dynamics)[0]
     return first, deter
@@ -223,7 +225,7 @@ def test_gradient_reaches_back_through_the_prelude_alone():
 def test_outer_gate_mixes_old_state_and_output():
     core = make_core(carry="gate")
     deter, inputs = core_input(core, 4)
-    dynamics = core.retention()
+    dynamics = core.prepare()
     with torch.no_grad():
         core.update_gate.weight.zero_()
         core.update_gate.bias.fill_(-100.0)
@@ -240,8 +242,8 @@ def test_outer_gate_mixes_old_state_and_output():
 def test_without_the_outer_gate_the_output_is_the_state(carry):
     core = make_core(carry=carry)
     deter, inputs = core_input(core, 4)
-    dynamics = core.retention()
-    before, states, _ = core(deter, inputs, 3, dynamics)
+    dynamics = core.prepare()
+    before, (states, _, _) = core(deter, inputs, 3, dynamics)
     with torch.no_grad():
         core.update_gate.bias.add_(3.0)
     assert torch.equal(core(deter, inputs, 3, dynamics)[0], before)
@@ -256,7 +258,7 @@ def test_a_thousand_steps_at_twice_the_training_depth_stay_bounded(scale):
         if p.dim() > 1:  # matrices; gains and biases stay
             p.mul_(scale)
     gen = torch.Generator().manual_seed(4)
-    deter, dynamics = torch.zeros(2, 3, 8), core.retention()
+    deter, dynamics = torch.zeros(2, 3, 8), core.prepare()
     cap, inputs = 2 * core.cfg.train_cap, torch.randn(1000, 2, CORE_INPUTS, generator=gen) * 3
     peak = 0.0
     for step in range(1000):
@@ -271,14 +273,14 @@ def test_a_thousand_steps_at_twice_the_training_depth_stay_bounded(scale):
 def test_more_loops_do_not_grow_the_state():
     core = make_core()
     deter, inputs = core_input(core, 4)
-    states = core(deter, inputs, 64, core.retention())[1]
+    states = core(deter, inputs, 64, core.prepare())[1].states
     norms = torch.stack([x.norm(dim=-1) for x in states[1:]])
     assert torch.allclose(norms, torch.full_like(norms, math.sqrt(8)), rtol=1e-2)
 
 
 def test_state_latents_and_action_enter_the_prelude_with_equal_say():
     torch.manual_seed(0)
-    core = LoopedCore(LoopConfig(tokens=1, width=64, heads=2, units=256), groups=8, classes=8, actions=1)
+    core = LoopedCore(LoopConfig(tokens=1, width=64, heads=2, units=256), CoreSizes(groups=8, classes=8, actions=1))
     latents = F.one_hot(torch.randint(0, 8, (500, 8)), 8).float().flatten(1)
     parts = [torch.randn(500, 64), latents, torch.randn(500, 1)]
     for part, columns in zip(parts, core.prelude_in.weight.split([64, 64, 1], 1), strict=True):

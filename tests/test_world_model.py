@@ -76,7 +76,7 @@ def test_the_first_step_of_an_episode_has_a_gradient_of_ordinary_size():
 
     def sensitivity(deter: Tensor) -> float:
         inputs = torch.zeros(3, 3 * 4 + ACTIONS, requires_grad=True)  # no latents and no action yet
-        out = world.core(deter.detach(), inputs, 4, world.core.retention())[0]
+        out = world.core(deter.detach(), inputs, 4, world.core.prepare())[0]
         grads = [torch.autograd.grad(out[..., d].sum(), inputs, retain_graph=True)[0] for d in range(8)]
         return torch.stack(grads).norm().item()
 
@@ -203,7 +203,7 @@ def test_each_imagined_step_follows_from_state_and_action(fixed_levels):
     with torch.no_grad():
         for k in range(4):
             before = rollout.states.map(lambda leaf, k=k: leaf[:, k])
-            state, stats = world.dream_step(before, actions[:, k], world.core.retention())
+            state, stats = world.dream_step(before, actions[:, k], world.core.prepare())
             assert torch.equal(state.deter, rollout.states.deter[:, k + 1])
             assert torch.equal(state.stoch, rollout.states.stoch[:, k + 1])
             assert torch.equal(stats.depth, rollout.loops.depth[:, k])

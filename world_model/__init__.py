@@ -1,13 +1,23 @@
 """The looped world model. Torch only; knows sizes, not spaces."""
 
+from world_model.controls import Cost, cost
+from world_model.core import Core, CoreSizes, LoopStats
+from world_model.diagnostics import stability
 from world_model.distributions import TwoHot, symexp, symlog
+from world_model.exits import make_rule
+from world_model.gru import GRUConfig
 from world_model.latent import LatentState
-from world_model.looped import LoopConfig, LoopedCore, LoopStats
+from world_model.looped import LoopConfig, LoopedCore
 from world_model.model import ModelConfig, WorldModel
+from world_model.stacked import StackConfig
 from world_model.types import Batch, Posterior, Rollout
 
 __all__ = [
     "Batch",
+    "Core",
+    "CoreSizes",
+    "Cost",
+    "GRUConfig",
     "LatentState",
     "LoopConfig",
     "LoopStats",
@@ -15,8 +25,12 @@ __all__ = [
     "ModelConfig",
     "Posterior",
     "Rollout",
+    "StackConfig",
     "TwoHot",
     "WorldModel",
+    "cost",
+    "make_rule",
+    "stability",
     "symexp",
     "symlog",
 ]

@@ -85,8 +85,8 @@ def kl_divergence(p_logp: Tensor, q_logp: Tensor) -> Tensor:
     return (p_logp.exp() * (p_logp - q_logp)).sum((-2, -1))
 
 
-def kl_balance(post_logp: Tensor, prior_logp: Tensor, free_nats: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The two KL losses of DreamerV3, each (...): dynamics loss, representation loss, and the plain KL.
+def kl_balance(post_logp: Tensor, prior_logp: Tensor, free_nats: float) -> tuple[Tensor, Tensor]:
+    """The two KL losses of DreamerV3, each (...): dynamics loss and representation loss.
 
     dynamics        KL(sg(posterior) || prior): trains the prior towards the posterior
     representation  KL(posterior || sg(prior)): makes the posterior predictable
@@ -94,4 +94,4 @@ def kl_balance(post_logp: Tensor, prior_logp: Tensor, free_nats: float) -> tuple
     """
     dynamics = kl_divergence(post_logp.detach(), prior_logp)
     representation = kl_divergence(post_logp, prior_logp.detach())
-    return dynamics.clamp(min=free_nats), representation.clamp(min=free_nats), dynamics.detach()
+    return dynamics.clamp(min=free_nats), representation.clamp(min=free_nats)

@@ -12,15 +12,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from world_model.controls import make_core
+from world_model.core import Core, CoreSizes, LoopStats, Traces
+from world_model.diagnostics import diagnostics
 from world_model.distributions import TwoHot, symexp, symlog
+from world_model.gru import GRUConfig
 from world_model.latent import LatentState, kl_balance, kl_divergence, probabilities, sample_onehot
-from world_model.looped import Dynamics, LoopConfig, LoopedCore, LoopStats, sample_depth
+from world_model.looped import LoopConfig, LoopedCore, sample_depth
 from world_model.nets import MLP, Norm, linear
+from world_model.stacked import StackConfig
 from world_model.types import Batch, Posterior, Rollout
 
 Metrics = dict[str, Tensor]
@@ -32,6 +38,14 @@ class ModelConfig:
 
     loop: LoopConfig = field(default_factory=LoopConfig)
     """The looped core."""
+    core: Literal["looped", "stacked", "gru"] = "looped"
+    """The dynamics: the looped core, or a control: separate weights per layer, DreamerV3's block GRU."""
+    match: Literal["none", "params", "flops"] = "none"
+    """Size a control to the parameters, or to the operations per step, of the looped core with these settings."""
+    stack: StackConfig = field(default_factory=StackConfig)
+    """The control `stacked`."""
+    gru: GRUConfig = field(default_factory=GRUConfig)
+    """The control `gru`."""
     groups: int = 16
     """S, number of categorical latent variables."""
     classes: int = 8
@@ -72,7 +86,8 @@ class WorldModel(nn.Module):
         loop, stoch, units = cfg.loop, cfg.groups * cfg.classes, cfg.units
         flat, total = loop.tokens * loop.width, sum(obs_sizes.values())
         self.feat_size = flat + stoch
-        self.core = LoopedCore(loop, cfg.groups, cfg.classes, action_size)
+        sizes = CoreSizes(cfg.groups, cfg.classes, action_size)
+        self.core: Core = make_core(cfg.core, loop, cfg.stack, cfg.gru, sizes, cfg.match)
         self.encoder = MLP(total, units, 1)
         # The posterior's first layer is split, so that its observation half runs outside of the scan.
         self.post_deter = linear(flat, units)
@@ -84,6 +99,11 @@ class WorldModel(nn.Module):
         self.twohot = TwoHot(cfg.bins, cfg.bin_limit)
         self.reward = MLP(self.feat_size, units, 1, cfg.bins, out_scale=0.0)
         self.cont = MLP(self.feat_size, units, 1, 1)
+
+    @property
+    def run_cap(self) -> int:
+        """Most loops outside of world-model training; 1 for a core without loops."""
+        return self.cfg.loop.run_cap if self.core.looping else 1
 
     # ------------------------------------------------------------------ states
 
@@ -120,6 +140,10 @@ class WorldModel(nn.Module):
         """-> (..., S, K) probabilities of p(stoch | deter)."""
         return self.probabilities(self.prior(deter.flatten(-2)))
 
+    def log_prior(self, deter: Tensor) -> Tensor:
+        """-> (..., S, K) their logarithms."""
+        return torch.log(self.prior_probs(deter))
+
     def probabilities(self, logits: Tensor) -> Tensor:
         shape = (*logits.shape[:-1], self.cfg.groups, self.cfg.classes)
         return probabilities(logits.view(shape), self.cfg.unimix)
@@ -155,7 +179,7 @@ class WorldModel(nn.Module):
         keep = 1.0 - is_first.to(prev_action.dtype)
         state = self.carried(self.reset(state, keep))
         inputs = self.inputs(state, clipped(prev_action) * keep[:, None])
-        deter, stats = self.core.settle(state.deter, inputs, self.core.retention(), max_loops)
+        deter, stats = self.core.settle(state.deter, inputs, self.core.prepare(), max_loops, log_prior=self.log_prior)
         probs = self.posterior(deter, self.embed(obs))
         return LatentState(deter, sample_onehot(probs, self.level(probs, sample))), stats
 
@@ -166,35 +190,36 @@ class WorldModel(nn.Module):
         size, length = batch.reward.shape
         state = self.initial(size) if batch.start is None else batch.start
         loops = sample_depth(self.cfg.loop, size, batch.reward.device) if loops is None else loops
-        dynamics = self.core.retention()
+        prepared = self.core.prepare()
         embeds = self.embed(batch.obs).unbind(1)
         actions = clipped(batch.prev_action).unbind(1)
         levels = torch.rand(length, size, self.cfg.groups, 1, device=batch.reward.device)
         resets = batch.is_first.any(0).tolist()
         keeps = (1.0 - batch.is_first.to(levels.dtype)).unbind(1)
-        deters, stochs, posts, traces, gates = [], [], [], [], []
+        deters, stochs, posts, traces, before = [], [], [], [], []
         for t in range(length):
             action = actions[t]
             if resets[t]:
                 state, action = self.reset(state, keeps[t]), action * keeps[t][:, None]
             state = self.carried(state)
-            deter, trace, gate = self.core(state.deter, self.inputs(state, action), loops, dynamics)
+            deter, trace = self.core(state.deter, self.inputs(state, action), loops, prepared)
             probs = self.posterior(deter, embeds[t])
             state = LatentState(deter, sample_onehot(probs, levels[t]))
             deters.append(deter)
             stochs.append(state.stoch)
             posts.append(probs)
-            traces.append([x.detach() for x in trace])
-            gates.append(gate.detach())
+            traces.append([x.detach() for x in trace.states])
+            before.append((trace.deter.detach(), trace.gate.detach()))
         deter = torch.stack(deters, 1)  # (B, T, N, D)
         states = LatentState(deter, torch.stack(stochs, 1))
-        trace = torch.stack([torch.stack(level, 1) for level in zip(*traces, strict=True)])  # (R+1, B, T, N, D)
+        levels = torch.stack([torch.stack(level, 1) for level in zip(*traces, strict=True)])  # (R+1, B, T, N, D)
         return Posterior(
             states,
             torch.log(torch.stack(posts, 1)),
-            torch.log(self.prior_probs(deter)),
-            (trace[1:], trace[0], torch.stack(gates, 1)),
+            self.log_prior(deter),
+            Traces(levels, *(torch.stack(part, 1) for part in zip(*before, strict=True))),
             loops,
+            deters,
         )
 
     def imagine(
@@ -214,11 +239,11 @@ class WorldModel(nn.Module):
         if horizon < 1:
             raise ValueError(f"an imagination horizon must be at least 1, got {horizon}")
         with torch.set_grad_enabled(grad):
-            dynamics = self.core.retention()
+            prepared = self.core.prepare()
             state, feats, actions, depths, residuals = start, [start.feat()], [], [], []
             for k in range(horizon):
                 action = policy[:, k] if isinstance(policy, Tensor) else policy(feats[-1])
-                state, stats = self.dream_step(state, action, dynamics, max_loops, sample)
+                state, stats = self.dream_step(state, action, prepared, max_loops, sample)
                 feats.append(state.feat())
                 actions.append(action)
                 depths.append(stats.depth)
@@ -238,13 +263,14 @@ class WorldModel(nn.Module):
         self,
         state: LatentState,
         action: Tensor,
-        dynamics: Dynamics,
+        prepared: Any,
         max_loops: int | None = None,
         sample: bool = True,
     ) -> tuple[LatentState, LoopStats]:
         """One imagined step: the core with exits, then a sample (or the mode) of the prior."""
         state = self.carried(state)
-        deter, stats = self.core.settle(state.deter, self.inputs(state, clipped(action)), dynamics, max_loops)
+        inputs = self.inputs(state, clipped(action))
+        deter, stats = self.core.settle(state.deter, inputs, prepared, max_loops, log_prior=self.log_prior)
         probs = self.prior_probs(deter)
         return LatentState(deter, sample_onehot(probs, self.level(probs, sample)).to(deter.dtype)), stats
 
@@ -261,9 +287,23 @@ class WorldModel(nn.Module):
         Returns a scalar, the posterior (with gradient, for the replay value loss), and detached metrics.
         """
         post = self.observe_sequence(batch, loops)
+        losses = self.losses(post, batch)
+        for name, value in losses.items():
+            assert value.shape == batch.reward.shape, (name, value.shape)
+        metrics = {f"world/{name}_loss": value.detach().mean() for name, value in losses.items()}
+        total = torch.stack([value.mean() for value in losses.values()]).sum()
+        if isinstance(self.core, LoopedCore) and self.core.rule.trained:
+            exit_loss, exit_metrics = self.exit_loss(post)
+            total = total + exit_loss
+            metrics |= exit_metrics
+        metrics |= diagnostics(post)
+        return total, post, metrics
+
+    def losses(self, post: Posterior, batch: Batch) -> dict[str, Tensor]:
+        """The weighted losses of every row, (B, T) each."""
         feat = post.states.feat()
         target = symlog(self.flatten(batch.obs))
-        dyn, rep, kl = kl_balance(post.post_logp, post.prior_logp, self.cfg.free_nats)
+        dyn, rep = kl_balance(post.post_logp, post.prior_logp, self.cfg.free_nats)
         losses = {
             "reconstruction": self.cfg.rec_scale * (self.decoder(feat) - target).square().sum(-1),
             "reward": self.twohot.loss(self.reward(feat), batch.reward),
@@ -276,52 +316,22 @@ class WorldModel(nn.Module):
         if self.cfg.entropy_scale:
             entropy = -(post.post_logp.exp() * post.post_logp).sum((-2, -1))
             losses["entropy"] = self.cfg.entropy_scale * entropy
-        for name, value in losses.items():
-            assert value.shape == batch.reward.shape, (name, value.shape)
-        metrics = {f"world/{name}_loss": value.detach().mean() for name, value in losses.items()}
-        total = sum(value.mean() for value in losses.values())
-        if self.cfg.loop.exit == "gate" and len(post.trace[0]) > 1:
-            exit_loss, exit_metrics = self.exit_loss(post)
-            total = total + exit_loss
-            metrics |= exit_metrics
-        metrics |= self.diagnostics(post, kl)
-        return total, post, metrics
+        return losses
 
     def exit_loss(self, post: Posterior) -> tuple[Tensor, Metrics]:
-        """Regress the exit gate on what each further loop brought to the prior (nats of KL).
-
-        Only the gate is trained here: loop states and improvements are detached, so that the gate cannot
-        bend the trajectory that it judges.
-        """
-        trace, start, gate = post.trace  # (R, B, T, N, D), (B, T, N, D), (B, T, N, D)
-        with torch.no_grad():
-            deter = self.core.finish(start.expand_as(trace), trace, gate.expand_as(trace))
-            kl = kl_divergence(post.post_logp.detach(), torch.log(self.prior_probs(deter)))  # (R, B, T)
-            gain = (kl[:-1] - kl[1:]).clamp(-2.0, 2.0)
-            change = torch.diff(torch.cat([start[None], trace[:-1]]), dim=0)  # change of loops 1..R-1
-        flat = trace[:-1].flatten(0, 2)
-        predicted = self.core.improvement(flat, change.flatten(0, 2)).view_as(gain)
-        error = (predicted - gain).square().mean(-1)  # (R-1, B)
-        ran = torch.ones_like(error)
-        if isinstance(post.loops, Tensor):  # a sequence teaches nothing about loops that it did not run
-            ran = (post.loops > torch.arange(1, len(trace), device=gain.device)[:, None]).float()
-        loss = (error * ran).sum() / ran.sum().clamp(min=1)
-        second = (gain[0].mean(-1) * ran[0]).sum() / ran[0].sum().clamp(min=1)
-        return loss, {"loop/exit_loss": loss.detach(), "loop/gain_second": second}
-
-    @torch.no_grad()
-    def diagnostics(self, post: Posterior, kl: Tensor) -> Metrics:
-        """Health of latents and loop, as 0-d tensors."""
-        trace, start, gate = post.trace
-        last = trace[-1]
-        previous = trace[-2] if len(trace) > 1 else start
-        return {
-            "world/kl": kl.mean(),
-            "world/posterior_entropy": -(post.post_logp.exp() * post.post_logp).sum((-2, -1)).mean(),
-            "world/prior_entropy": -(post.prior_logp.exp() * post.prior_logp).sum((-2, -1)).mean(),
-            "loop/train_depth": torch.as_tensor(post.loops, dtype=torch.float32).mean(),
-            "loop/residual_last": ((last - previous).norm() / last.norm()),
-            "loop/state_norm": post.states.deter.flatten(2).norm(dim=-1).mean(),
-            "loop/update_gate": gate.mean(),
-            "loop/decay_max": self.core.retention().decay.max(),
-        }
+        """The exit rule's own loss. Loop states, and what each further loop brought to the prior, are detached."""
+        assert isinstance(self.core, LoopedCore)
+        states, deter, gate = post.trace
+        x, change = states[1:], states[1:] - states[:-1]  # (R, B, T, N, D)
+        loops, size = len(x), post.post_logp.shape[0]
+        gain = deter.new_zeros(0)
+        if self.core.rule.needs_gain:
+            if loops == 1:
+                return gain.sum(), {}
+            with torch.no_grad():
+                ends = self.core.finish(deter.expand_as(x), x, gate.expand_as(x))
+                gain = -kl_divergence(post.post_logp.detach(), self.log_prior(ends)).diff(dim=0)  # (R-1, B, T)
+        ran = torch.ones(loops, size, device=deter.device)
+        if isinstance(post.loops, Tensor):
+            ran = (post.loops > torch.arange(loops, device=deter.device)[:, None]).float()
+        return self.core.rule.loss(x, change, gain, ran)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from world_model.core import LoopStats, Traces
 from world_model.latent import LatentState
-from world_model.looped import LoopStats
 
 
 class Batch(NamedTuple):
@@ -32,14 +32,16 @@ class Batch(NamedTuple):
 class Posterior(NamedTuple):
     """What the model infers along a batch: states (B, T, ...), log-probabilities (B, T, S, K).
 
-    trace holds (x_1..x_R stacked (R, B, T, N, D), x_0, gate) of every step, for the exit gate and the metrics.
+    trace holds the loop states of every step, detached, for the exit rule and the metrics.
+    deters are the states' deter (B, N, D) row by row, as later rows were computed from them.
     """
 
     states: LatentState
     post_logp: Tensor
     prior_logp: Tensor
-    trace: tuple[Tensor, Tensor, Tensor]
+    trace: Traces
     loops: int | Tensor
+    deters: list[Tensor]
 
 
 class Rollout(NamedTuple):

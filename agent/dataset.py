@@ -1,0 +1,161 @@
+"""Fixed data sets: the experience of a run, kept apart from it, so that world models are compared on equal data.
+
+    DATASET/
+      dataset.json   task, spaces, where it came from
+      rows.npz       whole episodes of arrival rows, one after the other (see `replay.py`)
+
+Every tenth episode is held out: training never sees it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from agent.actor_critic import ActionSpec
+from agent.checkpoint import UsageError
+from agent.dreamer import Spaces
+from agent.replay import LATENTS
+
+HELD_OUT = 10
+"""One episode of so many is held out."""
+
+Rows = dict[str, np.ndarray]
+
+
+class Dataset(NamedTuple):
+    """rows: name -> (L, ...), every episode whole; training and held-out rows apart."""
+
+    task: str
+    spaces: Spaces
+    train: Rows
+    held_out: Rows
+
+
+class Episodes(NamedTuple):
+    """Episodes side by side, padded with zeros: obs {name: (E, T, O)}, prev_action (E, T, A), reward (E, T).
+
+    length (E,) counts the rows of each.
+    """
+
+    obs: dict[str, torch.Tensor]
+    prev_action: torch.Tensor
+    reward: torch.Tensor
+    length: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Episodes:
+        """The same on another device."""
+        obs = {name: value.to(device) for name, value in self.obs.items()}
+        return Episodes(obs, self.prev_action.to(device), self.reward.to(device), self.length.to(device))
+
+
+def export_dataset(saved: Mapping[str, Any], folder: Path | str, source: str) -> dict[str, Any]:
+    """Write the experience in a run's checkpoint to the new folder; returns what dataset.json holds.
+
+    Episodes without an end, of which the replay lost the beginning or which were under way, are left out.
+    Raises UsageError when the checkpoint holds no replay, too few episodes, or the folder exists.
+    """
+    if "replay" not in saved:
+        raise UsageError(f"{source} holds no experience: give the run's folder or its latest.pt")
+    rows = whole_episodes(saved["replay"])
+    starts = np.flatnonzero(rows["is_first"])
+    if len(starts) < HELD_OUT:
+        raise UsageError(f"{source} holds {len(starts)} whole episodes; a data set needs at least {HELD_OUT}")
+    returns = np.add.reduceat(rows["reward"], starts)
+    facts = {
+        "task": saved["task"],
+        "spaces": saved["spaces"],
+        "source": source,
+        "step": saved["step"],
+        "episodes": len(starts),
+        "rows": len(rows["reward"]),
+        "mean_return": float(returns.mean()),
+        "best_return": float(returns.max()),
+    }
+    folder = Path(folder)
+    if folder.exists():
+        raise UsageError(f"{folder} exists, and data sets never overwrite each other; choose another name")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
+    except OSError as error:
+        raise UsageError(f"the data set {folder} cannot be written: {error.strerror}") from error
+    try:
+        np.savez_compressed(temporary / "rows.npz", **rows)  # type: ignore[arg-type]
+        (temporary / "dataset.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        temporary.rename(folder)
+    except OSError as error:
+        raise UsageError(f"the data set {folder} cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return facts
+
+
+def load_dataset(folder: Path | str) -> Dataset:
+    """Read a data set. Raises UsageError when it is not one."""
+    folder = Path(folder)
+    try:
+        facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        with np.load(folder / "rows.npz") as found:
+            rows = {name: found[name] for name in found.files}
+        spaces = Spaces(facts["spaces"]["obs"], ActionSpec(**facts["spaces"]["action"]))
+        task, episode = facts["task"], np.cumsum(rows["is_first"]) - 1
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(
+            f"{folder} is not a data set ({error}); make one from a run: python evaluate.py dataset RUN {folder}"
+        ) from error
+    held = episode % HELD_OUT == HELD_OUT - 1
+    return Dataset(
+        task,
+        spaces,
+        {name: value[~held] for name, value in rows.items()},
+        {name: value[held] for name, value in rows.items()},
+    )
+
+
+def check_dataset(dataset: Dataset, task: str) -> None:
+    """Raise UsageError when the data set is of another task."""
+    if dataset.task != task:
+        raise UsageError(f"the data set is of {dataset.task}, not of {task}: give that task, or another --dataset")
+
+
+def whole_episodes(replay: Mapping[str, Any]) -> Rows:
+    """The rows of `ReplayBuffer.state_dict` in the order of time, environment after environment."""
+    rows = {name: value.numpy() for name, value in replay["rows"].items() if name not in LATENTS}
+    envs, held = rows["reward"].shape
+    order = (replay["count"] + np.arange(held)) % held if replay["count"] > held else np.arange(held)
+    pieces = []
+    for env in range(envs):
+        first, last = rows["is_first"][env, order], rows["is_last"][env, order]
+        starts = np.flatnonzero(first)
+        for start, end in zip(starts, [*(starts[1:] - 1), held - 1], strict=False):  # none: no end either
+            if last[end]:
+                pieces.append((env, order[start : end + 1]))
+    return {
+        name: np.concatenate([value[env, at] for env, at in pieces]) if pieces else value[0, :0]
+        for name, value in rows.items()
+    }
+
+
+def pad_episodes(rows: Rows) -> Episodes:
+    """Whole episodes (L, ...) side by side."""
+    starts = np.flatnonzero(rows["is_first"])
+    lengths = np.diff([*starts, len(rows["is_first"])])
+
+    def padded(value: np.ndarray) -> torch.Tensor:
+        out = np.zeros((len(starts), lengths.max(), *value.shape[1:]), np.float32)
+        for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+            out[row, :length] = value[start : start + length]
+        return torch.from_numpy(out)
+
+    obs = {name.removeprefix("obs/"): padded(value) for name, value in rows.items() if name.startswith("obs/")}
+    return Episodes(obs, padded(rows["prev_action"]), padded(rows["reward"]), torch.from_numpy(lengths))
+

@@ -1,0 +1,284 @@
+"""Fixed data sets, training on them, and the open-loop errors that are measured on their held-out episodes."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import metronomes
+from small import make_world
+
+from agent.checkpoint import UsageError, plain_spaces, spaces_of
+from agent.config import preset
+from agent.dataset import Episodes, check_dataset, export_dataset, load_dataset, pad_episodes, whole_episodes
+from agent.dreamer import Dreamer
+from agent.logger import Logger
+from agent.offline import OfflineConfig, OfflineTrainer
+from agent.open_loop import CONTEXT, SAMPLES, exit_rule, fixed_rule, open_loop, usable_horizons, watch
+from agent.replay import FLAGS, ReplayBuffer
+from world_model import LatentState
+
+LENGTH = 60
+STATE = LatentState(torch.zeros(2, 2, 4), torch.zeros(2, 3, 4))
+
+
+def counting_replay(rows, capacity=10_000, length=LENGTH):
+    """Two environments that count their rows; the second one's episodes are half as long."""
+    replay = ReplayBuffer(capacity, 2, {"state": 1}, 1, (2, 4), (3, 4))
+    for step in range(rows):
+        at = np.array([step % length, step % (length // 2)])
+        last = at == [length - 1, length // 2 - 1]
+        flags = dict(zip(FLAGS, (at == 0, last, last & False), strict=True))
+        episode = np.array([step // length, step // (length // 2)])
+        row = {"obs/state": (100.0 * episode + at)[:, None], "prev_action": np.ones((2, 1)), "reward": at}
+        replay.add({**row, **flags}, STATE)
+    return replay
+
+
+def checkpoint(replay):
+    spaces = {"obs": {"state": 1}, "action": {"size": 1, "discrete": False}}
+    return {"task": "toy:counter", "spaces": spaces, "step": 7, "replay": replay.state_dict()}
+
+
+# ---------------------------------------------------------------------- what is kept
+
+
+@pytest.mark.parametrize("capacity", [10_000, 2 * 250])
+def test_only_whole_episodes_are_kept_in_their_order(capacity):
+    replay = counting_replay(10 * LENGTH + 17, capacity)
+    rows = whole_episodes(replay.state_dict())
+    starts = np.flatnonzero(rows["is_first"])
+    ends = np.flatnonzero(rows["is_last"])
+    lengths = ends - starts + 1
+    assert rows["is_first"][0]
+    assert len(rows["reward"]) == lengths.sum()
+    held = min(10 * LENGTH + 17, capacity // 2)
+    long = (held - 17) // LENGTH  # whole episodes of each environment among the newest rows
+    short = (held - 17) // (LENGTH // 2)
+    assert lengths.tolist() == [LENGTH] * long + [LENGTH // 2] * short
+    for start, length in zip(starts, lengths, strict=True):
+        state = rows["obs/state"][start : start + length, 0]
+        assert (np.diff(state) == 1).all()
+    firsts = rows["obs/state"][starts[:long], 0]
+    assert (np.diff(firsts) == 100).all()
+
+
+def test_a_data_set_comes_back_with_every_tenth_episode_held_out(tmp_path):
+    facts = export_dataset(checkpoint(counting_replay(20 * LENGTH)), tmp_path / "data", "somewhere")
+    assert facts["episodes"] == 60
+    assert facts["mean_return"] == pytest.approx((20 * sum(range(60)) + 40 * sum(range(30))) / 60)
+    assert json.loads((tmp_path / "data" / "dataset.json").read_text())["source"] == "somewhere"
+    found = load_dataset(tmp_path / "data")
+    assert found.task == "toy:counter"
+    assert found.spaces.obs == {"state": 1}
+    assert found.train["is_first"].sum() == 54
+    assert found.held_out["is_first"].sum() == 6
+    episodes = pad_episodes(found.held_out)
+    assert episodes.length.tolist() == [60, 60, 30, 30, 30, 30]
+    assert episodes.reward[2, :30].tolist() == list(range(30))
+    assert not episodes.reward[2, 30:].any()
+
+
+def test_data_sets_are_not_overwritten_and_need_episodes(tmp_path):
+    saved = checkpoint(counting_replay(20 * LENGTH))
+    export_dataset(saved, tmp_path / "data", "run")
+    with pytest.raises(UsageError, match="exists"):
+        export_dataset(saved, tmp_path / "data", "run")
+    with pytest.raises(UsageError, match="at least 10"):
+        export_dataset(checkpoint(counting_replay(LENGTH)), tmp_path / "few", "run")
+    with pytest.raises(UsageError, match=r"latest\.pt"):
+        export_dataset({"task": "toy:counter"}, tmp_path / "none", "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"evaluate\.py dataset"):
+        load_dataset(tmp_path / "empty")
+    with pytest.raises(UsageError, match="toy:counter"):
+        check_dataset(load_dataset(tmp_path / "data"), "toy:cue")
+
+
+def test_a_replay_without_a_first_row_holds_no_episode():
+    replay = counting_replay(40, capacity=2 * 20, length=60)
+    replay.rows["is_first"][:] = False
+    assert len(whole_episodes(replay.state_dict())["reward"]) == 0
+
+
+def test_a_filled_replay_samples_the_rows_of_the_data_set():
+    rows = whole_episodes(counting_replay(4 * LENGTH).state_dict())
+    replay = ReplayBuffer(len(rows["reward"]), 1, {"state": 1}, 1, (2, 4), (3, 4))
+    count = len(rows["reward"])
+    classes = torch.arange(count)[:, None].expand(-1, 3) % 4
+    deter = torch.arange(count).float()[:, None, None].expand(-1, 2, 4)
+    replay.fill(rows, LatentState(deter, torch.nn.functional.one_hot(classes, 4).float()))
+    batch, where = replay.sample(64, 5)
+    assert torch.equal(batch.reward, torch.from_numpy(rows["reward"][where[1]]))
+    before = where[1][:, 0] - 1
+    assert torch.equal(batch.start.deter[:, 0, 0], torch.from_numpy(before).float())
+    assert torch.equal(batch.start.stoch.argmax(-1)[:, 0], torch.from_numpy(before) % 4)
+
+
+# ---------------------------------------------------------------------- open-loop errors
+
+
+def episodes_of(world, lengths, seed=0):
+    gen = torch.Generator().manual_seed(seed)
+    count, longest = len(lengths), max(lengths)
+    obs = {name: torch.randn(count, longest, size, generator=gen) for name, size in world.obs_sizes.items()}
+    actions = torch.rand(count, longest, world.action_size, generator=gen) * 2 - 1
+    return Episodes(obs, actions, torch.randn(count, longest, generator=gen), torch.tensor(lengths))
+
+
+def test_open_loop_errors_are_those_of_a_dream_from_the_watched_state():
+    world = make_world(exit="fixed").eval()
+    longest = CONTEXT
+    episodes = episodes_of(world, [CONTEXT + longest])  # one place: after the last row of the context
+    found = open_loop(world, episodes, [1, longest], windows=4)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        state = world.initial(1)
+        for row in range(CONTEXT):
+            obs = {name: value[:, row] for name, value in episodes.obs.items()}
+            first = torch.tensor([row == 0])
+            state, _ = world.observe(obs, episodes.prev_action[:, row], first, state, sample=False)
+        start = state.map(lambda leaf: leaf.expand(4 * SAMPLES, *leaf.shape[1:]))
+        dream = world.imagine(start, episodes.prev_action[:, CONTEXT:].expand(4 * SAMPLES, -1, -1), longest)
+        truth = torch.cat([torch.sign(x) * torch.log1p(x.abs()) for x in episodes.obs.values()], -1)
+        guess = torch.cat(list(world.decode(dream.states).values()), -1)[:, 1:]
+        guess = (torch.sign(guess) * torch.log1p(guess.abs())).unflatten(0, (4, SAMPLES)).mean(1)
+        reward = dream.rewards.unflatten(0, (4, SAMPLES)).mean(1)
+        wrong = (guess - truth[:, CONTEXT:]).square() / truth[0].var(0)
+    assert torch.allclose(found.error[1], wrong[:, 0].mean(-1), atol=1e-5)
+    assert torch.allclose(found.error[longest], wrong[:, -1].mean(-1), atol=1e-5)
+    assert torch.allclose(found.reward[longest], (reward[:, -1] - episodes.reward[:, -1]).abs(), atol=1e-5)
+
+
+def test_padding_does_not_enter_the_errors():
+    world = make_world(exit="fixed")
+    short = episodes_of(world, [CONTEXT + 4, CONTEXT + 9])
+    padded = short._replace(
+        obs={name: value.clone() for name, value in short.obs.items()}, reward=short.reward.clone()
+    )
+    for value in (*padded.obs.values(), padded.reward):
+        value[0, CONTEXT + 4 :] = 1e3
+    one, other = (open_loop(world, episodes, [2, 4], windows=16).means() for episodes in (short, padded))
+    assert one == pytest.approx(other)
+
+
+def test_known_states_need_not_be_watched_again():
+    world = make_world(exit="fixed")
+    episodes = episodes_of(world, [2 * CONTEXT, 2 * CONTEXT + 3])
+    states, depth = watch(world, episodes, 3)
+    assert depth.shape == (2, 2 * CONTEXT + 3)
+    assert (depth == 3).all()
+    one = open_loop(world, episodes, [5], windows=8, max_loops=3)
+    other = open_loop(world, episodes, [5], windows=8, max_loops=3, watched=states)
+    assert torch.allclose(one.error[5], other.error[5], atol=1e-6)
+
+
+def test_measuring_leaves_the_generators_and_the_exit_rule_alone():
+    world = make_world()
+    rule, state = world.core.rule, torch.get_rng_state()
+    with exit_rule(world, fixed_rule(world)):
+        found = open_loop(world, episodes_of(world, [CONTEXT + 5]), [5], windows=3, max_loops=3)
+    assert (found.depth == 3).all()
+    assert world.core.rule is rule
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_horizons_longer_than_the_episodes_are_left_out():
+    world = make_world()
+    episodes = episodes_of(world, [2 * CONTEXT + 5, CONTEXT])
+    assert usable_horizons(episodes, (50, 25, 1, 26)) == [1, 25]
+    with pytest.raises(ValueError, match="no held-out episode"):
+        open_loop(world, episodes, [26], windows=3)
+    assert usable_horizons(episodes_of(world, [8]), (1, 4, 5)) == [1, 4]  # half of a short episode is seen
+
+
+# ---------------------------------------------------------------------- training
+
+
+def metronome_dataset(tmp_path, rows=1500):
+    """Random play of the metronome, with episodes long enough to predict in."""
+    envs = metronomes(1)
+    envs.envs[0].unwrapped.length = 40
+    envs.action_space.seed(0)
+    replay = ReplayBuffer(rows, 1, {"state": 2}, 1, (2, 4), (3, 4))
+    obs, _ = envs.reset(seed=0)
+    first, action, reward, last = np.array([True]), np.zeros((1, 1)), np.zeros(1), np.array([False])
+    for _ in range(rows):
+        flags = dict(zip(FLAGS, (first, last, last & False), strict=True))
+        state = LatentState(torch.zeros(1, 2, 4), torch.zeros(1, 3, 4))
+        replay.add({"obs/state": obs["state"], "prev_action": action, "reward": reward, **flags}, state)
+        action = envs.action_space.sample()
+        obs, reward, _, truncated, _ = envs.step(action)
+        first, last = last, truncated
+        action, reward = action * ~first[:, None], reward * ~first
+    spaces = spaces_of(envs)
+    saved = {"task": "toy:metronome", "spaces": plain_spaces(spaces), "step": rows, "replay": replay.state_dict()}
+    export_dataset(saved, tmp_path / "data", "test")
+    return load_dataset(tmp_path / "data")
+
+
+@pytest.mark.parametrize("core", ["looped", "stacked", "gru"])
+def test_a_world_model_learns_a_fixed_data_set(tmp_path, core):
+    dataset = metronome_dataset(tmp_path)
+    config = preset("debug")
+    model = replace(config.model, core=core, match="none" if core == "looped" else "params")
+    torch.manual_seed(0)
+    agent = Dreamer(model, config.behavior, config.optimizer, dataset.spaces)
+    before = {name: value.clone() for name, value in agent.behavior.state_dict().items()}
+    logger = Logger(tmp_path / "run", 400, console=False)
+    stored = {}
+    batch = 8, 8
+    cfg = OfflineConfig(updates=400, eval_every=100, windows=64, horizons=(1, 5, 99), log_every=50)
+    trainer = OfflineTrainer(cfg, agent, dataset, logger, lambda *item: stored.update([item]), batch, 0)
+    trainer.run()
+    logger.close()
+    with (tmp_path / "run" / "open_loop.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    errors = [float(row["error"]) for row in rows if row["depth"] == "exit" and row["horizon"] == "1"]
+    assert len(errors) == 4
+    assert errors[-1] < 0.6 < errors[0]
+    assert {row["horizon"] for row in rows} == {"1", "5"}
+    depths = {row["depth"] for row in rows}
+    cap = 2 * model.loop.train_cap if core == "looped" else 0
+    assert depths == {"exit", *(str(depth) for depth in range(1, cap + 1))}
+    assert stored["latest"]["step"] == 400
+    assert trainer.finished
+    after = agent.behavior.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items() if "critic" not in name)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any("stability/norm_1" in line for line in lines)
+
+
+def test_the_commands_export_train_and_explain(finished, tmp_path, script):
+    """evaluate.py dataset RUN, then train_agent.py --dataset --model-only on it."""
+    data, out = tmp_path / "data", tmp_path / "run"
+    made = script("evaluate.py", "dataset", finished[0], data)
+    assert made.returncode == 0, made.stderr
+    assert "whole episodes" in made.stdout
+    common = ["--dataset", data, "--preset", "debug", "--run-dir", out]
+    alone = script("train_agent.py", "toy:cue5", *common)
+    assert alone.returncode == 2
+    assert "--model-only" in alone.stderr + alone.stdout
+    small = ["--model-only", "--offline.updates", "20", "--offline.windows", "8", "--model.core", "gru"]
+    trained = script("train_agent.py", "toy:cue5", *common, *small)
+    assert trained.returncode == 0, trained.stderr
+    assert "core         gru" in trained.stdout
+    other = script("train_agent.py", "toy:cue", "--dataset", data, "--model-only", "--preset", "debug")
+    assert other.returncode == 2
+    assert "toy:cue5" in other.stderr
+    played = script("evaluate.py", "policy", out)
+    assert played.returncode == 2
+    assert "no policy" in played.stderr
+
+
+def test_horizons_that_no_episode_can_hold_are_an_error(finished, tmp_path, script):
+    data = tmp_path / "data"
+    script("evaluate.py", "dataset", finished[0], data)
+    done = script(
+        "train_agent.py", "toy:cue5", "--dataset", data, "--model-only", "--preset", "debug", "--offline.horizons", "50"
+    )
+    assert done.returncode == 2
+    assert "too long" in done.stderr

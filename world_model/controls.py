@@ -1,0 +1,82 @@
+"""Which core, and how large a control must be to cost what the looped core costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+
+from world_model.core import Core, CoreSizes
+from world_model.gru import GRUConfig, GRUCore
+from world_model.looped import LoopConfig, LoopedCore
+from world_model.stacked import StackConfig, StackedCore
+
+
+class Cost(NamedTuple):
+    """params: trained numbers, without the exit rule; flops: operations of one step of one sample."""
+
+    params: int
+    flops: float
+
+
+def make_core(
+    core: str, loop: LoopConfig, stack: StackConfig, gru: GRUConfig, sizes: CoreSizes, match: str = "none"
+) -> Core:
+    """The core called `core`: looped, stacked or gru.
+
+    match "params" or "flops" sizes a control to what the looped core of the same settings has or takes; the
+    settings of the control that decide its size (the stack's hidden width, the GRU's units) are then replaced.
+    Raises ValueError when even the smallest control is larger.
+    """
+    if core == "looped":
+        return LoopedCore(loop, sizes)
+    if match != "none":
+        stack, gru = matched(core, loop, stack, gru, sizes, match)
+    return StackedCore(loop, sizes, stack) if core == "stacked" else GRUCore(loop, sizes, gru)
+
+
+def cost(core: Core, loops: float = 1.0) -> Cost:
+    """What a core has and takes, at a (mean) number of loops. The exit rule counts for neither.
+
+    Controls are matched at the mean number of loops of training, whatever the exits do afterwards.
+    """
+    rule = {id(p) for p in core.rule.parameters()} if isinstance(core, LoopedCore) else set()
+    return Cost(sum(p.numel() for p in core.parameters() if id(p) not in rule), core.flops(loops))
+
+
+def matched(
+    core: str, loop: LoopConfig, stack: StackConfig, gru: GRUConfig, sizes: CoreSizes, match: str
+) -> tuple[StackConfig, GRUConfig]:
+    """The configurations of the controls, that of `core` sized to come nearest to the looped core's cost."""
+    wanted: Any = getattr(cost(_shape(lambda: LoopedCore(loop, sizes)), loop.usual_loops), match)
+
+    def build(size: int) -> Core:
+        if core == "stacked":
+            return StackedCore(loop, sizes, replace(stack, hidden=size))
+        return GRUCore(loop, sizes, replace(gru, units=size))
+
+    size = nearest(lambda size: getattr(cost(_shape(lambda: build(size))), match), wanted)
+    if size == 0:
+        raise ValueError(f"no {core} core is as small as the looped one in {match} ({wanted:,.0f}): widen the latter")
+    return replace(stack, hidden=size), replace(gru, units=size)
+
+
+def nearest(of: Callable[[int], float], wanted: float, limit: int = 1 << 20) -> int:
+    """The integer from 1 to limit at which the growing function comes nearest to `wanted`; 0 if of(1) is too large."""
+    if of(1) > wanted:
+        return 0
+    low, high = 1, 2
+    while high < limit and of(high) <= wanted:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if of(middle) <= wanted else (low, middle)
+    return low if wanted - of(low) <= of(high) - wanted else high
+
+
+def _shape(build: Callable[[], Core]) -> Core:
+    """A core without memory behind its parameters, and without drawing random numbers."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return build()

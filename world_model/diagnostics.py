@@ -1,0 +1,89 @@
+"""Health of latents and loop: what every update logs, and the closer look that is taken now and then.
+
+Symbols as in `model.py`. Nothing here changes what is learned.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from world_model.latent import kl_divergence
+from world_model.looped import LoopedCore
+from world_model.types import Batch, Posterior
+
+if TYPE_CHECKING:
+    from world_model.model import WorldModel
+
+@torch.no_grad()
+def diagnostics(post: Posterior) -> dict[str, Tensor]:
+    """0-d tensors of one update."""
+    states, _, gate = post.trace
+    last = states[-1]
+    return {
+        "world/kl": kl_divergence(post.post_logp, post.prior_logp).mean(),
+        "world/posterior_entropy": -(post.post_logp.exp() * post.post_logp).sum((-2, -1)).mean(),
+        "world/prior_entropy": -(post.prior_logp.exp() * post.prior_logp).sum((-2, -1)).mean(),
+        "loop/train_depth": torch.as_tensor(post.loops, dtype=torch.float32).mean(),
+        "loop/residual_last": (last - states[-2]).norm() / last.norm(),
+        "loop/state_norm": post.states.deter.flatten(2).norm(dim=-1).mean(),
+        "loop/update_gate": gate.mean(),
+    }
+
+
+def stability(world: WorldModel, batch: Batch, loops: int | None = None, horizon: int = 50) -> dict[str, float]:
+    """The running checks of a looped model, on one batch.
+
+    decay_max           largest Abar; below 1 or the linear part of the loop does not forget
+    norm_R, residual_R  mean |x_r|, and |x_r - x_{r-1}| / |x_r|, after each loop r = 1..`loops` (default: the most
+                        that training runs)
+    cosine_R            between the changes of loops r-1 and r: near -1 the loop oscillates, near 1 it drifts
+    time_gradient_K     |d loss(last row) / d deter(K rows before)| relative to that at the last row itself
+    dream_norm_K        mean |deter| after K steps of an open-loop dream under actions drawn from the batch
+    """
+    core = world.core
+    depth = loops or (world.cfg.loop.train_cap if core.looping else 1)
+    metrics = _by_loop(world, batch, depth)
+    if isinstance(core, LoopedCore):
+        metrics["decay_max"] = core.prepare().decay.detach().abs().max()
+    metrics |= _over_time(world, batch, depth) | _dream_norms(world, batch, depth, horizon)
+    return {f"stability/{name}": float(value) for name, value in metrics.items()}
+
+
+@torch.no_grad()
+def _by_loop(world: WorldModel, batch: Batch, depth: int) -> dict[str, Tensor]:
+    states = world.observe_sequence(batch, depth).trace.states
+    flat = states.flatten(3)  # (R+1, B, T, N*D)
+    change = flat.diff(dim=0)
+    metrics = {}
+    for loop in range(1, len(flat)):
+        name, now = str(loop), change[loop - 1]
+        norm = flat[loop].norm(dim=-1)
+        metrics["norm_" + name] = norm.mean()
+        metrics["residual_" + name] = (now.norm(dim=-1) / norm).mean()
+        if loop > 1:
+            metrics["cosine_" + name] = torch.cosine_similarity(now, change[loop - 2], dim=-1).mean()
+    return metrics
+
+
+def _over_time(world: WorldModel, batch: Batch, depth: int) -> dict[str, Tensor]:
+    """How much the model's error in the last row still depends on the states of the rows before."""
+    with torch.enable_grad():
+        post = world.observe_sequence(batch._replace(is_first=torch.zeros_like(batch.is_first)), depth)
+        loss = world.losses(post, batch)["reconstruction"][:, -1].sum()
+        grads = torch.autograd.grad(loss, post.deters, allow_unused=True, materialize_grads=True)
+    norms = torch.stack([grad.flatten(1).norm(dim=1).mean() for grad in grads]).flip(0)
+    lags = [lag for lag in (1, 2, 4, 8, 16, 32, 64) if lag < len(norms)]
+    return {f"time_gradient_{lag}": norms[lag] / norms[0].clamp(min=1e-12) for lag in lags}
+
+
+@torch.no_grad()
+def _dream_norms(world: WorldModel, batch: Batch, depth: int, horizon: int) -> dict[str, Tensor]:
+    end = world.observe_sequence(batch, depth).states.map(lambda leaf: leaf[:, -1])
+    size, length = batch.reward.shape
+    drawn = torch.randint(length, (size, horizon, 1), device=batch.reward.device)
+    actions = batch.prev_action.gather(1, drawn.expand(-1, -1, world.action_size))
+    norms = world.imagine(end, actions, horizon).states.deter.flatten(2).norm(dim=-1).mean(0)  # (H+1,)
+    return {f"dream_norm_{step}": norms[step] for step in (1, horizon)}

@@ -1,0 +1,72 @@
+"""Control: the looped core with separate weights for each application, a stack of layers of fixed depth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from world_model.block import Block
+from world_model.core import CoreSizes, GatedCore, Trace
+from world_model.nets import Norm
+from world_model.retention import Dynamics, Retention
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """The stack of layers; the rest is as in the looped core."""
+
+    layers: int = 0
+    """Number of layers; 0 = the looped core's mean number of loops."""
+    hidden: int = 0
+    """Hidden width of each layer's gated MLP; 0 = as in the looped core."""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "hidden"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+
+
+class Layer(nn.Module):
+    """What the looped core applies in each loop, with weights of its own."""
+
+    def __init__(self, cfg: Any, hidden: int):
+        super().__init__()
+        self.retention = Retention(cfg.width, cfg.gain, cfg.retention)
+        self.block = Block(cfg.tokens, cfg.width, cfg.heads, hidden, cfg.norm)
+        self.norm = Norm(cfg.width)
+
+    def forward(self, x: Tensor, e: Tensor, dynamics: Dynamics) -> Tensor:
+        return self.norm(self.block(x * dynamics.decay + e @ dynamics.injection.t()))
+
+
+class StackedCore(GatedCore):
+    """cfg: the `LoopConfig` that this is the control of. The number of loops asked for means nothing here."""
+
+    def __init__(self, cfg: Any, sizes: CoreSizes, stack: StackConfig):
+        super().__init__(cfg, sizes)
+        hidden = stack.hidden or cfg.expand * cfg.width
+        self.layers = nn.ModuleList(Layer(cfg, hidden) for _ in range(stack.layers or round(cfg.mean_loops)))
+
+    def undecayed(self) -> list[nn.Parameter]:
+        retentions = [module for module in self.modules() if isinstance(module, Retention)]
+        return [parameter for module in retentions for parameter in module.parameters()] + [self.coda]
+
+    def prepare(self) -> list[Dynamics]:
+        return [module() for module in self.modules() if isinstance(module, Retention)]
+
+    def forward(
+        self, deter: Tensor, inputs: Tensor, loops: int | Tensor, prepared: list[Dynamics]
+    ) -> tuple[Tensor, Trace]:
+        e, gate = self.prelude(deter, inputs)
+        states = [deter]
+        for layer, dynamics in zip(self.layers, prepared, strict=True):
+            states.append(layer(states[-1], e, dynamics))
+        return self.finish(deter, states[-1], gate), Trace(states, deter, gate)
+
+    def flops(self, loops: float = 1.0) -> float:
+        """Every layer once, whatever `loops`."""
+        layers = [layer for layer in self.layers if isinstance(layer, Layer)]
+        injection = 2.0 * self.cfg.tokens * self.cfg.width**2
+        return self.shell_flops() + sum(injection + layer.block.flops() for layer in layers)
