@@ -1,8 +1,9 @@
 """Actor and critic, trained in imagination.
 
 The mathematics stands as pure functions beside the modules: `lambda_return`, `entropy_weight`, `rollout_weights`.
-Source: DreamerV3 (Hafner et al. 2025), "Actor critic learning". The actor's gradient is REINFORCE for
-continuous and discrete actions alike, so that imagination needs no gradient and early exits save time.
+Source: DreamerV3 (Hafner et al. 2025), "Actor critic learning"; but where actions are continuous, the actor
+learns through the world model, as in DreamerV1 and 2: with few dreams per update the likelihood's gradient is too
+noisy (results/walker.md). With discrete actions it is REINFORCE, and imagination needs no gradient.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ class BehaviorConfig:
 
     horizon: int = 10
     """H, imagined steps per rollout."""
-    starts: int = 128
+    starts: int = 64
     """Start states per update, taken from the end of every replayed sequence; 0 = all of them."""
-    actor_gradient: Literal["reinforce", "dynamics"] = "reinforce"
-    """How the actor learns: from the likelihood of its actions, or through the world model."""
+    actor_gradient: Literal["auto", "dynamics", "reinforce"] = "auto"
+    """How the actor learns: through the world model, from the likelihood of its actions, or (auto) in the first
+    way where actions are continuous and in the second where they are discrete."""
     gamma: float = 0.99
     """Discount per agent step."""
     lam: float = 0.95
@@ -204,6 +206,8 @@ class ActorCritic(nn.Module):
         self.actor = Actor(cfg, features, spec)
         self.critic = Critic(cfg, features, bins, limit)
         self.scale = AdvantageScale(cfg.advantage_rate, cfg.advantage_floor)
+        self.through = cfg.actor_gradient == "dynamics" or (cfg.actor_gradient == "auto" and not spec.discrete)
+        """Whether the actor learns through the world model, and dreams need their gradient."""
 
     def policy(self, feat: Tensor) -> Tensor:
         """Features (B, F) -> sampled actions (B, A) for imagination."""
@@ -216,7 +220,7 @@ class ActorCritic(nn.Module):
         """
         feat = rollout.feat.detach()  # (H+1, B, F): time first
         logits = self.critic.net(feat)
-        through = self.cfg.actor_gradient == "dynamics"
+        through = self.through
         values = self.critic.value(rollout.feat) if through else self.critic.twohot.mean(logits).detach()
         values = values.t()  # (B, H+1)
         returns = lambda_return(rollout.rewards, rollout.continues, values, self.cfg.gamma, self.cfg.lam)

@@ -180,7 +180,7 @@ class Dreamer:
             self.behavior.policy,
             self.behavior.cfg.horizon,
             1.0 - terminal.flatten().float(),
-            grad=self.behavior.cfg.actor_gradient == "dynamics",
+            grad=self.behavior.through,
         )
         clock = self.lap("imagination", clock)
 

@@ -91,7 +91,10 @@ def main() -> None:
         behavior=replace(default.behavior, starts=1024, horizon=15, units=160),
         train=replace(default.train, batch=16, length=64),
     )
-    measure("16 x 64, 1,024 dreams, two loops", reference, max(10, args.updates // 3), None)
+    for gradient in ("reinforce", "dynamics"):  # the first is what DreamerV3 does
+        behavior = replace(reference.behavior, actor_gradient=gradient)
+        name = f"16 x 64, 1,024 dreams, {gradient}"
+        measure(name, replace(reference, behavior=behavior), max(10, args.updates // 3), None)
 
 
 if __name__ == "__main__":

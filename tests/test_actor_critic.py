@@ -23,6 +23,7 @@ def make(spec: ActionSpec = CONTINUOUS, seed: int = 0, **cfg) -> ActorCritic:
     """A small actor-critic on 6 features, with a critic that is not flat."""
     torch.manual_seed(seed)
     cfg = {"gamma": GAMMA, "lam": LAM, "units": 16, "layers": 1, "entropy": 0.0, "advantage_floor": 1.0} | cfg
+    cfg = {"actor_gradient": "reinforce"} | cfg
     ac = ActorCritic(BehaviorConfig(**cfg), 6, spec, 21, 100.0)
     with torch.no_grad():
         ac.critic.net.out.weight.normal_(std=0.3)
@@ -226,6 +227,13 @@ def test_dynamics_gradient_reaches_the_actor_through_the_value_of_dreamt_states(
     states = rollout.states._replace(deter=torch.cat([rollout.states.deter[:, :1], moved], 1))
     loss, _, _, _ = ac.loss(rollout._replace(actions=actions, feat=states.feat().transpose(0, 1)))
     assert all(grad.any() for grad in torch.autograd.grad(loss, list(ac.actor.parameters())))
+
+
+@pytest.mark.parametrize(("spec", "through"), [(ActionSpec(2, False), True), (ActionSpec(3, True), False)])
+def test_by_default_continuous_actions_learn_through_the_world_model(spec, through):
+    assert make(spec, actor_gradient="auto").through == through
+    assert make(spec, actor_gradient="dynamics").through
+    assert not make(spec).through
 
 
 @pytest.mark.parametrize("gradient", ["reinforce", "dynamics"])

@@ -105,6 +105,14 @@ def test_a_thousand_dreamed_steps_at_twice_the_training_depth_stay_bounded(place
     assert norms.max() <= max(math.sqrt(8) * 1.0001, float(norms[:, 0].max()))
 
 
+@pytest.mark.parametrize(("expand", "hidden"), [(2.0, 16), (0.25, 2), (1, 8)])
+def test_the_mlp_may_be_narrower_than_its_state(expand, hidden):
+    core = make_core(expand=expand)
+    assert core.block.up.weight.shape == (2 * hidden, 8)
+    deter, inputs = core_input(core, 2)
+    assert core(deter, inputs, 2, core.prepare())[0].isfinite().all()
+
+
 # ---------------------------------------------------------------------- initial state
 
 

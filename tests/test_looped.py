@@ -140,7 +140,15 @@ def test_sample_depth_once_per_update_or_fixed():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"width": 9}, {"tokens": 0}, {"mean_loops": 0.5}, {"max_loops": 0}, {"width": 0}, {"longest_memory": 1.0}],
+    [
+        {"width": 9},
+        {"tokens": 0},
+        {"mean_loops": 0.5},
+        {"max_loops": 0},
+        {"width": 0},
+        {"longest_memory": 1.0},
+        {"expand": 0.001},
+    ],
 )
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError):

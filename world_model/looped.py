@@ -41,8 +41,8 @@ class LoopConfig:
     """D, width of one token."""
     heads: int = 4
     """Attention heads; must divide the width."""
-    expand: int = 2
-    """Hidden width of the gated MLP in units of the token width."""
+    expand: float = 2.0
+    """Hidden width of the gated MLP in units of the token width; below 1 a loop can do little, and many are needed."""
     units: int = 128
     """Width of the prelude's hidden layer."""
     mean_loops: float = 2.0
@@ -75,6 +75,8 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if self.tokens < 1 or self.width < 1 or self.width % self.heads:
             raise ValueError(f"width {self.width} must be a positive multiple of heads {self.heads}")
+        if self.hidden < 1:
+            raise ValueError(f"expand {self.expand} leaves the gated MLP of a width of {self.width} nothing")
         if self.mean_loops < 1:
             raise ValueError(f"mean_loops must be at least 1, got {self.mean_loops}")
         if self.longest_memory <= 1:
@@ -83,6 +85,11 @@ class LoopConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+
+    @property
+    def hidden(self) -> int:
+        """Hidden width of the gated MLP."""
+        return round(self.expand * self.width)
 
     @property
     def usual_loops(self) -> float:
@@ -112,7 +119,7 @@ class LoopedCore(GatedCore):
     def __init__(self, cfg: LoopConfig, sizes: CoreSizes):
         super().__init__(cfg, sizes)
         self.retention = Retention(cfg.width, cfg.gain, cfg.retention)
-        self.block = Block(cfg.tokens, cfg.width, cfg.heads, cfg.expand * cfg.width, cfg.norm)
+        self.block = Block(cfg.tokens, cfg.width, cfg.heads, cfg.hidden, cfg.norm)
         self.loop_norm = Norm(cfg.width)
         flat = cfg.tokens * cfg.width
         with torch.random.fork_rng(devices=[]):  # the other weights of a seed do not depend on the rule

@@ -46,7 +46,7 @@ class StackedCore(GatedCore):
 
     def __init__(self, cfg: Any, sizes: CoreSizes, stack: StackConfig):
         super().__init__(cfg, sizes)
-        hidden = stack.hidden or cfg.expand * cfg.width
+        hidden = stack.hidden or cfg.hidden
         self.layers = nn.ModuleList(Layer(cfg, hidden) for _ in range(stack.layers or round(cfg.mean_loops)))
 
     def undecayed(self) -> list[nn.Parameter]:
