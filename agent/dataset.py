@@ -10,8 +10,8 @@ Every tenth episode is held out: training never sees it.
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,9 +83,9 @@ def export_dataset(saved: Mapping[str, Any], folder: Path | str, source: str) ->
     folder = Path(folder)
     if folder.exists():
         raise UsageError(f"{folder} exists, and data sets never overwrite each other; choose another name")
+    temporary = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
+        temporary.mkdir(parents=True)
     except OSError as error:
         raise UsageError(f"the data set {folder} cannot be written: {error.strerror}") from error
     try:
