@@ -29,7 +29,7 @@ class BehaviorConfig:
 
     horizon: int = 10
     """H, imagined steps per rollout."""
-    starts: int = 64
+    starts: int = 128
     """Start states per update, taken from the end of every replayed sequence; 0 = all of them."""
     actor_gradient: Literal["auto", "dynamics", "reinforce"] = "auto"
     """How the actor learns: through the world model, from the likelihood of its actions, or (auto) in the first
