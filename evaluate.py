@@ -68,11 +68,9 @@ class Policy:
         loop = config.model.loop
         return self.max_loops or (round(loop.mean_loops) if self.exit == "fixed" else loop.run_cap)
 
-    def changes(self, cfg: EvalConfig, config: Config | None = None) -> EvalConfig:
+    def changes(self, cfg: EvalConfig) -> EvalConfig:
         """The run's evaluation settings with those of the command line."""
         max_loops = cfg.max_loops if self.max_loops is None else self.max_loops
-        if config is not None and self.exit:
-            max_loops = self.cap(config)
         return replace(cfg, episodes=self.episodes, seed=self.seed, max_loops=max_loops)
 
 
@@ -84,7 +82,9 @@ def policy(args: Policy) -> None:
     if config.model_only:
         raise UsageError(f"{args.run} trained the world model alone: it has no policy to play")
     agent = Dreamer.from_checkpoint(saved, args.device)
+    cfg = args.changes(config.eval)
     if args.exit:
+        cfg = replace(cfg, max_loops=args.cap(config))
         try:
             agent.use_exit(args.exit, args.cap(config), args.exit_threshold, args.exit_histogram)
         except ValueError as error:
@@ -95,7 +95,6 @@ def policy(args: Policy) -> None:
     envs = make_vector_env(task, 1, args.seed)
     envs.close()
     check_spaces(saved, spaces_of(envs))
-    cfg = args.changes(config.eval, config)
     make_envs = partial(make_vector_env, task, seed=cfg.first_seed)
     episodes = Evaluator(cfg, agent, make_envs, task.action_repeat)(final=True)
     result = summarise(episodes)

@@ -86,9 +86,6 @@ def export_dataset(saved: Mapping[str, Any], folder: Path | str, source: str) ->
     temporary = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(f"the data set {folder} cannot be written: {error.strerror}") from error
-    try:
         np.savez_compressed(temporary / "rows.npz", **rows)  # type: ignore[arg-type]
         (temporary / "dataset.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         temporary.rename(folder)
@@ -158,4 +155,3 @@ def pad_episodes(rows: Rows) -> Episodes:
 
     obs = {name.removeprefix("obs/"): padded(value) for name, value in rows.items() if name.startswith("obs/")}
     return Episodes(obs, padded(rows["prev_action"]), padded(rows["reward"]), torch.from_numpy(lengths))
-

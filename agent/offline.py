@@ -13,10 +13,10 @@ from agent.checkpoint import Store, UsageError
 from agent.dataset import Dataset, pad_episodes
 from agent.dreamer import Dreamer
 from agent.logger import Logger
-from agent.open_loop import exit_rule, fixed_rule, open_loop, usable_horizons, watch
+from agent.open_loop import exit_rule, open_loop, usable_horizons, watch
 from agent.replay import ReplayBuffer
 from agent.schedule import Every
-from world_model import stability
+from world_model import ExitRule, stability
 
 COLUMNS = ("update", "depth", "loops", "horizon", "error", "reward_error")
 
@@ -118,7 +118,7 @@ class OfflineTrainer:
     def measure(self, depth: int | None) -> dict[str, float]:
         """Open-loop errors of the averaged weights, at a fixed depth or with the exit rule, into open_loop.csv."""
         world = (self.agent.averaged if self.agent.optimizer.average else self.agent.policy).world
-        with exit_rule(world, None if depth is None else fixed_rule(world)):
+        with exit_rule(world, None if depth is None else ExitRule()):
             found = open_loop(world, self.episodes, self.horizons, self.cfg.windows, max_loops=depth).means()
         path = Path(self.logger.run_dir) / "open_loop.csv"
         fresh = not path.exists()

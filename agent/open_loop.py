@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from agent.dataset import Episodes
-from world_model import LatentState, LoopedCore, WorldModel, make_rule, symlog
+from world_model import ExitRule, LatentState, LoopedCore, WorldModel, symlog
 
 CONTEXT = 20
-"""Rows of an episode that are seen before the eyes close, at least; half of it where episodes are shorter."""
-
+"""Rows of an episode that are seen before the eyes close, at least; half of the longest episode where that is less."""
 
 SAMPLES = 8
 """Dreams per prediction; their mean is scored, or a model would be punished for knowing what it does not know."""
@@ -50,23 +49,17 @@ class Places(NamedTuple):
 
 
 @contextmanager
-def exit_rule(world: WorldModel, rule: torch.nn.Module | None) -> Iterator[None]:
+def exit_rule(world: WorldModel, rule: ExitRule | None) -> Iterator[None]:
     """Use another exit rule inside the `with`; None, and a core without loops, keep their own."""
     core = world.core
     if rule is None or not isinstance(core, LoopedCore):
         yield
         return
-    before, core.rule = core.rule, rule  # type: ignore[assignment]
+    before, core.rule = core.rule, rule
     try:
         yield
     finally:
         core.rule = before
-
-
-def fixed_rule(world: WorldModel) -> torch.nn.Module:
-    """The rule that never stops: with `max_loops` a fixed depth."""
-    loop = world.cfg.loop
-    return make_rule("fixed", loop.tokens * loop.width, loop.run_cap)
 
 
 def context_of(episodes: Episodes) -> int:

@@ -34,7 +34,7 @@ from agent.dataset import Episodes, check_dataset, load_dataset, pad_episodes  #
 from agent.dreamer import Dreamer, Memory  # noqa: E402
 from agent.open_loop import choose_places, exit_rule, open_loop, usable_horizons, watch  # noqa: E402
 from envs import make_env  # noqa: E402
-from world_model import LatentState, WorldModel, make_rule, symlog  # noqa: E402
+from world_model import ExitRule, LatentState, WorldModel, make_rule, symlog  # noqa: E402
 
 HORIZON = 15
 OTHERS = {"residual": (0.05, 0.1, 0.2), "kl": (0.01, 0.05), "acceleration": (0.05, 0.1, 0.2)}
@@ -61,7 +61,7 @@ class Bench:
         self.start: LatentState = self.states.map(lambda leaf: leaf[place.episode, place.row])
         self.actions = episodes.prev_action[place.episode[:, None], place.ahead]
 
-    def measure(self, name: str, rule: torch.nn.Module | None, most: int) -> None:
+    def measure(self, name: str, rule: ExitRule | None, most: int) -> None:
         """rule None is the run's own."""
         with exit_rule(self.world, rule):
             found = open_loop(self.world, self.episodes, self.horizons, self.windows, 0, most, self.states)
@@ -80,7 +80,7 @@ class Bench:
         shape = tuple(self.shapes[own])
         self.measure("random, own histogram", make_rule("random", flat, self.cap, histogram=shape), self.cap)
         for depth in range(1, self.cap + 1):
-            self.measure(f"fixed {depth}", make_rule("fixed", flat, depth), depth)
+            self.measure(f"fixed {depth}", ExitRule(), depth)
         for name, thresholds in OTHERS.items():
             for threshold in thresholds:
                 self.measure(f"{name} {threshold}", make_rule(name, flat, self.cap, threshold), self.cap)

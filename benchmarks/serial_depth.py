@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -56,17 +57,9 @@ def transitions(agent: Dreamer, task: str, seed: int) -> dict[str, Any]:
     return {name: torch.cat(parts) for name, parts in found.items()} | {"bits": bits}
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks with ties averaged."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
-
-
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     """Spearman's; nan when either does not vary."""
-    one, other = ranks(one), ranks(other)
-    return float(np.corrcoef(one, other)[0, 1]) if one.std() * other.std() > 0 else float("nan")
+    return float(spearmanr(one, other).statistic) if np.ptp(one) and np.ptp(other) else float("nan")
 
 
 def main() -> None:

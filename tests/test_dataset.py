@@ -16,9 +16,9 @@ from agent.dataset import Episodes, check_dataset, export_dataset, load_dataset,
 from agent.dreamer import Dreamer
 from agent.logger import Logger
 from agent.offline import OfflineConfig, OfflineTrainer
-from agent.open_loop import CONTEXT, SAMPLES, exit_rule, fixed_rule, open_loop, usable_horizons, watch
+from agent.open_loop import CONTEXT, SAMPLES, exit_rule, open_loop, usable_horizons, watch
 from agent.replay import FLAGS, ReplayBuffer
-from world_model import LatentState
+from world_model import ExitRule, LatentState
 
 LENGTH = 60
 STATE = LatentState(torch.zeros(2, 2, 4), torch.zeros(2, 3, 4))
@@ -179,7 +179,7 @@ def test_known_states_need_not_be_watched_again():
 def test_measuring_leaves_the_generators_and_the_exit_rule_alone():
     world = make_world()
     rule, state = world.core.rule, torch.get_rng_state()
-    with exit_rule(world, fixed_rule(world)):
+    with exit_rule(world, ExitRule()):
         found = open_loop(world, episodes_of(world, [CONTEXT + 5]), [5], windows=3, max_loops=3)
     assert (found.depth == 3).all()
     assert world.core.rule is rule

@@ -4,7 +4,7 @@ from world_model.controls import Cost, cost
 from world_model.core import Core, CoreSizes, LoopStats
 from world_model.diagnostics import stability
 from world_model.distributions import TwoHot, symexp, symlog
-from world_model.exits import make_rule
+from world_model.exits import ExitRule, make_rule
 from world_model.gru import GRUConfig
 from world_model.latent import LatentState
 from world_model.looped import LoopConfig, LoopedCore
@@ -17,6 +17,7 @@ __all__ = [
     "Core",
     "CoreSizes",
     "Cost",
+    "ExitRule",
     "GRUConfig",
     "LatentState",
     "LoopConfig",

@@ -13,7 +13,7 @@ from world_model.nets import Norm, linear
 NormPlace = Literal["pre", "sandwich", "post"]
 
 
-class Residual(nn.Module):
+class Sublayer(nn.Module):
     """x + f(x) with the normalisation before f, before and after it, or after the sum."""
 
     def __init__(self, width: int, place: NormPlace):
@@ -46,10 +46,10 @@ class Block(nn.Module):
         self.tokens, self.heads = tokens, heads
         self.attends = tokens > 1  # one token would attend to itself alone: a linear map
         if self.attends:
-            self.around_attention = Residual(width, place)
+            self.around_attention = Sublayer(width, place)
             self.qkv = linear(width, 3 * width)
             self.merge = linear(width, width, scale=0.1)
-        self.around_mlp = Residual(width, place)
+        self.around_mlp = Sublayer(width, place)
         self.up = linear(width, 2 * hidden)
         self.down = linear(hidden, width, scale=0.1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -32,9 +32,19 @@ def make_core(
     """
     if core == "looped":
         return LoopedCore(loop, sizes)
-    if match != "none":
-        stack, gru = matched(core, loop, stack, gru, sizes, match)
-    return StackedCore(loop, sizes, stack) if core == "stacked" else GRUCore(loop, sizes, gru)
+
+    def build(size: int | None = None) -> Core:
+        if core == "stacked":
+            return StackedCore(loop, sizes, stack if size is None else replace(stack, hidden=size))
+        return GRUCore(loop, sizes, gru if size is None else replace(gru, units=size))
+
+    if match == "none":
+        return build()
+    wanted = getattr(cost(_shape(lambda: LoopedCore(loop, sizes)), loop.usual_loops), match)
+    size = nearest(lambda size: getattr(cost(_shape(lambda: build(size))), match), wanted)
+    if size == 0:
+        raise ValueError(f"no {core} core is as small as the looped one in {match} ({wanted:,.0f}): widen the latter")
+    return build(size)
 
 
 def cost(core: Core, loops: float = 1.0) -> Cost:
@@ -44,23 +54,6 @@ def cost(core: Core, loops: float = 1.0) -> Cost:
     """
     rule = {id(p) for p in core.rule.parameters()} if isinstance(core, LoopedCore) else set()
     return Cost(sum(p.numel() for p in core.parameters() if id(p) not in rule), core.flops(loops))
-
-
-def matched(
-    core: str, loop: LoopConfig, stack: StackConfig, gru: GRUConfig, sizes: CoreSizes, match: str
-) -> tuple[StackConfig, GRUConfig]:
-    """The configurations of the controls, that of `core` sized to come nearest to the looped core's cost."""
-    wanted: Any = getattr(cost(_shape(lambda: LoopedCore(loop, sizes)), loop.usual_loops), match)
-
-    def build(size: int) -> Core:
-        if core == "stacked":
-            return StackedCore(loop, sizes, replace(stack, hidden=size))
-        return GRUCore(loop, sizes, replace(gru, units=size))
-
-    size = nearest(lambda size: getattr(cost(_shape(lambda: build(size))), match), wanted)
-    if size == 0:
-        raise ValueError(f"no {core} core is as small as the looped one in {match} ({wanted:,.0f}): widen the latter")
-    return replace(stack, hidden=size), replace(gru, units=size)
 
 
 def nearest(of: Callable[[int], float], wanted: float, limit: int = 1 << 20) -> int:

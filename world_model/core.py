@@ -10,14 +10,18 @@ Shapes: B batch, N tokens, D token width, S*K latents, A actions, R loops or lay
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from world_model.nets import Norm, linear
+
+if TYPE_CHECKING:
+    from world_model.looped import LoopConfig
 
 LogPrior = Callable[[Tensor], Tensor]
 """(B, N, D) next deter -> (B, S, K) log-probabilities of the prior, for the exit rules that ask it."""
@@ -54,7 +58,7 @@ class CoreSizes(NamedTuple):
     actions: int
 
 
-class Core(nn.Module):
+class Core(nn.Module, ABC):
     """The interface; `prepared` is what `prepare` returned, computed once for all steps of a sequence."""
 
     looping = False
@@ -62,12 +66,13 @@ class Core(nn.Module):
     start: nn.Parameter
     """(N, D) state before the first observation. Learned, and not zero: see `Norm`."""
 
+    @abstractmethod
     def prepare(self) -> Any:
         """What depends on the weights alone."""
 
+    @abstractmethod
     def forward(self, deter: Tensor, inputs: Tensor, loops: int | Tensor, prepared: Any) -> tuple[Tensor, Trace]:
         """One step with gradient: deter (B, N, D), inputs (B, S*K + A) -> the next deter, and its trace."""
-        raise NotImplementedError
 
     def settle(
         self,
@@ -83,9 +88,9 @@ class Core(nn.Module):
         depth = torch.ones(len(deter), dtype=torch.long, device=deter.device)
         return out, LoopStats(depth, deter.new_zeros(len(deter), 1))
 
+    @abstractmethod
     def flops(self, loops: float = 1.0) -> float:
         """Floating-point operations of one step of one sample: two per multiply-add of a matrix product."""
-        raise NotImplementedError
 
     def undecayed(self) -> list[nn.Parameter]:
         """Parameters that weight decay must leave alone."""
@@ -93,12 +98,9 @@ class Core(nn.Module):
 
 
 class GatedCore(Core):
-    """What the looped core and its stacked control share: prelude, coda, output norm and outer gate.
+    """What the looped core and its stacked control share: prelude, coda, output norm and outer gate."""
 
-    cfg needs tokens N, width D, units, longest_memory and carry (see `LoopConfig`).
-    """
-
-    def __init__(self, cfg: Any, sizes: CoreSizes):
+    def __init__(self, cfg: LoopConfig, sizes: CoreSizes):
         super().__init__()
         self.cfg, (groups, classes, actions) = cfg, sizes
         flat = cfg.tokens * cfg.width

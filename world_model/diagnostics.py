@@ -17,6 +17,7 @@ from world_model.types import Batch, Posterior
 if TYPE_CHECKING:
     from world_model.model import WorldModel
 
+
 @torch.no_grad()
 def diagnostics(post: Posterior) -> dict[str, Tensor]:
     """0-d tensors of one update."""

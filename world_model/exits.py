@@ -67,11 +67,12 @@ class ExitRule(nn.Module):
         return torch.zeros(len(now.x), dtype=torch.bool, device=now.x.device), memory
 
     def loss(self, x: Tensor, change: Tensor, gain: Tensor, ran: Tensor) -> tuple[Tensor, Metrics]:
-        """Training of the rule alone: states and changes (R, B, T, N, D), detached; ran (R, B) 1 where a loop ran.
+        """Training of the rule alone, where it has something to learn: a scalar and its metrics.
 
-        gain (R-1, B, T): the nats by which each further loop lowered the KL of the prior; empty if not `needs_gain`.
+        x, change (R, B, T, N, D): states and changes, detached; ran (R, B): 1 where a loop ran; gain (R-1, B, T):
+        the nats by which each further loop lowered the KL of the prior, empty if not `needs_gain`.
         """
-        raise NotImplementedError
+        return x.new_zeros(()), {}
 
 
 class Residual(ExitRule):

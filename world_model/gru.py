@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from world_model.core import Core, CoreSizes, Trace
 from world_model.nets import Norm, linear
+
+if TYPE_CHECKING:
+    from world_model.looped import LoopConfig
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class GRUCore(Core):
     gates: deter' = u * tanh(r * c) + (1 - u) * deter with u = sigmoid(. - 1).
     """
 
-    def __init__(self, cfg: Any, sizes: CoreSizes, gru: GRUConfig):
+    def __init__(self, cfg: LoopConfig, sizes: CoreSizes, gru: GRUConfig):
         super().__init__()
         flat, latents = cfg.tokens * cfg.width, sizes.groups * sizes.classes
         if flat % gru.blocks:

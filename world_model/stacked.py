@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -11,6 +11,9 @@ from world_model.block import Block
 from world_model.core import CoreSizes, GatedCore, Trace
 from world_model.nets import Norm
 from world_model.retention import Dynamics, Retention
+
+if TYPE_CHECKING:
+    from world_model.looped import LoopConfig
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class StackConfig:
 class Layer(nn.Module):
     """What the looped core applies in each loop, with weights of its own."""
 
-    def __init__(self, cfg: Any, hidden: int):
+    def __init__(self, cfg: LoopConfig, hidden: int):
         super().__init__()
         self.retention = Retention(cfg.width, cfg.gain, cfg.retention)
         self.block = Block(cfg.tokens, cfg.width, cfg.heads, hidden, cfg.norm)
@@ -44,7 +47,7 @@ class Layer(nn.Module):
 class StackedCore(GatedCore):
     """cfg: the `LoopConfig` that this is the control of. The number of loops asked for means nothing here."""
 
-    def __init__(self, cfg: Any, sizes: CoreSizes, stack: StackConfig):
+    def __init__(self, cfg: LoopConfig, sizes: CoreSizes, stack: StackConfig):
         super().__init__(cfg, sizes)
         hidden = stack.hidden or cfg.hidden
         self.layers = nn.ModuleList(Layer(cfg, hidden) for _ in range(stack.layers or round(cfg.mean_loops)))
