@@ -20,10 +20,11 @@ import torch
 import tyro
 
 from agent.checkpoint import UsageError, check_spaces, find_checkpoint, read_checkpoint, spaces_of
-from agent.config import Config, from_dict
+from agent.config import Config
 from agent.dataset import export_dataset
 from agent.dreamer import Dreamer
 from agent.evaluation import EvalConfig, Evaluator, save_video, summarise
+from agent.settings import from_dict
 from agent.statistics import format_summary
 from envs import TaskError, TaskId, make_env, make_vector_env, prepare_rendering
 

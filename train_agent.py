@@ -5,10 +5,12 @@
     python train_agent.py toy:cue5 --preset debug
     python train_agent.py --resume runs/dmc-cartpole_swingup/small-s0-20261123-1456
     python train_agent.py dmc:walker_walk --dataset DIR --model-only --model.core gru --model.match params
+    python train_agent.py dmc:walker_walk --sweep behavior.horizon=5,15 --sweep seed=0,1,2 --jobs 2 --run-dir DIR
 """
 
 import shlex
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from agent.checkpoint import (
     seed_everything,
     spaces_of,
 )
-from agent.config import Config, keep_memory, parse_cli, resolve_device, save_yaml, set_threads, to_dict
+from agent.config import Config, keep_memory, parse_cli, resolve_device, save_yaml, set_threads
 from agent.dataset import check_dataset, load_dataset
 from agent.dreamer import Dreamer, Spaces
 from agent.evaluation import Evaluator, draw_curves, save_video, summarise
@@ -33,14 +35,25 @@ from agent.logger import Logger
 from agent.offline import OfflineTrainer, check_lengths
 from agent.optimizer import NonFiniteError
 from agent.replay import ReplayBuffer
+from agent.settings import to_dict
 from agent.statistics import format_summary
+from agent.sweep import run_sweep, take_grid
 from agent.trainer import Trainer
 from envs import TaskError, TaskId, make_env, make_vector_env, prepare_rendering
 from world_model import cost
 
 
+def checked(argv: Sequence[str]) -> Config:
+    """The settings of a command line whose task exists."""
+    config, _ = parse_cli(argv)
+    TaskId.parse(config.task)
+    return config
+
+
 def train(argv: list[str]) -> int:
     """Build the parts, train, and show what came of it. Returns the exit status."""
+    if grid := take_grid(argv):
+        return run_sweep(grid, checked)
     config, saved = parse_cli(argv)
     task, device = TaskId.parse(config.task), resolve_device(config.device)
     if config.model_only:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import dataclasses
-import difflib
 import os
 import time
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -25,6 +22,7 @@ from agent.checkpoint import UsageError, find_checkpoint, read_checkpoint
 from agent.dreamer import OptimizerConfig
 from agent.evaluation import EvalConfig
 from agent.offline import OfflineConfig
+from agent.settings import differences, from_dict, option, parse_count, to_dict
 from agent.trainer import TrainConfig
 from world_model import ModelConfig
 
@@ -36,6 +34,9 @@ class Config:
     """Train a Looped Dreamer.
 
     Whole numbers may be written 100000, 100_000, 1e5 or 100k. Options are spelt with - or _.
+
+    A grid of runs: --sweep FIELD=V1,V2 (once for each field) --jobs N --run-dir DIR, and --commands to see what
+    it would run.
     """
 
     task: tyro.conf.Positional[str] = "dmc:cartpole_swingup"
@@ -175,23 +176,6 @@ def keep_memory() -> None:
 # ---------------------------------------------------------------------- command line
 
 
-def parse_count(text: str) -> int:
-    """Read a whole number as people write it: 100000, 100_000, 1e5, 100k, 0.5M. Raises ValueError."""
-    body = text.strip().lower()
-    factor = {"k": 1e3, "m": 1e6}.get(body[-1:], 1.0)
-    try:
-        return int(body)  # exact, however large
-    except ValueError:
-        pass
-    try:
-        value = float(body[:-1] if factor > 1.0 else body) * factor
-    except ValueError:
-        value = float("nan")
-    if not value.is_integer():  # nor are infinity and NaN
-        raise ValueError(f"{text!r} is not a whole number; write 100000, 100_000, 1e5 or 100k")
-    return int(value)
-
-
 _registry = ConstructorRegistry()
 
 
@@ -216,8 +200,8 @@ def parse_cli(argv: Sequence[str]) -> tuple[Config, dict[str, Any] | None]:
     Raises UsageError for the rest.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--preset", "--resume", "--device"):
-        early.add_argument(option, nargs="?")  # a missing value is for tyro to complain about
+    for word in ("--preset", "--resume", "--device"):
+        early.add_argument(word, nargs="?")  # a missing value is for tyro to complain about
     first, _ = early.parse_known_args(argv)
     if first.resume:
         saved = read_checkpoint(find_checkpoint(first.resume))
@@ -244,9 +228,9 @@ def _parse_resumed(argv: Sequence[str], saved: Mapping[str, Any], run: str) -> C
         config, task=before.task, device=before.device, video=before.video, eval=before.eval,
         train=replace(config.train, **kept),
     )  # fmt: skip
-    if changed := _differences(to_dict(before), to_dict(same)):
+    if changed := differences(to_dict(before), to_dict(same)):
         raise UsageError(
-            f"--resume goes on with the run's own settings; {', '.join(changed)} cannot change: "
+            f"--resume goes on with the run's own settings; {', '.join(map(option, changed))} cannot change: "
             "leave that out, or start a new run"
         )
     if saved["trainer"]["finished"]:
@@ -260,66 +244,7 @@ def _parse_resumed(argv: Sequence[str], saved: Mapping[str, Any], run: str) -> C
     return config
 
 
-def _differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "--") -> list[str]:
-    found = []
-    for name, value in one.items():
-        if isinstance(value, Mapping):
-            found += _differences(value, other[name], f"{prefix}{name}.")
-        elif value != other[name]:
-            found.append(prefix + name.replace("_", "-"))
-    return found
-
-
 # ---------------------------------------------------------------------- YAML
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as nested dictionaries of plain values."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(kind: type[Any], values: Any, prefix: str = "") -> Any:
-    """The inverse of `to_dict`; missing settings keep their defaults.
-
-    Values are converted to the annotated type, because YAML reads 3e-4 as text.
-    Raises UsageError that names the setting when it is unknown or its value cannot be.
-    """
-    if not isinstance(values, Mapping):
-        raise UsageError(f"{prefix.rstrip('.') or 'the file'} must hold names with values, got {values!r}")
-    hints = get_type_hints(kind)
-    names = [f.name for f in dataclasses.fields(kind)]
-    for name in values:
-        if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
-            raise UsageError(f"there is no setting {prefix}{name}{hint}")
-    try:
-        return kind(**{name: _convert(hints[name], value, prefix + name) for name, value in values.items()})
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
-def _convert(kind: Any, value: Any, name: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return from_dict(kind, value, f"{name}.")  # type: ignore[arg-type]
-    if get_origin(kind) in (Union, types.UnionType):
-        if value is None:
-            return None
-        kind = next(option for option in get_args(kind) if option is not type(None))
-    if get_origin(kind) is Literal:
-        good = value in get_args(kind)
-    elif kind is bool:
-        good = isinstance(value, bool)
-    elif isinstance(value, bool) or value is None:
-        good = False
-    else:
-        try:
-            return parse_count(str(value)) if kind is int else kind(value)
-        except (TypeError, ValueError):
-            good = False
-    if not good:
-        raise UsageError(f"{name} cannot be {value!r}; expected {getattr(kind, '__name__', kind)}")
-    return value
 
 
 def save_yaml(config: Config, path: Path) -> None:

@@ -274,7 +274,8 @@ class Dreamer:
     def from_checkpoint(cls, saved: dict[str, Any], device: str = "auto") -> Dreamer:
         """The agent of a checkpoint that `read_checkpoint` returned. Raises UsageError."""
         from agent.checkpoint import UsageError
-        from agent.config import Config, from_dict, resolve_device
+        from agent.config import Config, resolve_device
+        from agent.settings import from_dict
 
         config, spaces = from_dict(Config, saved["config"]), saved["spaces"]
         parts = config.model, config.behavior, config.optimizer

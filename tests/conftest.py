@@ -14,11 +14,12 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from agent.checkpoint import make_store, seed_everything, spaces_of
-from agent.config import preset, to_dict
+from agent.config import preset
 from agent.dreamer import Dreamer
 from agent.evaluation import Evaluator
 from agent.logger import Logger
 from agent.replay import ReplayBuffer
+from agent.settings import to_dict
 from agent.trainer import Trainer
 from envs import make_vector_env
 

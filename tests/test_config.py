@@ -10,15 +10,13 @@ from agent.checkpoint import UsageError
 from agent.config import (
     PRESETS,
     Config,
-    from_dict,
     load_yaml,
     parse_cli,
-    parse_count,
     preset,
     resolve_device,
     save_yaml,
-    to_dict,
 )
+from agent.settings import from_dict, parse_count, to_dict
 
 
 def cli(*words):

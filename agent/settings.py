@@ -1,0 +1,134 @@
+"""Settings as plain values: nested dictionaries, dotted names, and numbers as people write them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from agent.checkpoint import UsageError
+
+
+def parse_count(text: str) -> int:
+    """Read a whole number as people write it: 100000, 100_000, 1e5, 100k, 0.5M. Raises ValueError."""
+    body = text.strip().lower()
+    factor = {"k": 1e3, "m": 1e6}.get(body[-1:], 1.0)
+    try:
+        return int(body)  # exact, however large
+    except ValueError:
+        pass
+    try:
+        value = float(body[:-1] if factor > 1.0 else body) * factor
+    except ValueError:
+        value = float("nan")
+    if not value.is_integer():  # nor are infinity and NaN
+        raise ValueError(f"{text!r} is not a whole number; write 100000, 100_000, 1e5 or 100k")
+    return int(value)
+
+
+def names(kind: type[Any], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all settings below a dataclass: seed, behavior.horizon, model.loop.tokens, .."""
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from names(hints[field.name], f"{prefix}{field.name}.")  # type: ignore[arg-type]
+        else:
+            yield prefix + field.name
+
+
+def known_name(kind: type[Any], name: str) -> str:
+    """The dotted name that a person means: dashes are underscores, and the last part is enough if it is the only one.
+
+    Raises UsageError with a suggestion where there is no such setting, or several.
+    """
+    every, wanted = list(names(kind)), name.strip().lstrip("-").replace("-", "_")
+    if wanted in every:
+        return wanted
+    ends = [each for each in every if each.endswith(f".{wanted}")]
+    if len(ends) == 1:
+        return ends[0]
+    near = ends or difflib.get_close_matches(wanted, every, n=1) or _near_ends(wanted, every)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise UsageError(f"there is {'no one' if ends else 'no'} setting {name}{hint}")
+
+
+def _near_ends(wanted: str, every: list[str]) -> list[str]:
+    ends = {each.rpartition(".")[2]: each for each in every}
+    return [ends[end] for end in difflib.get_close_matches(wanted.rpartition(".")[2], ends, n=1)]
+
+
+def option(name: str) -> str:
+    """How a setting is spelt on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def value_of(settings: Mapping[str, Any], name: str) -> Any:
+    """What `name` is in nested dictionaries; KeyError where it is not there."""
+    value: Any = settings
+    for part in name.split("."):
+        value = value[part]
+    return value
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the settings that differ, of those that both nested dictionaries have."""
+    found = []
+    for name, value in one.items():
+        if name not in other:
+            continue
+        if isinstance(value, Mapping):
+            found += differences(value, other[name], f"{prefix}{name}.")
+        elif value != other[name]:
+            found.append(prefix + name)
+    return found
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as nested dictionaries of plain values."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type[Any], values: Any, prefix: str = "") -> Any:
+    """The inverse of `to_dict`; missing settings keep their defaults.
+
+    Values are converted to the annotated type, because YAML reads 3e-4 as text.
+    Raises UsageError that names the setting when it is unknown or its value cannot be.
+    """
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{prefix.rstrip('.') or 'the file'} must hold names with values, got {values!r}")
+    hints = get_type_hints(kind)
+    names = [f.name for f in dataclasses.fields(kind)]
+    for name in values:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+            raise UsageError(f"there is no setting {prefix}{name}{hint}")
+    try:
+        return kind(**{name: _convert(hints[name], value, prefix + name) for name, value in values.items()})
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _convert(kind: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return from_dict(kind, value, f"{name}.")  # type: ignore[arg-type]
+    if get_origin(kind) in (Union, types.UnionType):
+        if value is None:
+            return None
+        kind = next(option for option in get_args(kind) if option is not type(None))
+    if get_origin(kind) is Literal:
+        good = value in get_args(kind)
+    elif kind is bool:
+        good = isinstance(value, bool)
+    elif isinstance(value, bool) or value is None:
+        good = False
+    else:
+        try:
+            return parse_count(str(value)) if kind is int else kind(value)
+        except (TypeError, ValueError):
+            good = False
+    if not good:
+        raise UsageError(f"{name} cannot be {value!r}; expected {getattr(kind, '__name__', kind)}")
+    return value
