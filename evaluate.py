@@ -3,6 +3,7 @@
     python evaluate.py policy runs/dmc-cartpole_swingup/small-s0-20261123-1456
     python evaluate.py policy RUN --episodes 20 --max-loops 1 --video
     python evaluate.py policy RUN --json -
+    python evaluate.py compare runs/horizons --by behavior.horizon
     python evaluate.py dataset RUN datasets/walker
 """
 
@@ -20,10 +21,13 @@ import torch
 import tyro
 
 from agent.checkpoint import UsageError, check_spaces, find_checkpoint, read_checkpoint, spaces_of
+from agent.compare import Comparison, as_text
 from agent.config import Config
 from agent.dataset import export_dataset
 from agent.dreamer import Dreamer
 from agent.evaluation import EvalConfig, Evaluator, save_video, summarise
+from agent.report import write_report
+from agent.runs import find_runs, load_run
 from agent.settings import from_dict
 from agent.statistics import format_summary
 from envs import TaskError, TaskId, make_env, make_vector_env, prepare_rendering
@@ -127,6 +131,32 @@ def write_json(target: str, content: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
+class Compare:
+    """Put finished runs side by side: returns with intervals, curves, cost, and one HTML report."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Run folders, or folders that hold some."""
+    by: tuple[str, ...] = ()
+    """Settings that make the groups, such as behavior.horizon; by default all in which the runs differ."""
+    out: str = "comparison"
+    """Folder for report.html, comparison.json and runs.csv."""
+    json: str | None = None
+    """Write the numbers to this file too; - is standard output, which then holds nothing else."""
+
+
+def compare(args: Compare) -> None:
+    """Read the runs, print the table, write the report."""
+    comparison = Comparison([load_run(path) for path in find_runs(args.runs)], args.by)
+    say = sys.stderr if args.json == "-" else sys.stdout
+    for line in comparison.warnings:
+        print(f"note: {line}", file=say)
+    print(as_text(comparison.table()), file=say)
+    print(f"report {write_report(comparison, Path(args.out))}", file=say)
+    if args.json:
+        write_json(args.json, comparison.content())
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Keep the experience of a run as a fixed data set, for train_agent.py --dataset FOLDER --model-only."""
 
@@ -146,8 +176,8 @@ def dataset(args: Dataset) -> None:
     )
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"policy": Policy, "dataset": Dataset}
-ACTIONS: dict[type, Callable[[Any], None]] = {Policy: policy, Dataset: dataset}
+COMMANDS: dict[str, Callable[..., Any]] = {"policy": Policy, "compare": Compare, "dataset": Dataset}
+ACTIONS: dict[type, Callable[[Any], None]] = {Policy: policy, Compare: compare, Dataset: dataset}
 
 
 def main(argv: list[str]) -> int:

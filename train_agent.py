@@ -31,13 +31,14 @@ from agent.config import Config, keep_memory, parse_cli, resolve_device, save_ya
 from agent.dataset import check_dataset, load_dataset
 from agent.dreamer import Dreamer, Spaces
 from agent.evaluation import Evaluator, draw_curves, save_video, summarise
+from agent.grid import take_grid
 from agent.logger import Logger
 from agent.offline import OfflineTrainer, check_lengths
 from agent.optimizer import NonFiniteError
 from agent.replay import ReplayBuffer
 from agent.settings import to_dict
 from agent.statistics import format_summary
-from agent.sweep import run_sweep, take_grid
+from agent.sweep import run_sweep
 from agent.trainer import Trainer
 from envs import TaskError, TaskId, make_env, make_vector_env, prepare_rendering
 from world_model import cost

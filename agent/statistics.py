@@ -1,9 +1,9 @@
-"""Statistics of evaluation returns: interquartile mean, bootstrap interval, one-line summary.
+"""Statistics of returns: over the episodes of one agent, and over the seeds and tasks of an algorithm.
 
-Everything here works on plain numbers, one per episode, in the units of the task's reward.
+Everything here works on plain numbers. Of one agent they are one per episode, in the units of the task's reward.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -104,3 +104,101 @@ def format_summary(result: dict[str, float]) -> str:
     if "loops" in result:
         line += f" | loops {result['loops']:.1f}"
     return line
+
+
+# ---------------------------------------------------------------------- over runs and tasks
+
+Scores = Mapping[str, Numbers]
+"""{task: one score per training seed}: the runs of one algorithm, in units that tasks share (1 = solved)."""
+
+FEWEST_SEEDS = 5
+"""Below this many seeds of a task no interval is given: the bootstrap of three numbers says nothing."""
+
+
+def aggregates(scores: Scores) -> dict[str, float]:
+    """Mean, median, IQM and optimality gap of the runs of one algorithm (Agarwal et al. 2021, as rliable has them).
+
+    mean and median are over the tasks' means; the IQM is over all runs of all tasks; the optimality gap is
+    1 - mean(min(score, 1)) over all runs. Raises ValueError for empty or non-finite scores.
+    """
+    rows = {task: _finite(values) for task, values in scores.items()}
+    if not rows:
+        raise ValueError("statistics need at least one task")
+    means, every = np.array([row.mean() for row in rows.values()]), np.concatenate(list(rows.values()))
+    return {
+        "mean": float(means.mean()),
+        "median": float(np.median(means)),
+        "iqm": iqm(every),
+        "optimality_gap": float(1.0 - np.minimum(every, 1.0).mean()),
+    }
+
+
+def stratified_intervals(
+    scores: Scores, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Percentile bootstrap intervals of `aggregates`: seeds are drawn with replacement within each task.
+
+    Empty where a task has fewer than `FEWEST_SEEDS` seeds. Raises ValueError as `aggregates`.
+    """
+    rows = {task: _finite(values) for task, values in scores.items()}
+    if not rows or min(row.size for row in rows.values()) < FEWEST_SEEDS:
+        return {}
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(resamples):
+        sample = {task: row[rng.integers(0, row.size, row.size)] for task, row in rows.items()}
+        drawn.append(aggregates(sample))
+    tail = 50.0 * (1.0 - confidence)
+    found = {}
+    for name in drawn[0]:
+        low, high = np.percentile([each[name] for each in drawn], [tail, 100.0 - tail])
+        found[name] = float(low), float(high)
+    return found
+
+
+def probability_of_improvement(one: Scores, other: Scores) -> float:
+    """Chance that a run of `one` scores higher than a run of `other`, ties half, mean over the tasks both have.
+
+    Mann-Whitney's U over the number of pairs (Agarwal et al. 2021). Raises ValueError without a common task.
+    """
+    tasks = [task for task in one if task in other]
+    if not tasks:
+        raise ValueError("the probability of improvement needs a task that both have")
+    chances = []
+    for task in tasks:
+        x, y = _finite(one[task])[:, None], _finite(other[task])[None, :]
+        chances.append(float(((x > y) + 0.5 * (x == y)).mean()))
+    return float(np.mean(chances))
+
+
+def improvement_interval(
+    one: Scores, other: Scores, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float] | None:
+    """Percentile bootstrap interval of `probability_of_improvement`; None below `FEWEST_SEEDS` seeds of a task."""
+    tasks = [task for task in one if task in other]
+    x, y = ({task: _finite(scores[task]) for task in tasks} for scores in (one, other))
+    if not tasks or min(row.size for row in [*x.values(), *y.values()]) < FEWEST_SEEDS:
+        return None
+    rng = np.random.default_rng(seed)
+
+    def draw(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {task: row[rng.integers(0, row.size, row.size)] for task, row in rows.items()}
+
+    drawn = [probability_of_improvement(draw(x), draw(y)) for _ in range(resamples)]
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.percentile(drawn, [tail, 100.0 - tail])
+    return float(low), float(high)
+
+
+def paired_difference(one: Sequence[Mapping[int, float]], other: Sequence[Mapping[int, float]]) -> float | None:
+    """Mean over the evaluation episodes that all runs played of (mean of `one` - mean of `other`).
+
+    Each run is {seed of the episode: return}. Pairing takes away that some start states are worth more than
+    others. None where no episode is common to all runs.
+    """
+    runs = [*one, *other]
+    common = set.intersection(*(set(run) for run in runs)) if runs else set()
+    if not common or not one or not other:
+        return None
+    mean = [np.mean([[run[episode] for episode in sorted(common)] for run in side], axis=0) for side in (one, other)]
+    return float((mean[0] - mean[1]).mean())

@@ -11,7 +11,8 @@ import pytest
 
 from agent.checkpoint import UsageError
 from agent.config import Config, parse_cli, save_yaml
-from agent.sweep import Cell, Sweep, last_line, make_cells, only_one, take_grid
+from agent.grid import Cell, make_cells, take_grid
+from agent.sweep import Sweep, last_line, only_one
 
 TASK = ("toy:cue5", "--preset", "debug")
 

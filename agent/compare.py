@@ -1,0 +1,286 @@
+"""Runs side by side: groups by settings, final returns with intervals, curves, and what was published.
+
+A group is what differs only by seed. Its score is the mean return of each run's last evaluation. Where tasks share a
+scale (dmc: 0 to 1,000) several can be compared at once. Source of the statistics: Agarwal et al. 2021.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from agent.checkpoint import UsageError
+from agent.config import Config
+from agent.runs import Run
+from agent.settings import differences, known_name
+from agent.statistics import (
+    FEWEST_SEEDS,
+    aggregates,
+    improvement_interval,
+    paired_difference,
+    probability_of_improvement,
+    stratified_intervals,
+)
+
+PUBLISHED = Path(__file__).with_name("published.csv")
+UNSEEN = {"seed", "run_dir", "resume", "device", "video", "train.threads"}
+"""Settings in which runs of one group may differ."""
+DMC_SCALE = 1000.0
+
+
+class Anchor(NamedTuple):
+    """A published return; episodes says of which: training (sampled actions) or evaluation."""
+
+    method: str
+    task: str
+    step: int
+    value: float
+    seeds: int
+    episodes: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ by seed (and task) alone."""
+
+    label: str
+    runs: list[Run]
+
+    def of(self, task: str) -> list[Run]:
+        return [run for run in self.runs if run.task == task]
+
+
+class Comparison:
+    """runs, and the settings they are grouped by: by default all in which they differ, but the seed.
+
+    Raises UsageError for unknown fields, and for tasks whose returns share no scale.
+    """
+
+    def __init__(self, runs: Sequence[Run], by: Sequence[str] = ()):
+        self.runs = list(runs)
+        self.tasks = sorted({run.task for run in runs})
+        if len(self.tasks) > 1 and not all(task.startswith("dmc:") for task in self.tasks):
+            raise UsageError(
+                f"runs of {', '.join(self.tasks)} share no scale of returns (only dmc: tasks do): compare the "
+                "runs of one task"
+            )
+        self.scale = DMC_SCALE if self.tasks[0].startswith("dmc:") else 1.0
+        self.by = [known_name(Config, name) for name in by] or self.differing()
+        self.groups = self.make_groups()
+        self.warnings = self.find_warnings()
+
+    def differing(self) -> list[str]:
+        """Settings in which the runs differ, but those of `UNSEEN` and the task."""
+        first = self.runs[0].settings
+        found: list[str] = []
+        for run in self.runs[1:]:
+            found += [name for name in differences(first, run.settings) if name not in found]
+        return [name for name in found if name not in UNSEEN | {"task", "preset"}] or ["preset"]
+
+    def make_groups(self) -> list[Group]:
+        short = {name: name.rpartition(".")[2] for name in self.by}
+        if len(set(short.values())) < len(short):
+            short = {name: name for name in self.by}
+        found: dict[tuple[str, ...], list[Run]] = {}
+        for run in self.runs:
+            found.setdefault(tuple(str(run.setting(name)) for name in self.by), []).append(run)
+
+        def order(key: tuple[str, ...]) -> list[tuple[int, float, str]]:
+            return [(0, float(part), "") if _is_number(part) else (1, 0.0, part) for part in key]
+
+        labels = {key: ", ".join(f"{short[n]} {v}" for n, v in zip(self.by, key, strict=True)) for key in found}
+        return [Group(labels[key], found[key]) for key in sorted(found, key=order)]
+
+    # ------------------------------------------------------------------ numbers
+
+    def scores(self, group: Group) -> dict[str, np.ndarray]:
+        """{task: (seeds,)} last evaluations, divided by the scale of the task."""
+        return {task: np.array([run.score for run in group.of(task)]) / self.scale
+                for task in self.tasks if group.of(task)}  # fmt: skip
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row per group. Returns are in the task's own units; intervals only from five seeds on."""
+        budget = min(run.seconds_at(run.last_step) for run in self.runs)
+        rows = []
+        for group in self.groups:
+            scores = self.scores(group)
+            values, intervals = aggregates(scores), stratified_intervals(scores)
+            row: dict[str, Any] = {"group": group.label, "runs": len(group.runs)}
+            for name in ("iqm", "mean", "median"):
+                row[name] = values[name] * self.scale
+                row[f"{name}_interval"] = [end * self.scale for end in intervals[name]] if intervals else None
+            if self.scale != 1.0:
+                row["optimality_gap"] = values["optimality_gap"]
+                row["optimality_gap_interval"] = list(intervals["optimality_gap"]) if intervals else None
+            every = [run.score for run in group.runs]
+            row |= {"lowest": min(every), "highest": max(every)}
+            row["last_3_evaluations"] = _mean([run.recent for run in group.runs])
+            row["last_10_training_episodes"] = _mean(
+                [float(np.mean([ret for _, ret in run.training[-10:]])) for run in group.runs if run.training]
+            )
+            row["steps"] = max(run.last_step for run in group.runs)
+            row["minutes"] = _mean([run.seconds_at(run.last_step) / 60 for run in group.runs])
+            row["equal_minutes"] = budget / 60
+            row["at_equal_minutes"] = _mean([at_seconds(run, budget) for run in group.runs])
+            row["updates_per_second"] = _mean([run.metrics.get("speed/updates") for run in group.runs])
+            rows.append(row)
+        return rows
+
+    def improvements(self) -> list[dict[str, Any]]:
+        """For each pair of groups: the chance that a run of the first is better, and the paired difference."""
+        rows = []
+        for i, one in enumerate(self.groups):
+            for other in self.groups[i + 1 :]:
+                x, y = self.scores(one), self.scores(other)
+                common = [task for task in x if task in y]
+                if not common:
+                    continue
+                interval = improvement_interval(x, y)
+                paired = [
+                    paired_difference([run.final for run in one.of(task)], [run.final for run in other.of(task)])
+                    for task in common
+                ]
+                rows.append({
+                    "one": one.label, "other": other.label, "probability": probability_of_improvement(x, y),
+                    "interval": list(interval) if interval else None, "paired_difference": _mean(paired),
+                })  # fmt: skip
+        return rows
+
+    def curve(self, group: Group, task: str) -> dict[str, list[float]]:
+        """Steps at which all runs of the group were evaluated, mean, lowest and highest return, mean seconds."""
+        runs = group.of(task)
+        steps = sorted(set.intersection(*(set(run.evaluations) for run in runs))) if runs else []
+        values = np.array([[run.mean_at(step) for step in steps] for run in runs]).reshape(len(runs), len(steps))
+        seconds = np.array([[run.seconds_at(step) for step in steps] for run in runs]).reshape(values.shape)
+        if not steps:
+            return {name: [] for name in ("steps", "mean", "low", "high", "seconds")}
+        return {
+            "steps": [float(step) for step in steps],
+            "mean": values.mean(0).tolist(),
+            "low": values.min(0).tolist(),
+            "high": values.max(0).tolist(),
+            "seconds": seconds.mean(0).tolist(),
+        }
+
+    def anchors(self, task: str) -> list[Anchor]:
+        """Published returns of the task at the step nearest to where the runs end, at most a quarter away."""
+        last = max((run.last_step for run in self.runs if run.task == task), default=0)
+        rows = [row for row in published() if row.task == task and abs(row.step - last) <= last / 4]
+        best: dict[str, Anchor] = {}
+        for row in rows:
+            if row.method not in best or abs(row.step - last) < abs(best[row.method].step - last):
+                best[row.method] = row
+        return sorted(best.values(), key=lambda row: -row.value)
+
+    # ------------------------------------------------------------------ doubts
+
+    def find_warnings(self) -> list[str]:
+        """What a reader must know before believing the numbers."""
+        found = [f"{run.path} is not finished: it counts with its evaluation at step {run.last_step:,}"
+                 for run in self.runs if not run.finished]  # fmt: skip
+        for task in self.tasks:
+            runs = [run for run in self.runs if run.task == task]
+            steps = sorted({run.last_step for run in runs})
+            if len(steps) > 1:
+                found.append(f"{task}: the last evaluations are at different steps: {_listed(steps)}")
+            if len({frozenset(run.final) for run in runs}) > 1:
+                found.append(f"{task}: the last evaluations played different episodes")
+        for group in self.groups:
+            for task in self.tasks:
+                runs = group.of(task)
+                if not runs:
+                    found.append(f"{group.label} has no run of {task}: its means are over fewer tasks")
+                elif len(runs) < FEWEST_SEEDS:
+                    found.append(f"{group.label} has {len(runs)} runs of {task}: no interval below {FEWEST_SEEDS}")
+                seeds = [run.setting("seed") for run in runs]
+                if len(set(seeds)) < len(seeds):
+                    found.append(f"{group.label}: two runs of {task} have the same seed")
+            hidden = Comparison.hidden(group, self.by)
+            if hidden:
+                found.append(f"{group.label}: its runs differ in {', '.join(hidden)} too")
+        commits = {str(run.meta.get("git", {}).get("commit", "unknown"))[:7] for run in self.runs}
+        if len(commits) > 1:
+            found.append(f"the runs are of different commits: {', '.join(sorted(commits))}")
+        return found
+
+    @staticmethod
+    def hidden(group: Group, by: Sequence[str]) -> list[str]:
+        """Settings in which the runs of one group differ though they should not."""
+        found: list[str] = []
+        for run in group.runs[1:]:
+            found += [name for name in differences(group.runs[0].settings, run.settings) if name not in found]
+        return [name for name in found if name not in {*UNSEEN, *by, "task"}]
+
+    def content(self) -> dict[str, Any]:
+        """Everything as plain values, for JSON."""
+        return {
+            "tasks": self.tasks,
+            "by": self.by,
+            "warnings": self.warnings,
+            "groups": self.table(),
+            "improvement": self.improvements(),
+            "curves": {task: {g.label: self.curve(g, task) for g in self.groups} for task in self.tasks},
+            "published": {task: [anchor._asdict() for anchor in self.anchors(task)] for task in self.tasks},
+            "runs": [self.row(group, run) for group in self.groups for run in group.runs],
+        }
+
+    def row(self, group: Group, run: Run) -> dict[str, Any]:
+        """One run as a line of runs.csv."""
+        return {
+            "group": group.label, "run": str(run.path), "task": run.task, "seed": run.setting("seed"),
+            "step": run.last_step, "return": run.score, "last_3_evaluations": run.recent,
+            "minutes": run.seconds_at(run.last_step) / 60, "finished": run.finished,
+            "commit": run.meta.get("git", {}).get("commit"), "command": (run.meta.get("commands") or [""])[0],
+        }  # fmt: skip
+
+
+def at_seconds(run: Run, seconds: float) -> float | None:
+    """The run's last evaluation that was done within so many seconds; None where there was none yet."""
+    steps = [step for step in sorted(run.evaluations) if run.seconds_at(step) <= seconds * (1 + 1e-9)]
+    return run.mean_at(steps[-1]) if steps else None
+
+
+def published() -> list[Anchor]:
+    """The published returns that the project ships, with their sources."""
+    with PUBLISHED.open(encoding="utf-8", newline="") as file:
+        return [
+            Anchor(row["method"], row["task"], int(row["step"]), float(row["return"]), int(row["seeds"]),
+                   row["episodes"], row["source"])
+            for row in csv.DictReader(file)
+        ]  # fmt: skip
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None and np.isfinite(value)]
+    return float(np.mean(known)) if known else None
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(f"{number:,}" for number in numbers)
+
+
+def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of `Comparison.table` as lines for the terminal."""
+    width = max(len(row["group"]) for row in rows)
+    lines = [f"{'':{width}s}  runs      IQM     mean   median   lowest  highest  95 % of the IQM   minutes"]
+    for row in rows:
+        ends = row["iqm_interval"]
+        interval = f"[{ends[0]:.1f}, {ends[1]:.1f}]" if ends else "-"
+        minutes = "-" if row["minutes"] is None else f"{row['minutes']:.1f}"
+        numbers = " ".join(f"{row[name]:8.4g}" for name in ("iqm", "mean", "median", "lowest", "highest"))
+        lines.append(f"{row['group']:{width}s}  {row['runs']:4d} {numbers}  {interval:>15s}  {minutes:>8s}")
+    return "\n".join(lines)

@@ -1,0 +1,241 @@
+"""Runs side by side: reading them, grouping, statistics against other implementations, the report."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from agent.checkpoint import UsageError
+from agent.compare import Comparison, at_seconds, published
+from agent.config import Config, save_yaml
+from agent.report import write_report
+from agent.runs import find_runs, load_run
+from agent.statistics import (
+    aggregates,
+    improvement_interval,
+    paired_difference,
+    probability_of_improvement,
+    stratified_intervals,
+)
+
+
+def write_run(path, seed=0, horizon=10, task="dmc:cartpole_swingup", returns=(100.0, 300.0), finished=True, first=0):
+    """A run with evaluations of two episodes at 1,000 and 2,000 steps, the second episode 10 better."""
+    path.mkdir(parents=True)
+    config = Config(task=task, seed=seed)
+    save_yaml(replace(config, behavior=replace(config.behavior, horizon=horizon)), path / "config.yaml")
+    meta = {"task": task, "finished": finished, "commands": [f"python train_agent.py {task}"], "git": {"commit": "abc"}}
+    (path / "meta.json").write_text(json.dumps(meta))
+    lines = ["step,episode,seed,return,length,mean_loops"]
+    for i, mean in enumerate(returns):
+        lines += [f"{1000 * (i + 1)},{e},{first + e},{mean - 5 + 10 * e},500,1.5" for e in (0, 1)]
+    (path / "eval.csv").write_text("\n".join(lines) + "\n")
+    (path / "episodes.csv").write_text("step,env,return,length\n500,0,50.0,500\n1500,0,70.0,500\n")
+    rows = [{"step": step, "wall": step / 10, "speed/updates": 11.0} for step in (500, 1000, 2000)]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def comparison_of(tmp_path, by=(), seeds=2, **runs):
+    """runs: name=settings of `write_run`; each with so many seeds, each 10 better than the last."""
+    for name, settings in runs.items():
+        for seed in range(seeds):
+            returns = tuple(value + 10.0 * seed for value in settings.get("returns", (100.0, 300.0)))
+            write_run(tmp_path / f"{name}-{seed}", seed, **{**settings, "returns": returns})
+    return Comparison([load_run(path) for path in find_runs([str(tmp_path)])], by)
+
+
+# ---------------------------------------------------------------------- statistics
+
+
+def test_aggregates_by_hand():
+    found = aggregates({"a": [0.0, 1.0], "b": [2.0, 4.0], "c": [0.5, 0.5]})
+    assert found["mean"] == pytest.approx((0.5 + 3.0 + 0.5) / 3)
+    assert found["median"] == pytest.approx(0.5)
+    assert found["iqm"] == pytest.approx(np.mean([0.5, 0.5, 1.0, 2.0]))  # one of six goes at each end
+    assert found["optimality_gap"] == pytest.approx(1 - (0 + 1 + 1 + 1 + 0.5 + 0.5) / 6)
+    with pytest.raises(ValueError, match="at least one task"):
+        aggregates({})
+    with pytest.raises(ValueError, match="finite"):
+        aggregates({"a": [1.0, float("nan")]})
+
+
+def test_the_iqm_is_that_of_scipy():
+    scores = np.random.default_rng(0).gamma(2.0, size=(3, 7))
+    found = aggregates(dict(zip("abc", scores, strict=True)))
+    assert found["iqm"] == pytest.approx(stats.trim_mean(scores, 0.25, axis=None))
+
+
+def test_intervals_agree_with_another_bootstrap():
+    scores = np.random.default_rng(1).normal(0.5, 0.1, size=12)
+    mine = stratified_intervals({"a": scores}, resamples=4000)["mean"]
+    theirs = stats.bootstrap((scores,), np.mean, method="percentile", n_resamples=4000, rng=2).confidence_interval
+    assert mine == pytest.approx(tuple(theirs), rel=0.01)
+
+
+def test_strata_are_tasks():
+    """Drawn within tasks, a mean of constant tasks cannot vary; drawn over all runs it would."""
+    found = stratified_intervals({"a": [0.0] * 5, "b": [1.0] * 5}, resamples=50)
+    assert found["mean"] == (0.5, 0.5)
+
+
+def test_no_interval_below_five_seeds():
+    assert stratified_intervals({"a": [1.0] * 5, "b": [1.0] * 4}) == {}
+    assert improvement_interval({"a": [1.0] * 4}, {"a": [0.0] * 5}) is None
+
+
+def test_probability_of_improvement_is_mann_whitneys():
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(0.3, 1.0, 9), rng.normal(0.0, 1.0, 6)
+    statistic = stats.mannwhitneyu(x, y).statistic
+    assert probability_of_improvement({"a": x}, {"a": y}) == pytest.approx(statistic / 54)
+    assert probability_of_improvement({"a": [1.0, 2.0]}, {"a": [2.0, 3.0]}) == pytest.approx(0.125)
+    low, high = improvement_interval({"a": x}, {"a": y})
+    assert low < statistic / 54 < high
+    with pytest.raises(ValueError, match="a task that both have"):
+        probability_of_improvement({"a": x}, {"b": y})
+
+
+def test_paired_differences_use_common_episodes_alone():
+    one, other = [{1: 10.0, 2: 20.0, 3: 99.0}], [{1: 5.0, 2: 21.0}, {1: 7.0, 2: 19.0}]
+    assert paired_difference(one, other) == pytest.approx(((10 - 6) + (20 - 20)) / 2)
+    assert paired_difference(one, [{7: 1.0}]) is None
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def test_runs_are_found_by_themselves_or_in_their_folder(tmp_path):
+    one, two = write_run(tmp_path / "sweep" / "a"), write_run(tmp_path / "sweep" / "b")
+    write_run(tmp_path / "sweep" / "c.unsaved1")
+    (tmp_path / "sweep" / "a.log").write_text("")
+    assert find_runs([str(tmp_path / "sweep")]) == [one, two]
+    assert find_runs([str(one), str(tmp_path / "sweep" / "a.log"), str(one)]) == [one]
+    for words, message in (([str(tmp_path / "x" / "*")], "there is no run"), ([str(tmp_path)], "holds none"),
+                           ([str(tmp_path / "sweep" / "a.log")], "no run was given")):  # fmt: skip
+        with pytest.raises(UsageError, match=message):
+            find_runs(words)
+
+
+def test_what_a_run_says(tmp_path):
+    run = load_run(write_run(tmp_path / "a", returns=(10.0, 20.0, 30.0, 40.0, 50.0)))
+    assert run.final == {0: 45.0, 1: 55.0}
+    assert (run.score, run.recent, run.last_step) == (50.0, 30.0, 5000)
+    assert run.setting("behavior.horizon") == 10
+    assert run.setting("behavior.nothing") is None
+    assert run.seconds_at(750) == pytest.approx(75.0)
+    assert run.seconds_at(4000) == pytest.approx(400.0)  # beyond the last line
+    assert at_seconds(run, 250.0) == 20.0
+    assert at_seconds(run, 50.0) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("eval.csv", "step,episode,seed,return,length,mean_loops\n", "has no evaluation yet"),
+        ("eval.csv", "step,episode\n1,2\n", "cannot be read"),
+        ("meta.json", "{", "cannot be read"),
+        ("meta.json", "{}", "damaged"),
+        ("config.yaml", "a: [", "cannot be read"),
+        ("config.yaml", "model_only: true\n", "world model alone"),
+    ],
+)
+def test_damaged_runs_are_named(tmp_path, name, text, message):
+    run = write_run(tmp_path / "a")
+    (run / name).write_text(text)
+    with pytest.raises(UsageError, match=message):
+        load_run(run)
+
+
+def test_a_line_cut_off_by_the_end_of_a_run_is_left_out(tmp_path):
+    run = write_run(tmp_path / "a")
+    with (run / "eval.csv").open("a") as file:
+        file.write("3000,0,0,99")
+    assert load_run(run).last_step == 2000
+
+
+# ---------------------------------------------------------------------- comparison
+
+
+def test_groups_are_what_differs_by_seed_alone(tmp_path):
+    found = comparison_of(tmp_path, short={"horizon": 5}, long={"horizon": 15, "returns": (50.0, 200.0)})
+    assert found.by == ["behavior.horizon"]
+    assert [group.label for group in found.groups] == ["horizon 5", "horizon 15"]  # in the order of numbers
+    rows = found.table()
+    assert [row["mean"] for row in rows] == pytest.approx([305.0, 205.0])
+    assert rows[0]["optimality_gap"] == pytest.approx(0.695)
+    assert rows[0]["iqm_interval"] is None
+    assert found.warnings[0] == "horizon 5 has 2 runs of dmc:cartpole_swingup: no interval below 5"
+    assert rows[0]["minutes"] == pytest.approx(200 / 60)
+    (pair,) = found.improvements()
+    assert pair["probability"] == 1.0
+    assert pair["paired_difference"] == pytest.approx(100.0)
+    curve = found.curve(found.groups[0], "dmc:cartpole_swingup")
+    assert (curve["steps"], curve["mean"], curve["low"]) == ([1000.0, 2000.0], [105.0, 305.0], [100.0, 300.0])
+
+
+def test_doubts_are_said(tmp_path):
+    write_run(tmp_path / "other", seed=7, horizon=5, finished=False, returns=(1.0,), first=50)
+    found = comparison_of(tmp_path, by=["task"], short={"horizon": 5}, long={"horizon": 15})
+    text = "\n".join(found.warnings)
+    for part in ("is not finished", "different steps: 1,000, 2,000", "different episodes",
+                 "two runs of dmc:cartpole_swingup have the same seed", "differ in behavior.horizon too"):  # fmt: skip
+        assert part in text, part
+    clean = comparison_of(tmp_path / "clean", seeds=5, short={}, long={"horizon": 15})
+    assert clean.warnings == []
+    assert clean.table()[0]["iqm_interval"] is not None
+
+
+def test_tasks_are_compared_only_on_a_common_scale(tmp_path):
+    both = comparison_of(tmp_path / "dmc", cart={}, walker={"task": "dmc:walker_walk"})
+    assert len(both.groups) == 1
+    assert both.table()[0]["mean"] == pytest.approx(305.0)
+    with pytest.raises(UsageError, match="share no scale"):
+        comparison_of(tmp_path / "mixed", cart={}, toy={"task": "toy:cue"})
+
+
+def test_unknown_fields_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="did you mean behavior.horizon"):
+        comparison_of(tmp_path, by=["horizn"], short={})
+
+
+def test_published_returns_are_those_at_the_end_of_the_runs(tmp_path):
+    assert {row.method for row in published()} >= {"DreamerV3", "TD-MPC2", "SAC", "PPO"}
+    assert all(row.source and row.episodes in ("training", "evaluation") for row in published())
+    found = comparison_of(tmp_path, short={})
+    assert found.anchors("dmc:cartpole_swingup") == []  # the runs end at 2,000 steps
+    found.runs[0].evaluations[100_000] = {0: 1.0}
+    best, *_ = found.anchors("dmc:cartpole_swingup")
+    assert (best.method, best.step) == ("BRO", 100_000)
+
+
+def test_the_report_stands_alone(tmp_path):
+    found = comparison_of(tmp_path / "runs", seeds=5, short={"horizon": 5}, long={"horizon": 15})
+    page = write_report(found, tmp_path / "out").read_text()
+    for word in ("http://", "https://", "<link", "<script", "nan"):
+        assert word not in page.replace("http://www.w3.org", "")
+    assert page.count("<source srcset=") == 2  # light and dark, over steps and over minutes
+    assert "python train_agent.py dmc:cartpole_swingup" in page
+    assert "no difference" in page
+    content = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [row["group"] for row in content["groups"]] == ["horizon 5", "horizon 15"]
+    with (tmp_path / "out" / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10
+    assert rows[0]["return"] == "300.0"
+
+
+def test_the_command(tmp_path, script):
+    for seed in (0, 1):
+        write_run(tmp_path / "runs" / f"a{seed}", seed)
+    done = script("evaluate.py", "compare", "runs", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["groups"][0]["mean"] == 300.0
+    assert "report comparison/report.html" in done.stderr
+    for words in (["runs/*"], ["runs", "--by", "nothing"], ["runs", "--out", "runs/a0/meta.json"]):
+        refused = script("evaluate.py", "compare", *words)
+        assert refused.returncode == 2, words
+        assert refused.stderr.startswith("error: ")
