@@ -29,8 +29,9 @@ class BehaviorConfig:
 
     horizon: int = 10
     """H, imagined steps per rollout."""
-    starts: int = 128
-    """Start states per update, taken from the end of every replayed sequence; 0 = all of them."""
+    starts: int | None = None
+    """Start states per update, taken from the end of every replayed sequence; 0 = all of them. By default 64 where
+    the actor learns through the world model, and 128 by the likelihood, whose gradient is noisier and cheaper."""
     actor_gradient: Literal["auto", "dynamics", "reinforce"] = "auto"
     """How the actor learns: through the world model, from the likelihood of its actions, or (auto) in the first
     way where actions are continuous and in the second where they are discrete."""
@@ -38,8 +39,9 @@ class BehaviorConfig:
     """Discount per agent step."""
     lam: float = 0.95
     """Lambda of the lambda-return."""
-    entropy: float = 2.5e-2
-    """Weight of the entropy bonus, against advantages of mean size 1, divided by the root of the action's size."""
+    entropy: float | None = None
+    """Weight of the entropy bonus, against advantages of mean size 1, divided by the root of the action's size. By
+    default 0.1 where the actor learns through the world model (with 0.025 it settles too early), else 0.025."""
     units: int = 128
     """Width of actor and critic."""
     layers: int = 2
@@ -62,7 +64,7 @@ class BehaviorConfig:
     def __post_init__(self) -> None:
         if self.horizon < 1:
             raise ValueError(f"--behavior.horizon must be at least 1, got {self.horizon}")
-        if self.starts < 0:
+        if self.starts is not None and self.starts < 0:
             raise ValueError(f"--behavior.starts must be 0 (all) or more, got {self.starts}")
         if not 0.0 < self.gamma <= 1.0 or not 0.0 <= self.lam <= 1.0:
             raise ValueError("--behavior.gamma must lie in (0, 1] and --behavior.lam in [0, 1]")
@@ -208,6 +210,9 @@ class ActorCritic(nn.Module):
         self.scale = AdvantageScale(cfg.advantage_rate, cfg.advantage_floor)
         self.through = cfg.actor_gradient == "dynamics" or (cfg.actor_gradient == "auto" and not spec.discrete)
         """Whether the actor learns through the world model, and dreams need their gradient."""
+        self.starts = cfg.starts if cfg.starts is not None else 64 if self.through else 128
+        entropy = cfg.entropy if cfg.entropy is not None else 0.1 if self.through else 0.025
+        self.entropy_weight = entropy_weight(entropy, spec)
 
     def policy(self, feat: Tensor) -> Tensor:
         """Features (B, F) -> sampled actions (B, A) for imagination."""
@@ -230,7 +235,7 @@ class ActorCritic(nn.Module):
         advantage = advantage / scale
         logp, entropy, spread = self.actor.evaluate(feat[:-1], rollout.actions.detach().transpose(0, 1))  # (H, B)
         gain = returns / scale if through else logp.t() * advantage
-        bonus = entropy_weight(self.cfg.entropy, self.spec) * entropy.t()
+        bonus = self.entropy_weight * entropy.t()
         policy_loss = -(weight * (gain + bonus)).mean()
         returns, values = returns.detach(), values.detach()
         value_loss = (weight.t() * self.critic.loss(logits[:-1], feat[:-1], returns.t())).mean()

@@ -171,7 +171,7 @@ class Dreamer:
         clock = self.lap("world_model", clock)
 
         size, length = batch.reward.shape
-        count = self.behavior.cfg.starts or size * length
+        count = self.behavior.starts or size * length
         tail = min(length, max(1, count // size))  # rows at the end of each sequence that start dreams
         ends = post.states.map(lambda leaf: leaf[:, -tail:])
         terminal = batch.is_terminal[:, -tail:]

@@ -236,6 +236,14 @@ def test_by_default_continuous_actions_learn_through_the_world_model(spec, throu
     assert not make(spec).through
 
 
+def test_dreams_and_entropy_follow_the_gradient_unless_they_are_given():
+    for gradient, starts, entropy in (("dynamics", 64, 0.1), ("reinforce", 128, 0.025)):
+        ac = make(ActionSpec(4, False), actor_gradient=gradient, entropy=None)
+        assert (ac.starts, ac.entropy_weight) == (starts, pytest.approx(entropy / 2))
+        given = make(ActionSpec(4, False), actor_gradient=gradient, starts=0, entropy=0.0)
+        assert (given.starts, given.entropy_weight) == (0, 0.0)
+
+
 @pytest.mark.parametrize("gradient", ["reinforce", "dynamics"])
 def test_the_value_loss_trains_the_critic_and_nothing_else(gradient):
     ac = make(actor_gradient=gradient)
