@@ -3,6 +3,7 @@
     python evaluate.py policy runs/dmc-cartpole_swingup/small-s0-20261123-1456
     python evaluate.py policy RUN --episodes 20 --max-loops 1 --video
     python evaluate.py policy RUN --json -
+    python evaluate.py model RUN --horizon 50 --max-loops 1 2 4
     python evaluate.py compare runs/horizons --by behavior.horizon
     python evaluate.py dataset RUN datasets/walker
 """
@@ -26,7 +27,10 @@ from agent.config import Config
 from agent.dataset import export_dataset
 from agent.dreamer import Dreamer
 from agent.evaluation import EvalConfig, Evaluator, save_video, summarise
+from agent.recording import PolicyName, record
 from agent.report import write_report
+from agent.rollout_error import content_of, describe, rollout_errors, save_results
+from agent.rollout_pictures import draw_all, save_all
 from agent.runs import find_runs, load_run
 from agent.settings import from_dict
 from agent.statistics import format_summary
@@ -113,8 +117,7 @@ def policy(args: Policy) -> None:
             "summary": result, "episodes": episodes,
         })  # fmt: skip
     if args.video:
-        folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-        target = folder / "videos" / f"policy_{path.stem}_{args.seed}.mp4"
+        target = run_folder(path) / "videos" / f"policy_{path.stem}_{args.seed}.mp4"
         drawn = partial(make_env, task, render=True)
         print(cannot_draw or save_video(target, agent, drawn, cfg), file=say)
 
@@ -128,6 +131,69 @@ def write_json(target: str, content: dict[str, Any]) -> None:
         Path(target).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--json {target} cannot be written: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class Model:
+    """Open-loop prediction against the true environment: how far dreams can be trusted, with how many loops."""
+
+    run: tyro.conf.Positional[str]
+    """Run folder, or a checkpoint file."""
+    horizon: int = 50
+    """Steps ahead, at most what the episodes are long enough for."""
+    max_loops: tuple[int, ...] = ()
+    """Fixed numbers of loops to compare beside the run's exit rule; by default 1, 2, .. up to the run's cap."""
+    episodes: int = 10
+    """Episodes recorded of the agent, and of a random policy."""
+    windows: int = 128
+    """Predictions from each of the two recordings."""
+    seed: int = 0
+    """Which episodes."""
+    checkpoint: Literal["latest", "best"] = "latest"
+    """Which checkpoint of a run folder."""
+    out: str | None = None
+    """Folder of the results; by default model/ in the run's folder."""
+    json: str | None = None
+    """Write the numbers to this file too; - is standard output, which then holds nothing else."""
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "episodes", "windows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if any(loops < 1 for loops in self.max_loops):
+            raise ValueError(f"--max-loops must be 1 or more, got {self.max_loops}")
+
+
+def model(args: Model) -> None:
+    """Record episodes, predict, and write tables and pictures."""
+    path = find_checkpoint(args.run, args.checkpoint)
+    saved = read_checkpoint(path)
+    task, config = TaskId.parse(saved["task"]), from_dict(Config, saved["config"])
+    agent = Dreamer.from_checkpoint(saved, "cpu")
+    world = agent.averaged.world
+    if args.max_loops and not world.core.looping:
+        raise UsageError(f"the core of {args.run} is {config.model.core}, it has no loops: leave --max-loops out")
+    torch.set_num_threads(config.train.threads or 1)
+    make_envs = partial(make_vector_env, task, seed=args.seed)
+    check_spaces(saved, spaces_of(make_envs(1)))
+    say = sys.stderr if args.json == "-" else sys.stdout
+    policies: tuple[PolicyName, ...] = ("random",) if config.model_only else ("agent", "random")
+    recordings = [record(agent, make_envs, args.episodes, policy, args.seed) for policy in policies]
+    loops = args.max_loops or (tuple(range(1, world.run_cap + 1)) if world.core.looping else ())
+    behavior = agent.averaged.behavior
+    found = rollout_errors(world, behavior, recordings, args.horizon, loops, args.windows, args.seed)
+    print(f"{task}, {path}, step {saved['step']:,}\n{describe(found)}", file=say)
+    folder = Path(args.out) if args.out else run_folder(path) / "model"
+    save_results(found, folder, {"task": str(task), "checkpoint": str(path), "step": saved["step"]})
+    save_all(draw_all(world, recordings, found, args.horizon), folder)
+    print(f"results {folder}", file=say)
+    if args.json:
+        write_json(args.json, content_of(found))
+
+
+def run_folder(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint file belongs to."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
 @dataclass(frozen=True)
@@ -176,8 +242,10 @@ def dataset(args: Dataset) -> None:
     )
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"policy": Policy, "compare": Compare, "dataset": Dataset}
-ACTIONS: dict[type, Callable[[Any], None]] = {Policy: policy, Compare: compare, Dataset: dataset}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "policy": Policy, "model": Model, "compare": Compare, "dataset": Dataset,
+}  # fmt: skip
+ACTIONS: dict[type, Callable[[Any], None]] = {Policy: policy, Model: model, Compare: compare, Dataset: dataset}
 
 
 def main(argv: list[str]) -> int:

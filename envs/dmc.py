@@ -94,6 +94,7 @@ class DMControl(gym.Env[dict[str, Any], np.ndarray]):
     limits gets the number in [-1, 1] as it is.
     Reward: the sum over the `repeat` simulator steps of one `step`; fewer where the episode ends between.
     `terminated` only where the task ends the episode with discount 0; the time limit gives `truncated`.
+    Info: `contacts`, how many the simulator sees.
 
     Args:
         domain, task: the suite's names, for example "ball_in_cup" and "catch".
@@ -159,7 +160,7 @@ class DMControl(gym.Env[dict[str, Any], np.ndarray]):
         super().reset(seed=seed)
         if seed is not None:
             self._random.seed(_fold(seed))
-        return self._observation(self._env.reset().observation), {}
+        return self._observation(self._env.reset().observation), self._info()
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Act for `repeat` simulator steps; see the class for reward and the two kinds of end."""
@@ -175,7 +176,7 @@ class DMControl(gym.Env[dict[str, Any], np.ndarray]):
         # Compared and not tested for truth: 0.0 is the one discount that means "terminated".
         terminated = bool(moment.last() and moment.discount == 0.0)
         truncated = bool(moment.last() and not terminated)
-        return self._observation(moment.observation), reward, terminated, truncated, {}
+        return self._observation(moment.observation), reward, terminated, truncated, self._info()
 
     def render(self) -> np.ndarray:  # type: ignore[override]
         """Draw the scene: (height, width, 3) uint8.
@@ -198,6 +199,9 @@ class DMControl(gym.Env[dict[str, Any], np.ndarray]):
     def _observation(self, entries: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Lay the suite's entries, scalars included, end to end: `{"state": (S,) float32}`."""
         return {"state": np.concatenate([np.ravel(entries[name]) for name in self._entries]).astype(np.float32)}
+
+    def _info(self) -> dict[str, int]:
+        return {"contacts": int(self._env.physics.data.ncon)}
 
     def close(self) -> None:
         """Free the simulation and its drawing context."""

@@ -1,6 +1,7 @@
 """Control Suite tasks: observation format, time limits and terminations, action scaling."""
 
 from collections import OrderedDict
+from types import SimpleNamespace
 from typing import Any
 
 import dm_env
@@ -17,7 +18,8 @@ from envs import TaskError, TaskId, dmc, make_env
 def test_control_suite_tasks_step(name: str) -> None:
     env = make_env(f"dmc:{name}", seed=0)
     observation, info = env.reset()
-    assert info == {}
+    assert set(info) == {"contacts"}
+    assert info["contacts"] >= 0
     assert list(observation) == ["state"]
     for _ in range(3):
         observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
@@ -50,6 +52,7 @@ class FakeControl:
         self.length, self.discount = length, discount
         self.time = 0
         self.actions: list[np.ndarray] = []
+        self.physics = SimpleNamespace(data=SimpleNamespace(ncon=2))
 
     def observation_spec(self) -> dict[str, specs.Array]:
         return OrderedDict(time=specs.Array((), float), pair=specs.Array((2, 1), float))
@@ -86,7 +89,8 @@ def test_only_discount_zero_terminates(
     monkeypatch: pytest.MonkeyPatch, discount: float, expected: tuple[bool, bool]
 ) -> None:
     env, fake = fake_task(monkeypatch, length=3, discount=discount)
-    observation, _ = env.reset()
+    observation, info = env.reset()
+    assert info == {"contacts": 2}
     np.testing.assert_array_equal(observation["state"], np.float32([0, 7, 8]))
     assert env.step(np.zeros(3, np.float32))[1:4] == (2.0, False, False)
     observation, reward, terminated, truncated, _ = env.step(np.zeros(3, np.float32))

@@ -1,0 +1,208 @@
+"""Recordings, and how far dreams can be trusted: alignment, closed forms, the command."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import counters, untrained
+
+from agent.dataset import Episodes
+from agent.recording import RECORDING_SEEDS, Recording, record
+from agent.rollout_error import (
+    Yardstick,
+    crossings,
+    describe,
+    flat_truth,
+    longest_horizon,
+    realised_return,
+    rollout_errors,
+)
+from envs import make_vector_env
+from world_model import LatentState
+
+
+@pytest.mark.parametrize("policy", ["agent", "random"])
+def test_recorded_rows_are_arrivals(policy):
+    """toy:counter: row t says t, its reward is t, even episodes terminate and odd ones are truncated."""
+    agent = untrained()
+    found = record(agent, counters, 6, policy)
+    episodes = found.episodes
+    assert found.policy == policy
+    assert (episodes.length >= 4).all()  # 3 to 12 steps and the first row
+    for i, length in enumerate(episodes.length.tolist()):
+        assert torch.equal(episodes.obs["state"][i, :length, 0], torch.arange(float(length)))
+        assert torch.equal(episodes.reward[i, :length], torch.arange(float(length)))
+        assert (episodes.prev_action[i, 0] == 0).all()
+        assert (episodes.prev_action[i, 1:length] != 0).all()
+        for leaf in (episodes.obs["state"], episodes.reward, episodes.prev_action):
+            assert not leaf[i, length:].any()
+    assert found.terminal.all()  # the first episode after a seeded reset has the number 0
+    assert found.contacts is None
+    again = record(agent, counters, 6, policy)
+    assert torch.equal(again.episodes.prev_action, episodes.prev_action)
+
+
+def test_recordings_are_seeded_apart_and_leave_generators_alone():
+    agent, state = untrained(), torch.get_rng_state()
+    seeds = []
+
+    def make(count):
+        envs = counters(count)
+        reset = envs.reset
+
+        def spy(*, seed=None, options=None):
+            seeds.append(seed)
+            return reset(seed=seed, options=options)
+
+        envs.reset = spy
+        return envs
+
+    record(agent, make, 2, "random", seed=5)
+    assert seeds == [[RECORDING_SEEDS + 5, RECORDING_SEEDS + 6]]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_contacts_are_recorded_where_the_simulator_tells():
+    make = lambda count: make_vector_env("dmc:walker_stand", count, 0)  # noqa: E731
+    agent = untrained(make)
+    envs = make(1)
+    _, info = envs.reset(seed=[RECORDING_SEEDS])
+    envs.close()
+    # A whole episode takes long; the first rows tell.
+    limited = lambda count: Short(make(count))  # noqa: E731
+    found = record(agent, limited, 1, "random")
+    assert found.contacts.shape == found.episodes.reward.shape
+    assert found.contacts[0, 0] == info["contacts"][0]
+
+
+class Short:
+    """Ends every episode after 5 steps."""
+
+    def __init__(self, envs):
+        self.envs, self.steps = envs, 0
+
+    def __getattr__(self, name):
+        return getattr(self.envs, name)
+
+    def step(self, action):
+        self.steps += 1
+        obs, reward, terminated, truncated, info = self.envs.step(action)
+        return obs, reward, terminated, truncated | (self.steps == 5), info
+
+
+def test_realised_return_by_hand():
+    agent = untrained()
+    behavior, gamma = agent.averaged.behavior, agent.behavior.cfg.gamma
+    torch.nn.init.normal_(behavior.critic.net.out.weight)
+    reward = torch.tensor([[0.0, 1.0, 2.0, 0.0], [0.0, 5.0, 3.0, 4.0]])
+    recording = Recording("agent", Episodes({}, torch.zeros(2, 4, 1), reward, torch.tensor([3, 4])), None,
+                          torch.tensor([True, False]))  # fmt: skip
+    zero = agent.world.initial(2)
+    states = LatentState(
+        torch.randn(2, 4, *zero.deter.shape[1:]), torch.rand(2, 4, *zero.stoch.shape[1:])
+    )
+    found = realised_return(behavior, recording, states)
+    end = float(behavior.critic.value(states.map(lambda leaf: leaf[1, 3]).feat()[None]))
+    assert found[0].tolist() == pytest.approx([1 + gamma * 2, 2.0, 0.0, 0.0])
+    expected = [5 + gamma * (3 + gamma * (4 + gamma * end)), 3 + gamma * (4 + gamma * end), 4 + gamma * end, end]
+    assert found[1].tolist() == pytest.approx(expected, abs=5e-3)  # the two-hot value is summed in another order
+
+
+def test_where_the_model_stops_being_better():
+    rows = [
+        {"policy": "agent", "loops": "1", "step": k, "observation": 0.1 * k, "copy": 0.25, "mean": 1.0,
+         "reward": 0.3, "reward_copy": 0.1, "reward_mean": 0.4}
+        for k in (1, 2, 3, 4)
+    ]  # fmt: skip
+    assert crossings(rows) == [
+        {"policy": "agent", "loops": "1", "steps": 4, "observation_copy": 3, "observation_mean": None,
+         "reward_copy": 1, "reward_mean": None}
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measured():
+    agent = untrained()
+    recordings = [record(agent, counters, 8, policy) for policy in ("agent", "random")]
+    state = torch.get_rng_state()
+    parts = agent.averaged.world, agent.averaged.behavior
+    found = rollout_errors(*parts, recordings, 50, (1, 3), windows=32)
+    assert torch.equal(torch.get_rng_state(), state)
+    return agent, recordings, found
+
+
+def test_simple_predictors_are_the_same_for_every_number_of_loops(measured):
+    _, _, found = measured
+    for name in ("copy", "mean", "reward_copy", "reward_mean"):
+        one, other = (found.curve("agent", loops, name)[1] for loops in ("exit", "3"))
+        assert np.array_equal(one, other)
+    assert not np.array_equal(*(found.curve("agent", loops, "observation")[1] for loops in ("1", "3")))
+    assert (found.curve("random", "3", "depth")[1] == 3).all()
+
+
+def test_copying_a_counter_is_wrong_by_as_many_as_were_counted(measured):
+    _, _, found = measured
+    steps, wrong = found.curve("agent", "1", "reward_copy")
+    assert wrong == pytest.approx(steps)
+
+
+def test_horizons_beyond_the_episodes_are_cut_with_a_note(measured):
+    _, recordings, found = measured
+    longest = longest_horizon(recordings)
+    assert max(row["step"] for row in found.errors) == longest < 50
+    assert found.notes == [f"the episodes are long enough for {longest} steps, not for 50"]
+    assert f"after {longest} steps" not in describe(found).splitlines()[0]
+    assert "size of the state, 3 loops" in describe(found)
+
+
+def test_the_mean_has_an_error_of_one(measured):
+    agent, recordings, _ = measured
+    world = agent.averaged.world
+    yardstick = Yardstick.of(world, recordings)
+    errors = []
+    for recording in recordings:
+        real = torch.arange(recording.episodes.reward.shape[1]) < recording.episodes.length[:, None]
+        errors.append(yardstick.error(yardstick.mean, flat_truth(world, recording)[real]))
+    assert float(torch.cat(errors).mean()) == pytest.approx(1.0, rel=0.02)
+
+
+def test_the_size_of_the_state_is_watched_for_a_thousand_steps(measured):
+    _, _, found = measured
+    assert {row["loops"] for row in found.norms} == {"exit", "1", "3"}
+    assert max(row["step"] for row in found.norms) == 1000
+    assert all(0 < row["mean"] <= row["largest"] < 100 for row in found.norms)
+
+
+def test_the_command_writes_tables_and_pictures(finished, script, tmp_path):
+    run, _ = finished
+    words = ("model", run, "--episodes", 3, "--horizon", 3, "--windows", 8, "--max-loops", 1, 2, "--out", "found")
+    done = script("evaluate.py", *words, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    content = json.loads(done.stdout)
+    assert {row["loops"] for row in content["errors"]} == {"exit", "1", "2"}
+    assert "with exits" in done.stderr
+    names = {path.name for path in (tmp_path / "found").iterdir()}
+    pictures = {"errors", "norms", *(f"{kind}_{policy}" for kind in ("map", "truth", "loops")
+                                     for policy in ("agent", "random"))}  # fmt: skip
+    assert {f"{name}.png" for name in pictures} | {"errors.csv", "values.csv", "norms.csv", "model.json"} <= names
+    assert any(name.startswith("events.out") for name in names)
+    with (tmp_path / "found" / "errors.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 2 * 3 * 3  # policies, loops, steps
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "there is no run nowhere"),
+        (["RUN", "--horizon", "0"], "--horizon must be at least 1"),
+        (["RUN", "--max-loops", "0"], "--max-loops must be 1 or more"),
+        (["RUN", "--episodes", "0"], "--episodes must be at least 1"),
+    ],
+)
+def test_bad_input(finished, script, words, message):
+    words = [str(finished[0]) if word == "RUN" else word for word in words]
+    refused = script("evaluate.py", "model", *words)
+    assert refused.returncode == 2
+    assert message in " ".join(refused.stderr.replace("│", " ").split())
