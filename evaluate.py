@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,10 +24,11 @@ import tyro
 
 from agent.checkpoint import UsageError, check_spaces, find_checkpoint, read_checkpoint, spaces_of
 from agent.compare import Comparison, as_text
-from agent.config import Config
+from agent.config import COUNTS, Config
 from agent.dataset import export_dataset
 from agent.dreamer import Dreamer
 from agent.evaluation import EvalConfig, Evaluator, save_video, summarise
+from agent.optimizer import NonFiniteError
 from agent.recording import PolicyName, record
 from agent.report import write_report
 from agent.rollout_error import content_of, describe, rollout_errors, save_results
@@ -35,6 +37,9 @@ from agent.runs import find_runs, load_run
 from agent.settings import from_dict
 from agent.statistics import format_summary
 from envs import TaskError, TaskId, make_env, make_vector_env, prepare_rendering
+
+Write = Callable[[dict[str, Any]], None]
+"""Writes the numbers where --json says."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Policy:
         return replace(cfg, episodes=self.episodes, seed=self.seed, max_loops=max_loops)
 
 
-def policy(args: Policy) -> None:
+def policy(args: Policy, write: Write) -> None:
     """Evaluate one checkpoint."""
     path = find_checkpoint(args.run, args.checkpoint)
     saved = read_checkpoint(path)
@@ -107,30 +112,43 @@ def policy(args: Policy) -> None:
     make_envs = partial(make_vector_env, task, seed=cfg.first_seed)
     episodes = Evaluator(cfg, agent, make_envs, task.action_repeat)(final=True)
     result = summarise(episodes)
-    say = sys.stderr if args.json == "-" else sys.stdout
-    print(f"{task}, {path}, step {saved['step']:,}", file=say)
-    print(format_summary(result), file=say)
-    if args.json:
-        write_json(args.json, {
-            "task": str(task), "checkpoint": str(path), "step": saved["step"], "max_loops": cfg.max_loops,
-            "exit": args.exit or config.model.loop.exit,
-            "summary": result, "episodes": episodes,
-        })  # fmt: skip
+    print(f"{task}, {path}, step {saved['step']:,}")
+    print(format_summary(result))
+    write({
+        "task": str(task), "checkpoint": str(path), "step": saved["step"], "max_loops": cfg.max_loops,
+        "exit": args.exit or config.model.loop.exit,
+        "summary": result, "episodes": episodes,
+    })  # fmt: skip
     if args.video:
         target = run_folder(path) / "videos" / f"policy_{path.stem}_{args.seed}.mp4"
         drawn = partial(make_env, task, render=True)
-        print(cannot_draw or save_video(target, agent, drawn, cfg), file=say)
+        print(cannot_draw or save_video(target, agent, drawn, cfg))
 
 
-def write_json(target: str, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2) + "\n"
-    if target == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(target).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--json {target} cannot be written: {error.strerror}") from error
+@contextmanager
+def json_to(target: str | None) -> Iterator[Write]:
+    """Where the numbers go: a function that writes them to `target`, which is checked before anything is played.
+
+    Where they go to standard output, whatever else is printed, by environments too, goes to standard error.
+    """
+    out = sys.stdout
+    if target not in (None, "-"):
+        folder = Path(str(target)).absolute().parent
+        if not folder.is_dir() or Path(str(target)).is_dir():
+            raise UsageError(f"--json {target} cannot be written: {folder} must be a folder, and the name a file's")
+
+    def write(content: dict[str, Any]) -> None:
+        text = json.dumps(content, indent=2) + "\n"
+        if target == "-":
+            out.write(text)
+        elif target is not None:
+            try:
+                Path(target).write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise UsageError(f"--json {target} cannot be written: {error.strerror}") from error
+
+    with redirect_stdout(sys.stderr) if target == "-" else nullcontext():
+        yield write
 
 
 @dataclass(frozen=True)
@@ -164,7 +182,7 @@ class Model:
             raise ValueError(f"--max-loops must be 1 or more, got {self.max_loops}")
 
 
-def model(args: Model) -> None:
+def model(args: Model, write: Write) -> None:
     """Record episodes, predict, and write tables and pictures."""
     path = find_checkpoint(args.run, args.checkpoint)
     saved = read_checkpoint(path)
@@ -176,19 +194,17 @@ def model(args: Model) -> None:
     torch.set_num_threads(config.train.threads or 1)
     make_envs = partial(make_vector_env, task, seed=args.seed)
     check_spaces(saved, spaces_of(make_envs(1)))
-    say = sys.stderr if args.json == "-" else sys.stdout
     policies: tuple[PolicyName, ...] = ("random",) if config.model_only else ("agent", "random")
     recordings = [record(agent, make_envs, args.episodes, policy, args.seed) for policy in policies]
     loops = args.max_loops or (tuple(range(1, world.run_cap + 1)) if world.core.looping else ())
     behavior = agent.averaged.behavior
     found = rollout_errors(world, behavior, recordings, args.horizon, loops, args.windows, args.seed)
-    print(f"{task}, {path}, step {saved['step']:,}\n{describe(found)}", file=say)
+    print(f"{task}, {path}, step {saved['step']:,}\n{describe(found)}")
     folder = Path(args.out) if args.out else run_folder(path) / "model"
     save_results(found, folder, {"task": str(task), "checkpoint": str(path), "step": saved["step"]})
     save_all(draw_all(world, recordings, found, args.horizon), folder)
-    print(f"results {folder}", file=say)
-    if args.json:
-        write_json(args.json, content_of(found))
+    print(f"results {folder}")
+    write(content_of(found))
 
 
 def run_folder(checkpoint: Path) -> Path:
@@ -210,16 +226,14 @@ class Compare:
     """Write the numbers to this file too; - is standard output, which then holds nothing else."""
 
 
-def compare(args: Compare) -> None:
+def compare(args: Compare, write: Write) -> None:
     """Read the runs, print the table, write the report."""
     comparison = Comparison([load_run(path) for path in find_runs(args.runs)], args.by)
-    say = sys.stderr if args.json == "-" else sys.stdout
     for line in comparison.warnings:
-        print(f"note: {line}", file=say)
-    print(as_text(comparison.table()), file=say)
-    print(f"report {write_report(comparison, Path(args.out))}", file=say)
-    if args.json:
-        write_json(args.json, comparison.content())
+        print(f"note: {line}")
+    print(as_text(comparison.table()))
+    print(f"report {write_report(comparison, Path(args.out))}")
+    write(comparison.content())
 
 
 @dataclass(frozen=True)
@@ -232,7 +246,7 @@ class Dataset:
     """The new folder of the data set."""
 
 
-def dataset(args: Dataset) -> None:
+def dataset(args: Dataset, write: Write) -> None:
     """Export the replay of one run."""
     path = find_checkpoint(args.run)
     facts = export_dataset(read_checkpoint(path), args.folder, str(args.run))
@@ -245,17 +259,22 @@ def dataset(args: Dataset) -> None:
 COMMANDS: dict[str, Callable[..., Any]] = {
     "policy": Policy, "model": Model, "compare": Compare, "dataset": Dataset,
 }  # fmt: skip
-ACTIONS: dict[type, Callable[[Any], None]] = {Policy: policy, Model: model, Compare: compare, Dataset: dataset}
+ACTIONS: dict[type, Callable[[Any, Write], None]] = {Policy: policy, Model: model, Compare: compare, Dataset: dataset}
 
 
 def main(argv: list[str]) -> int:
     """Run the sub-command, with one line in place of a traceback where it cannot work."""
-    args = tyro.extras.subcommand_cli_from_dict(COMMANDS, args=argv, prog="evaluate.py")
+    with COUNTS:
+        args = tyro.extras.subcommand_cli_from_dict(COMMANDS, args=argv, prog="evaluate.py")
     try:
-        ACTIONS[type(args)](args)
+        with json_to(getattr(args, "json", None)) as write:
+            ACTIONS[type(args)](args, write)
     except (TaskError, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except NonFiniteError as error:
+        print(f"error: {error} is not finite", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     return 0

@@ -9,7 +9,9 @@
 """
 
 import shlex
+import shutil
 import sys
+import traceback
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,7 @@ import torch
 from agent.checkpoint import (
     Meta,
     UsageError,
+    check_fits,
     check_spaces,
     make_store,
     new_run_dir,
@@ -30,17 +33,18 @@ from agent.checkpoint import (
 from agent.config import Config, keep_memory, parse_cli, resolve_device, save_yaml, set_threads
 from agent.dataset import check_dataset, load_dataset
 from agent.dreamer import Dreamer, Spaces
-from agent.evaluation import Evaluator, draw_curves, save_video, summarise
+from agent.evaluation import Evaluator, save_video, summarise
 from agent.grid import take_grid
 from agent.logger import Logger
 from agent.offline import OfflineTrainer, check_lengths
 from agent.optimizer import NonFiniteError
+from agent.pictures import draw_curves
 from agent.replay import ReplayBuffer
 from agent.settings import to_dict
 from agent.statistics import format_summary
 from agent.sweep import run_sweep
-from agent.trainer import Trainer
-from envs import TaskError, TaskId, make_env, make_vector_env, prepare_rendering
+from agent.trainer import EnvironmentFailure, Trainer
+from envs import EPISODE_LIMIT, TaskError, TaskId, endless, make_env, make_vector_env, prepare_rendering
 from world_model import cost
 
 
@@ -61,6 +65,7 @@ def train(argv: list[str]) -> int:
         return train_model(config, task, device)
     if saved and saved["task"] != str(task):
         raise UsageError(f"{config.resume} is a run of {saved['task']}, not of {task}: leave the task out")
+    check_steps(config, task)
     cannot_draw = prepare_rendering(config.video and task.suite == "dmc")
     set_threads(config.train.threads)
     keep_memory()
@@ -79,8 +84,15 @@ def train(argv: list[str]) -> int:
     evaluate = Evaluator(config.eval, agent, make_envs, task.action_repeat)
 
     name = f"{config.preset}-s{config.seed}"
-    run_dir = Path(config.run_dir or "") if saved else new_run_dir(config.run_dir, task.slug, name)
-    logger = Logger(run_dir, config.train.steps, saved["step"] if saved else 0)
+    if saved:
+        run_dir = Path(config.run_dir or "")
+        check_fits(saved, run_dir, agent, replay)
+    else:
+        run_dir = new_run_dir(config.run_dir, task.slug, name)
+    try:
+        logger = Logger(run_dir, config.train.steps, saved["step"] if saved else 0)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     store = make_store(run_dir, str(task), to_dict(config), spaces)
     repeat = task.action_repeat
     trainer = Trainer(config.train, agent, envs, replay, logger, evaluate, store, config.seed, repeat)
@@ -96,6 +108,11 @@ def train(argv: list[str]) -> int:
         where = f"at step {trainer.step:,}; {last_checkpoint(run_dir)}"
         print(f"error: {error} is not finite {where}", file=sys.stderr)
         return 1
+    except EnvironmentFailure as error:
+        traceback.print_exception(error.__cause__)
+        print(f"error: the environment failed at step {trainer.step:,}: {error}; saved, to go on:\n"
+              f"  {resume_command(run_dir)}", file=sys.stderr)  # fmt: skip
+        return 1
     finally:
         logger.close()
         envs.close()
@@ -109,6 +126,16 @@ def train(argv: list[str]) -> int:
         path, make = run_dir / "videos" / "eval_final.mp4", partial(make_env, task, render=True)
         print(cannot_draw or save_video(path, agent, make, config.eval))
     return 0
+
+
+def check_steps(config: Config, task: TaskId) -> None:
+    """Raise UsageError where all steps of the run would be random ones."""
+    prefill = config.train.prefill * task.action_repeat
+    if config.train.steps <= prefill:
+        raise UsageError(
+            f"--steps {config.train.steps} end within the {config.train.prefill} random actions ({prefill} steps of "
+            f"{task}), and nothing would be learned: give more steps, a lower --train.prefill, or --preset debug"
+        )
 
 
 def make_agent(config: Config, spaces: Spaces, device: torch.device) -> Dreamer:
@@ -164,8 +191,10 @@ def announce(config: Config, task: TaskId, agent: Dreamer, run_dir: Path, cannot
     print(f"parameters   {parts}")
     print(f"device       {agent.device}, preset {config.preset}")
     print(f"run folder   {run_dir}")
-    print(f"watch        tensorboard --logdir {shlex.quote(str(run_dir))}")
+    print(f"watch        {python_command()} -m tensorboard.main --logdir {shlex.quote(str(run_dir))}")
     print(f"resume       {resume_command(run_dir)}")
+    if endless(task):
+        print(f"episodes     end after {EPISODE_LIMIT:,} steps at the latest: the task names no limit")
     if cannot_draw:
         print(f"video        left out: {cannot_draw}")
 
@@ -180,7 +209,16 @@ def report(trainer: Trainer) -> dict[str, Any]:
 
 
 def resume_command(run_dir: Path) -> str:
-    return f"python train_agent.py --resume {shlex.quote(str(run_dir))}"
+    return f"{python_command()} train_agent.py --resume {shlex.quote(str(run_dir))}"
+
+
+def python_command() -> str:
+    """How to call this Python from the current folder, as a person would type it."""
+    here, executable = Path.cwd(), Path(sys.executable)
+    if executable.is_relative_to(here):
+        return shlex.quote(str(executable.relative_to(here)))
+    on_path = shutil.which("python")
+    return "python" if on_path and Path(on_path).absolute() == executable else shlex.quote(str(executable))
 
 
 def last_checkpoint(run_dir: Path) -> str:
@@ -193,6 +231,9 @@ def main(argv: list[str]) -> int:
     try:
         return train(argv)
     except (TaskError, UsageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder that cannot be written
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

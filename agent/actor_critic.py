@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from world_model import Rollout, TwoHot
 from world_model.latent import probabilities, sample_onehot
 from world_model.nets import MLP
+from world_model.ranges import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, SOME_SHARE, require
 
 Metrics = dict[str, Tensor]
 
@@ -62,8 +63,10 @@ class BehaviorConfig:
     """Advantages are divided by at least this much (rewards): while little is won, the policy keeps exploring."""
 
     def __post_init__(self) -> None:
-        if self.horizon < 1:
-            raise ValueError(f"--behavior.horizon must be at least 1, got {self.horizon}")
+        whole = dict.fromkeys(("horizon", "units", "layers"), AT_LEAST_ONE)
+        shares = dict.fromkeys(("min_std", "slow_rate", "advantage_rate"), SOME_SHARE)
+        loose = dict.fromkeys(("entropy", "slow_scale", "replay_value_scale"), NOT_NEGATIVE)
+        require(self, "--behavior.", **whole, **shares, **loose, advantage_floor=ABOVE_ZERO, unimix=(0.0, 0.99))
         if self.starts is not None and self.starts < 0:
             raise ValueError(f"--behavior.starts must be 0 (all) or more, got {self.starts}")
         if not 0.0 < self.gamma <= 1.0 or not 0.0 <= self.lam <= 1.0:

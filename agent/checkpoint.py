@@ -18,6 +18,7 @@ import shlex
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,14 @@ from torch import Tensor
 
 from agent.actor_critic import ActionSpec
 from agent.dreamer import Dreamer, Spaces
+from agent.replay import ReplayBuffer
 
 Store = Callable[[str, Mapping[str, Any]], None]
 
 FORMAT = 2  # 1: before the controls, when the parameters of the core had other names
 NEEDED = ("format", "task", "config", "spaces", "step", "agent")  # what every checkpoint holds
+RESUMED = ("finished", "updates_done", "row", "memory", "returns", "evaluations", "best", "actions", "random")
+"""What a checkpoint holds of the trainer, for a run that goes on."""
 PACKAGES = ("torch", "numpy", "gymnasium", "dm-control", "mujoco")
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -52,15 +56,17 @@ def new_run_dir(run_dir: str | None, slug: str, name: str) -> Path:
     """
     if run_dir is not None:
         path = Path(run_dir)
-        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        try:
+            taken = path.is_file() or (path.is_dir() and any(path.iterdir()))
+            if not taken:
+                path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--run-dir {run_dir} cannot be made: {error.strerror}") from error
+        if taken:
             raise UsageError(
                 f"--run-dir {run_dir} is not empty, and runs never overwrite each other; "
                 f"choose another folder, or go on with the run in it: --resume {run_dir}"
             )
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--run-dir {run_dir} cannot be made: {error.strerror}") from error
         return path
     stem = f"{name}-{time.strftime('%Y%m%d-%H%M')}"
     for number in range(1, 1000):
@@ -114,12 +120,16 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     Raises UsageError when the file is missing, damaged, or not a checkpoint of this program.
     """
     try:
+        with zipfile.ZipFile(path) as file:
+            if damaged := file.testzip():  # torch itself does not look at the check sums
+                raise ValueError(f"the check sum of {damaged} is wrong")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UsageError(f"there is no checkpoint {path}") from None
     except Exception as error:  # torch raises many kinds for many kinds of damage
         raise UsageError(
-            f"{path} is damaged or not a checkpoint; try the run's other one, best.pt or latest.pt"
+            f"{path} is damaged or not a checkpoint; the run's other one (latest.pt, best.pt) may still be good: "
+            "evaluate.py policy RUN --checkpoint best"
         ) from error
     if not isinstance(content, dict) or any(key not in content for key in NEEDED):
         raise UsageError(f"{path} is a PyTorch file but not a checkpoint of this program")
@@ -162,6 +172,28 @@ def check_spaces(saved: Mapping[str, Any], spaces: Spaces) -> None:
             f"the checkpoint of {saved['task']} has other observations or actions ({saved['spaces']}) than "
             f"the task has now ({plain_spaces(spaces)}); use the environment it was trained in"
         )
+
+
+def check_fits(saved: Mapping[str, Any], run_dir: Path, agent: Dreamer, replay: ReplayBuffer) -> None:
+    """Raise UsageError where a run cannot go on from a checkpoint, before anything in its folder is touched.
+
+    The agent and the replay are then in the checkpoint's state.
+    """
+    task = read_meta(run_dir).get("task", saved["task"])
+    if task != saved["task"]:
+        raise UsageError(f"{run_dir} is a run of {task}, but its latest.pt is of {saved['task']}: it was mixed up")
+    missing = [name for name in RESUMED if not isinstance(saved["trainer"], dict) or name not in saved["trainer"]]
+    try:
+        if missing or not isinstance(saved["step"], int):
+            raise KeyError(", ".join(missing) or "step")
+        agent.load_state_dict(saved["agent"])
+        replay.load_state_dict(saved["replay"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        what = str(error).splitlines()[0]
+        raise UsageError(
+            f"the run {run_dir} cannot go on: its latest.pt is incomplete or of another version ({what}); the agent "
+            "may still be good: evaluate.py policy RUN"
+        ) from error
 
 
 def _compact(tree: Any) -> Any:
@@ -207,6 +239,14 @@ def restore_random_states(state: Mapping[str, Any]) -> None:
 # ---------------------------------------------------------------------- meta.json
 
 
+def read_meta(run_dir: Path) -> dict[str, Any]:
+    """The content of meta.json; empty where there is none, or a damaged one: nothing depends on it."""
+    try:
+        return dict(json.loads((run_dir / "meta.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
 class Meta:
     """meta.json: how this run was made. Written at the start, updated by `update`.
 
@@ -215,7 +255,7 @@ class Meta:
 
     def __init__(self, run_dir: Path, task: str, device: torch.device, parameters: Mapping[str, int]):
         self.path = run_dir / "meta.json"
-        before = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        before = read_meta(run_dir)
         self.started, self.wall_before = time.monotonic(), float(before.get("wall_seconds", 0.0))
         self.content = {
             "task": task,

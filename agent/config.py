@@ -20,7 +20,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from agent.actor_critic import BehaviorConfig
 from agent.checkpoint import UsageError, find_checkpoint, read_checkpoint
 from agent.dreamer import OptimizerConfig
-from agent.evaluation import EvalConfig
+from agent.evaluation import EVAL_SEEDS, EvalConfig
 from agent.offline import OfflineConfig
 from agent.settings import differences, from_dict, option, parse_count, to_dict
 from agent.trainer import TrainConfig
@@ -73,6 +73,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"--seed must be 0 or more, got {self.seed}")
+        if self.seed >= EVAL_SEEDS:
+            raise ValueError(f"--seed must be below {EVAL_SEEDS:,}, where the evaluations' seeds begin")
         if self.model_only != bool(self.dataset):
             raise ValueError("--dataset DIR and --model-only belong together: give both or neither")
         if self.behavior.starts and self.behavior.starts < self.train.batch:
@@ -176,12 +178,13 @@ def keep_memory() -> None:
 # ---------------------------------------------------------------------- command line
 
 
-_registry = ConstructorRegistry()
+COUNTS = ConstructorRegistry()
+"""Use `with COUNTS:` around tyro: whole numbers are then read by `parse_count`."""
 
 
-@_registry.primitive_rule
+@COUNTS.primitive_rule
 def _counts(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
-    """Every whole number on the command line is read by `parse_count`."""
+    """The rule."""
     if info.type is not int:
         return None
     return PrimitiveConstructorSpec(
@@ -203,15 +206,31 @@ def parse_cli(argv: Sequence[str]) -> tuple[Config, dict[str, Any] | None]:
     for word in ("--preset", "--resume", "--device"):
         early.add_argument(word, nargs="?")  # a missing value is for tyro to complain about
     first, _ = early.parse_known_args(argv)
-    if first.resume:
+    if first.resume is not None:
+        _run_folder(first.resume)
         saved = read_checkpoint(find_checkpoint(first.resume))
         return _parse_resumed(argv, saved, first.resume), saved
     default = "base" if first.device != "cpu" and torch.cuda.is_available() else "small"
     return _parse(argv, preset(first.preset if first.preset in PRESETS else default)), None
 
 
+def _run_folder(resume: str) -> Path:
+    """The run's folder; what --resume names may be its latest.pt too. Raises UsageError for anything else."""
+    path = Path(resume)
+    if resume and path.is_file():
+        path = path.resolve()
+        if path.parent.name != "checkpoints" or not (path.parent.parent / "config.yaml").exists():
+            raise UsageError(
+                f"--resume {resume}: a copied checkpoint has no run around it to go on with; give the run's folder"
+            )
+        return path.parent.parent
+    if not resume:
+        raise UsageError("--resume needs the folder of a run (runs/TASK/NAME)")
+    return path
+
+
 def _parse(argv: Sequence[str], base: Config) -> Config:
-    with _registry:
+    with COUNTS:
         return tyro.cli(Config, args=list(argv), default=base, prog="train_agent.py")
 
 
@@ -219,8 +238,7 @@ def _parse_resumed(argv: Sequence[str], saved: Mapping[str, Any], run: str) -> C
     """The settings of a stopped run; only what leaves the run the same run may be given anew."""
     if "trainer" not in saved:
         raise UsageError(f"{run} holds the agent alone; --resume needs the run's folder or its latest.pt")
-    folder = Path(run) if Path(run).is_dir() else Path(run).resolve().parent.parent
-    before = replace(from_dict(Config, saved["config"]), resume=run, run_dir=str(folder))
+    before = replace(from_dict(Config, saved["config"]), resume=run, run_dir=str(_run_folder(run)))
     config = _parse(argv, before)
     may_change = ("steps", "minutes", "eval_every", "log_every", "save_every", "threads")
     kept = {name: getattr(before.train, name) for name in may_change}
@@ -233,6 +251,8 @@ def _parse_resumed(argv: Sequence[str], saved: Mapping[str, Any], run: str) -> C
             f"--resume goes on with the run's own settings; {', '.join(map(option, changed))} cannot change: "
             "leave that out, or start a new run"
         )
+    if config.train.steps < min(saved["step"], before.train.steps):
+        raise UsageError(f"--steps {config.train.steps}: the run {run} has done {saved['step']} already")
     if saved["trainer"]["finished"]:
         out_of_time = 0.0 < 60.0 * config.train.minutes <= saved["trainer"].get("seconds", 0.0)
         more = "--train.minutes 0" if out_of_time else f"--steps {2 * saved['step']}"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from agent.actor_critic import ActionSpec, ActorCritic, BehaviorConfig, to_env
 from agent.optimizer import FlatAdam, NonFiniteError, flatten
 from world_model import Batch, LatentState, LoopedCore, ModelConfig, WorldModel, make_rule
+from world_model.ranges import ABOVE_ZERO, NOT_NEGATIVE, SHARE, require
 
 Metrics = dict[str, Tensor]
 
@@ -39,6 +40,10 @@ class OptimizerConfig:
     """Share of the rates that is left at the end of the run."""
     average: float = 0.998
     """Decay per update of the averaged weights that evaluation uses; 0 evaluates the newest weights."""
+
+    def __post_init__(self) -> None:
+        rates = dict.fromkeys(("model_lr", "actor_lr", "critic_lr", "warmup"), NOT_NEGATIVE)
+        require(self, "--optimizer.", **rates, clip=ABOVE_ZERO, hold=SHARE, final=SHARE, average=(0.0, 0.999999))
 
 
 class Spaces(NamedTuple):

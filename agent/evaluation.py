@@ -1,29 +1,21 @@
-"""What an agent is worth: evaluation episodes with fixed seeds, a video of one, and pictures of a run."""
+"""What an agent is worth: evaluation episodes with fixed seeds, and a video of one."""
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import gymnasium as gym
 import numpy as np
 import torch
 
 from agent.dreamer import Dreamer, Memory
-from agent.logger import LOOPS_METRIC
-from agent.replay import ReplayBuffer
+from agent.optimizer import NonFiniteError
 from agent.statistics import summary
 from agent.video import depth_strip, write_video
-from world_model import Batch
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 EVAL_SEEDS = 1_000_000_000
 """Training environments draw their seeds below this number, evaluations start from it."""
@@ -38,6 +30,14 @@ MakeEnvs = Callable[[int], gym.vector.VectorEnv[Any, Any, Any]]
 Episode = TypedDict(  # noqa: UP013
     "Episode", {"episode": int, "seed": int, "return": float, "length": int, "mean_loops": float}
 )
+
+
+class Interrupted(Exception):
+    """An evaluation was given up half-way."""
+
+
+def never() -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,13 @@ class Evaluator:
     make_envs: MakeEnvs
     repeat: int
 
-    def __call__(self, final: bool) -> list[Episode]:
+    def __call__(self, final: bool, stop: Callable[[], bool] = never) -> list[Episode]:
+        """Raises Interrupted as soon as stop() is true: a person pressed Ctrl-C."""
         count, seed = self.cfg.episodes, self.cfg.first_seed
         if not final:
             count, seed = self.cfg.interim_episodes, seed + INTERIM_OFFSET
-        return run_episodes(self.agent, self.make_envs, count, seed, self.cfg.max_loops, repeat=self.repeat)
+        cap = self.cfg.max_loops
+        return run_episodes(self.agent, self.make_envs, count, seed, cap, repeat=self.repeat, stop=stop)
 
 
 # ---------------------------------------------------------------------- episodes
@@ -97,12 +99,14 @@ def run_episodes(
     explore: bool = False,
     repeat: int = 1,
     parallel: int = MAX_PARALLEL,
+    stop: Callable[[], bool] = never,
 ) -> list[Episode]:
     """Play `episodes` episodes, number i with the seed `seed` + i, and return one row for each.
 
     Up to `parallel` environments play one episode each per round and wait for the longest, so that short
     episodes count no more than long ones. Lengths are in simulator steps, `repeat` per action. The
-    generators of training are left as they were. Raises ValueError when `episodes` is below 1.
+    generators of training are left as they were. Raises ValueError when `episodes` is below 1, Interrupted when
+    stop() becomes true, and NonFiniteError when the environment's rewards are not finite.
     """
     if episodes < 1:
         raise ValueError(f"an evaluation needs at least 1 episode, got {episodes}")
@@ -113,7 +117,9 @@ def run_episodes(
         with torch.random.fork_rng():
             for start in range(0, episodes, count):
                 torch.manual_seed(seed + start)
-                returns, steps, loops = _play_round(agent, envs, seed + start, max_loops, explore)
+                returns, steps, loops = _play_round(agent, envs, seed + start, max_loops, explore, stop)
+                if not np.isfinite(returns).all():
+                    raise NonFiniteError("the return of an evaluation episode")
                 for i in range(min(count, episodes - start)):
                     rows.append(
                         {
@@ -135,6 +141,7 @@ def _play_round(
     seed: int,
     max_loops: int | None,
     explore: bool,
+    stop: Callable[[], bool],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One episode in each environment: returns, agent steps and summed loops, each (E,)."""
     count = envs.num_envs
@@ -143,6 +150,8 @@ def _play_round(
     first, live = np.ones(count, bool), np.ones(count, bool)
     returns, steps, loops = np.zeros(count), np.zeros(count, int), np.zeros(count)
     while live.any():
+        if stop():
+            raise Interrupted
         action, memory, depth = agent.act(obs, memory, first, explore, max_loops)
         obs, reward, terminated, truncated, _ = envs.step(action)
         returns += np.where(live, reward, 0.0)
@@ -207,122 +216,3 @@ def save_video(
         return f"video  {written} (return {total:.4g})"
     except Exception as error:  # drivers, codecs and people's own environments fail in many ways
         return f"no video: {error}"
-
-
-# ---------------------------------------------------------------------- pictures
-
-
-def open_loop_picture(agent: Dreamer, replay: ReplayBuffer, seed: int, length: int = 48) -> np.ndarray | None:
-    """What the world model predicts with closed eyes, beside what happened: (H, W, 3) uint8.
-
-    It sees the first rows of a replayed episode and then only the actions. None while the replay is short.
-    """
-    length = min(length, len(replay) // replay.envs - 1)
-    if length < 4:
-        return None
-    training_rng, replay.rng = replay.rng, np.random.default_rng(seed)
-    try:
-        batch, _ = replay.sample(32, length, agent.device)
-    finally:
-        replay.rng = training_rng
-    resets = batch.is_first[:, 1:].float()
-    spans = torch.where(resets.any(1), resets.argmax(1) + 1, length)  # rows up to the next episode
-    pick, span = int(spans.argmax()), int(spans.max())
-    if span < 4:
-        return None
-    context = min(8, span // 2)
-    part = _rows_of(batch, pick, context)
-    world = agent.averaged.world
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        states = world.observe_sequence(part).states
-        actions = batch.prev_action[pick : pick + 1, context:span]
-        rollout = world.imagine(states.map(lambda leaf: leaf[:, -1]), actions, span - context)
-        dreamt = world.decode(rollout.states.map(lambda leaf: leaf[:, 1:]))
-    lines: list[tuple[str, np.ndarray, np.ndarray]] = []
-    for name, value in batch.obs.items():
-        truth, guess = value[pick, :span].numpy(force=True), dreamt[name][0].numpy(force=True)
-        order = np.argsort(-truth.std(0), kind="stable")[:4]  # the parts that move most
-        lines += [(f"{name}[{i}]", truth[:, i], guess[:, i]) for i in sorted(order)]
-    reward = batch.reward[pick, :span].numpy(force=True)
-    lines.append(("reward", reward, rollout.rewards[0].numpy(force=True)))
-    return _draw_lines(lines, context)
-
-
-def _rows_of(batch: Batch, pick: int, length: int) -> Batch:
-    """The first `length` rows of sequence number `pick`, as a batch of one."""
-    where = (slice(pick, pick + 1), slice(0, length))
-    obs = {name: value[where] for name, value in batch.obs.items()}
-    start = batch.start.map(lambda leaf: leaf[pick : pick + 1]) if batch.start else None
-    return Batch(
-        obs,
-        batch.prev_action[where],
-        batch.reward[where],
-        batch.is_first[where],
-        batch.is_last[where],
-        batch.is_terminal[where],
-        start,
-    )
-
-
-def _figure(width: float, height: float, rows: int) -> tuple[Figure, list[Axes]]:
-    """A figure with `rows` plots that share the x axis, without a window system."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second to import
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, list(axes)
-
-
-def _draw_lines(lines: list[tuple[str, np.ndarray, np.ndarray]], context: int) -> np.ndarray:
-    figure, axes = _figure(7.0, 1.2 * len(lines) + 0.6, len(lines))
-    for axis, (name, truth, guess) in zip(axes, lines, strict=True):
-        axis.plot(np.arange(len(truth)), truth, color="0.2", label="what happened")
-        axis.plot(context + np.arange(len(guess)), guess, color="tab:orange", label="open loop")
-        axis.axvline(context - 1, color="0.7", linestyle=":")
-        axis.set_ylabel(name)
-    axes[0].legend(loc="upper right", frameon=False, ncols=2)
-    axes[-1].set_xlabel("step (left of the dotted line the model sees)")
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]
-
-
-def draw_curves(run_dir: Path, title: str) -> Path:
-    """Draw the logs of a run: training and evaluation returns over steps, loops below. -> curve.png"""
-    figure, (top, bottom) = _figure(7.0, 5.0, 2)
-    steps, returns = _columns(run_dir / "episodes.csv", "return")
-    top.plot(steps, returns, ".", color="0.75", markersize=3, label="training episodes")
-    steps, returns = _columns(run_dir / "eval.csv", "return")
-    _, loops = _columns(run_dir / "eval.csv", "mean_loops")
-    ticks = np.unique(steps)
-    if ticks.size:
-        groups = [returns[steps == tick] for tick in ticks]
-        low, high = [group.min() for group in groups], [group.max() for group in groups]
-        top.fill_between(ticks, low, high, color="tab:blue", alpha=0.2, linewidth=0)
-        top.plot(ticks, [group.mean() for group in groups], "o-", color="tab:blue", label="evaluation")
-        means = [loops[steps == tick].mean() for tick in ticks]
-        bottom.plot(ticks, means, "o-", color="tab:blue", label="evaluation")
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if LOOPS_METRIC in row]
-    if rows:
-        dreamt = [row["step"] for row in rows], [row[LOOPS_METRIC] for row in rows]
-        bottom.plot(*dreamt, color="tab:orange", label="dreams")
-    top.set(title=title, ylabel="return")
-    bottom.set(ylabel="loops per step", xlabel="simulator steps")
-    for axis in (top, bottom):
-        if axis.has_data():
-            axis.legend(loc="best", frameon=False)
-    path = run_dir / "curve.png"
-    figure.savefig(path, dpi=120)
-    return path
-
-
-def _columns(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The step and the named column of a CSV, as two arrays."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return np.array([float(row["step"]) for row in rows]), np.array([float(row[name]) for row in rows])

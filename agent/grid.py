@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import re
 import shlex
 import subprocess
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.checkpoint import UsageError
+from agent.checkpoint import UsageError, read_meta
 from agent.config import Config, load_yaml
 from agent.settings import differences, known_name, option, to_dict
 
@@ -148,7 +147,7 @@ def look(cell: Cell, config: Config) -> None:
     """
     if not cell.folder.exists() or not any(cell.folder.iterdir()):
         return
-    meta, settings = cell.folder / "meta.json", cell.folder / "config.yaml"
+    settings = cell.folder / "config.yaml"
     if settings.exists():
         found = to_dict(load_yaml(settings))
         changed = [name for name in differences(to_dict(config), found) if name not in FREE]
@@ -157,19 +156,11 @@ def look(cell: Cell, config: Config) -> None:
                 f"{cell.folder} holds a run with other settings ({', '.join(changed)}): finished runs stay as they "
                 "are, give the sweep another --run-dir"
             )
-    facts = facts_of(meta)
+    facts = read_meta(cell.folder)
     if facts.get("finished"):
         cell.state, cell.note = "done", results(facts)
     elif (cell.folder / "checkpoints" / "latest.pt").exists() and not cell.model_only:
         cell.state = "stopped"
-
-
-def facts_of(meta: Path) -> dict[str, Any]:
-    """The content of meta.json; empty where there is none."""
-    try:
-        return dict(json.loads(meta.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
 
 
 def results(facts: dict[str, Any]) -> str:

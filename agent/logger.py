@@ -8,10 +8,7 @@ import csv
 import json
 import math
 import os
-import shutil
-import sys
 import time
-from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,6 +16,7 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 
+from agent.console import Console
 from agent.video import encode_gif
 
 EPISODE_COLUMNS = ("step", "env", "return", "length")
@@ -51,6 +49,7 @@ class Logger:
             kept[name] = _cut(self.run_dir / name, start_step, columns)
             self._files[name] = (self.run_dir / name).open("a", encoding="utf-8", newline="")
         # TensorBoard drops events from purge_step on; those of start_step itself stay, as in the files.
+        self._evaluated = int(kept["eval.csv"][-1].split(",")[0]) if kept["eval.csv"] else -1
         purge_step = start_step + 1 if start_step else 0
         self._board: Any = SummaryWriter(str(self.run_dir), purge_step=purge_step, flush_secs=20)
         self._pending: list[Mapping[str, torch.Tensor | float]] = []
@@ -61,7 +60,7 @@ class Logger:
         # The clock goes on where the last kept line stopped, so time never runs backwards in a log.
         elapsed = json.loads(kept["metrics.jsonl"][-1])["wall"] if kept["metrics.jsonl"] else 0.0
         self._start = time.monotonic() - elapsed
-        self._console = _Console(total_steps, start_step) if console else None
+        self._console = Console(total_steps, start_step) if console else None
         if self._console:
             self._console.returns.extend(float(row.split(",")[2]) for row in kept["episodes.csv"][-40:])
 
@@ -130,10 +129,13 @@ class Logger:
             self._console.show(step)
         return result
 
-    def progress(self, step: int) -> None:
-        """Refresh the terminal's line; cheap enough for every step, nothing else is logged."""
+    def progress(self, step: int, share: float | None = None) -> None:
+        """Refresh the terminal's line; cheap enough for every step, nothing else is logged.
+
+        share in [0, 1]: how much of the run is over, where that is not the share of its steps.
+        """
         if self._console:
-            self._console.show(step)
+            self._console.show(step, share)
 
     def episode(self, step: int, env: int, ret: float, length: int) -> None:
         """Log a finished training episode of environment number `env`: its return and length in steps."""
@@ -143,12 +145,18 @@ class Logger:
             self._console.show(step)
 
     def evaluation(self, step: int, rows: Iterable[Mapping[str, float]]) -> None:
-        """Log the episodes of one evaluation after `step` training steps.
+        """Log the episodes of one evaluation after `step` training steps; they replace those of the same step.
 
         Each row has episode, seed, return, length and mean_loops; further keys are ignored.
         Raises KeyError when one is missing.
         """
         rows = list(rows)
+        if step == self._evaluated:  # the final evaluation, right after one on the way
+            self._files["eval.csv"].close()
+            path = self.run_dir / "eval.csv"
+            _cut(path, step - 1, EVAL_COLUMNS, keep=True)
+            self._files["eval.csv"] = path.open("a", encoding="utf-8", newline="")
+        self._evaluated = step
         self._rows("eval.csv", [(step, *(row[key] for key in EVAL_COLUMNS[1:])) for row in rows])
         if self._console and rows:
             self._console.eval_return = float(np.mean([row["return"] for row in rows]))
@@ -227,120 +235,29 @@ def _jsonable(value: float) -> float | str | None:
     return None if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
 
 
-def _cut(path: Path, start_step: int, columns: tuple[str, ...] | None) -> list[str]:
+def _cut(path: Path, start_step: int, columns: tuple[str, ...] | None, keep: bool = False) -> list[str]:
     """Cut a log back to rows up to `start_step` and return these rows; make a CSV with its header.
 
     `columns` names the columns of a CSV whose first is the step, None stands for lines of JSON. The last
-    line is dropped when it has no line end: the run was stopped while writing it.
+    line is dropped when it has no line end: the run was stopped while writing it. With start_step 0 what is
+    there moves aside, unless `keep`. Raises ValueError when the file is damaged.
     """
     header = [",".join(columns)] if columns else []
     lines = []
     if path.exists() and path.stat().st_size > 0:
-        if start_step == 0:
+        if start_step == 0 and not keep:
             os.replace(path, path.with_name(path.name + ".old"))
         else:
             lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     if lines and lines[: len(header)] != header:
         raise ValueError(f"{path} has the columns {lines[0]}, expected {header[0]}")
     rows = lines[len(header) :]
-    steps = [int(row.split(",")[0]) if columns else json.loads(row)["step"] for row in rows]
+    try:
+        steps = [int(row.split(",")[0]) if columns else int(json.loads(row)["step"]) for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: a line begins with no step; repair it, or move it away") from error
     kept = [row for row, step in zip(rows, steps, strict=True) if step <= start_step]
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(row + "\n" for row in header + kept), encoding="utf-8")
     os.replace(temporary, path)
     return kept
-
-
-class _Console:
-    """One line in the terminal that is drawn over and over; plain lines now and then in a file or pipe."""
-
-    def __init__(self, total_steps: int, start_step: int) -> None:
-        self.returns: deque[float] = deque(maxlen=40)  # of training episodes
-        self.eval_return: float | None = None
-        self.loops: float | None = None
-        self.updates = 0
-        self._total = max(1, total_steps)
-        self._step = start_step
-        self._live = sys.stdout.isatty()
-        self._blocks = "utf" in (sys.stdout.encoding or "").lower()  # other encodings lack the characters
-        self._pause = 0.25 if self._live else 10.0  # seconds between two lines
-        self._shown_at = -math.inf
-        self._shown_step: int | None = None
-        # (time, step, updates) of the last minute: speeds follow the present
-        self._past: deque[tuple[float, int, int]] = deque([(time.monotonic(), start_step, 0)], maxlen=256)
-
-    def show(self, step: int, force: bool = False) -> None:
-        self._step = max(self._step, step)
-        now = time.monotonic()
-        if now - self._shown_at < self._pause and not force:
-            return
-        self._shown_at, self._shown_step = now, self._step
-        self._past.append((now, self._step, self.updates))
-        while len(self._past) > 2 and now - self._past[0][0] > 60:
-            self._past.popleft()
-        if self._live:
-            width = shutil.get_terminal_size().columns - 1  # a full row would wrap
-            print("\r" + self.line()[:width] + "\x1b[K", end="", flush=True)
-        else:
-            print(self.line(), flush=True)
-
-    def line(self) -> str:
-        then, step, updates = self._past[0]
-        seconds = max(1e-9, self._past[-1][0] - then)
-        speed = (self._past[-1][1] - step) / seconds
-        parts = [f"{100 * self._step / self._total:3.0f}%  {_short(self._step)}/{_short(self._total)}"]
-        if self.returns:
-            recent = list(self.returns)
-            bars = sparkline(recent, 8, self._blocks)
-            parts.append(f"return {bars} {np.mean(recent[-10:]):.4g}")
-        if self.eval_return is not None:
-            parts.append(f"eval {self.eval_return:.4g}")
-        if self.loops is not None:
-            parts.append(f"loops {self.loops:.1f}")
-        if speed > 0:
-            left = max(0, self._total - self._step) / speed
-            rate = (self._past[-1][2] - updates) / seconds
-            parts += [f"{rate:.1f} updates/s", f"{_short(speed)} steps/s", f"eta {_clock(left)}"]
-        return "  ".join(parts)
-
-    def message(self, text: str) -> None:
-        if self._live and self._shown_step is not None:
-            print("\r\x1b[K" + text)
-            self.show(self._step, force=True)
-        else:
-            print(text, flush=True)
-
-    def finish(self) -> None:
-        """Show the final state and leave the live line."""
-        if self._shown_step not in (None, self._step):
-            self.show(self._step, force=True)
-        if self._live and self._shown_step is not None:
-            print(flush=True)
-
-
-def sparkline(values: list[float], width: int, blocks: bool = True) -> str:
-    """Draw the last values as `width` or fewer characters of growing height, each the mean of its share."""
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
-        return ""
-    groups = np.array_split(np.asarray(finite), min(width, len(finite)))
-    means = np.array([group.mean() for group in groups])
-    marks = "▁▂▃▄▅▆▇█" if blocks else "_.-~=+*#"
-    low, high = means.min(), means.max()
-    places = (means - low) / (high - low) if high > low else np.full(len(means), 0.5)
-    return "".join(marks[int(round(place * (len(marks) - 1)))] for place in places)
-
-
-def _short(number: float) -> str:
-    """12345 -> 12.3k"""
-    for size, unit in ((1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.1f}{unit}"
-    return f"{number:.0f}" if number >= 10 or number == int(number) else f"{number:.1f}"
-
-
-def _clock(seconds: float) -> str:
-    """3725 -> 1:02:05"""
-    minutes, second = divmod(int(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}"

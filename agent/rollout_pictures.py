@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from agent.open_loop import SAMPLES, context_of, watch
+from agent.pictures import new_figure, pixels_of
 from agent.recording import Recording
 from agent.rollout_error import RolloutErrors, in_words
 from world_model import WorldModel, symexp
@@ -19,19 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GREY = {"copy": ("0.45", "--", "last state copied"), "mean": ("0.65", ":", "mean of the recording")}
-
-
-def new_figure(width: float, height: float, rows: int, columns: int = 1, share_x: bool = False) -> tuple[Figure, Any]:
-    """A figure and its axes (rows, columns), without a window system."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second to import
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=share_x)
-    for each in axes.flat:
-        each.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def draw_errors(found: RolloutErrors) -> Figure:
@@ -162,5 +150,4 @@ def save_all(figures: dict[str, Figure], folder: Path) -> None:
     with SummaryWriter(str(folder)) as board:
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", dpi=110)
-            pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]
-            board.add_image(f"model/{name}", pixels, dataformats="HWC")
+            board.add_image(f"model/{name}", pixels_of(figure), dataformats="HWC")

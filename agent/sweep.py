@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from agent.checkpoint import PROJECT, UsageError
-from agent.grid import Cell, Grid, Parse, facts_of, make_cells, results
+from agent.checkpoint import PROJECT, UsageError, read_meta
+from agent.grid import Cell, Grid, Parse, make_cells, results
 
 PROGRAM = (sys.executable, str(PROJECT / "train_agent.py"))
 
@@ -92,7 +92,7 @@ class Sweep:
             cell.note = last_line(cell.log)
             return
         cell.process = None
-        facts = facts_of(cell.folder / "meta.json")
+        facts = read_meta(cell.folder)
         if status == 0 and facts.get("finished"):
             cell.state, cell.note = "done", results(facts)
         elif self.stops:

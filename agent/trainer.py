@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -19,11 +17,14 @@ import tyro
 from agent.actor_critic import from_env
 from agent.checkpoint import Store, random_states, restore_random_states
 from agent.dreamer import Dreamer, Memory
-from agent.evaluation import EVAL_SEEDS, Episode, open_loop_picture
+from agent.evaluation import EVAL_SEEDS, Episode, Interrupted
 from agent.logger import Logger
+from agent.optimizer import NonFiniteError
+from agent.pictures import open_loop_picture
 from agent.replay import FLAGS, ReplayBuffer
-from agent.schedule import Every, Progress, Ratio
+from agent.schedule import Every, Progress, Ratio, ctrl_c
 from world_model import Batch, LatentState, stability
+from world_model.ranges import AT_LEAST_ONE, NOT_NEGATIVE, require
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,10 @@ class TrainConfig:
     """Threads inside one operation on CPU; 0 = one or two, whichever is faster at the start."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "envs", "batch", "length", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--train.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("minutes", "pretrain", "ratio", "eval_every", "save_every", "threads"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"--train.{name} must be 0 or more, got {getattr(self, name)}")
+        least_one = dict.fromkeys(("steps", "envs", "batch", "length", "log_every"), AT_LEAST_ONE)
+        loose = ("minutes", "pretrain", "ratio", "eval_every", "save_every", "threads")
+        require(self, "--train.", **least_one, **dict.fromkeys(loose, NOT_NEGATIVE))
+        require(self, "--train.", replay_rows=(1, 1_000_000_000))
         if self.steps <= self.prefill:
             raise ValueError(
                 f"--steps {self.steps} end within the {self.prefill} random ones, and nothing would be "
@@ -78,10 +77,22 @@ class TrainConfig:
                 )
 
 
+class EnvironmentFailure(RuntimeError):
+    """The environment raised an error in `step`; its cause holds it."""
+
+
+def finite(obs: Mapping[str, np.ndarray], reward: np.ndarray) -> None:
+    """Raise NonFiniteError for what an environment returned, before the replay keeps it."""
+    for name, value in {"the environment's reward": reward, **{f"observation {k}": v for k, v in obs.items()}}.items():
+        if not np.isfinite(value).all():
+            raise NonFiniteError(name)
+
+
 class Trainer:
     """Trains `agent` in `envs`, which step `repeat` simulator steps per action.
 
-    evaluate(final) plays the evaluation episodes, store(name, content) saves a checkpoint.
+    evaluate(final, stop) plays the evaluation episodes and raises Interrupted when stop() becomes true;
+    store(name, content) saves a checkpoint.
     """
 
     def __init__(
@@ -91,7 +102,7 @@ class Trainer:
         envs: gym.vector.VectorEnv[Any, Any, Any],
         replay: ReplayBuffer,
         logger: Logger,
-        evaluate: Callable[[bool], list[Episode]],
+        evaluate: Callable[[bool, Callable[[], bool]], list[Episode]],
         store: Store,
         seed: int,
         repeat: int = 1,
@@ -108,6 +119,7 @@ class Trainer:
         self.returns: deque[float] = deque(maxlen=10)  # of the last training episodes
         self.episodes: list[Episode] = []  # of the final evaluation
         self.evaluations: list[float] = []  # means of the evaluations before the end
+        self.evaluated = -1  # step of the last of them
         self.best = -np.inf
         self.finished = self.stopping = False
         self.seconds: dict[str, float] = {}  # spent in each part of the loop
@@ -123,7 +135,7 @@ class Trainer:
         should_save = Every(self.cfg.save_every, self.step)
         spent = {**self.seconds, **self.agent.seconds}
         self.log_clock = (time.perf_counter(), self.step, self.agent.updates, spent)
-        with self.ctrl_c():
+        with ctrl_c(self.stop):
             try:
                 self.begin()
                 while self.progress(self.step) < 1.0 and not self.stopping:
@@ -137,9 +149,14 @@ class Trainer:
                         self.log()
                     if should_save(self.step) and not over:
                         self.save()
-                    self.logger.progress(self.step)
+                    self.logger.progress(self.step, self.progress(self.step))
                 if not self.stopping:
                     self.finish()
+            except Interrupted:
+                pass  # Ctrl-C during an evaluation; the final one is played anew when the run goes on
+            except EnvironmentFailure:
+                self.save()
+                raise
             except KeyboardInterrupt:
                 if self.stopping:
                     raise  # a second Ctrl-C
@@ -177,7 +194,11 @@ class Trainer:
                 taken = from_env(torch.as_tensor(action), self.agent.spaces.action)
                 memory = Memory(memory.state, taken.to(self.agent.device))
         with self.timed("env"):
-            obs, reward, terminated, truncated, _ = self.envs.step(action)
+            try:
+                obs, reward, terminated, truncated, _ = self.envs.step(action)
+            except Exception as error:
+                raise EnvironmentFailure(f"{type(error).__name__}: {error}") from error
+            finite(obs, reward)
         with self.timed("replay"):
             self.replay.add(row, memory.state)
             first = row["is_last"]  # this call was their reset: no action, no reward (NEXT_STEP)
@@ -221,6 +242,7 @@ class Trainer:
         """Evaluate on the way, draw an open-loop prediction, keep the best agent."""
         episodes = self.log_episodes(final=False)
         self.evaluations.append(float(np.mean([episode["return"] for episode in episodes])))
+        self.evaluated = self.step
         with self.timed("log"):
             picture = open_loop_picture(self.agent, self.replay, self.seed)
             if picture is not None:
@@ -228,6 +250,8 @@ class Trainer:
 
     def finish(self) -> None:
         """After the last step: save, evaluate, and save that it is done."""
+        if self.evaluated == self.step and self.evaluations:  # on the way, and then the time was over
+            self.evaluations.pop()
         self.save()
         self.episodes = self.log_episodes(final=True)
         self.log()
@@ -241,7 +265,7 @@ class Trainer:
 
     def log_episodes(self, final: bool) -> list[Episode]:
         with self.timed("evaluate"):
-            episodes = self.evaluate(final)
+            episodes = self.evaluate(final, lambda: self.stopping)
         mean = float(np.mean([episode["return"] for episode in episodes]))
         loops = float(np.mean([episode["mean_loops"] for episode in episodes]))
         self.logger.evaluation(self.step, cast(list[dict[str, float]], episodes))
@@ -269,27 +293,15 @@ class Trainer:
                 self.logger.histogram(self.step, "loop/dream_depth", depths)
             self.logger.write(self.step)
 
+    def stop(self) -> None:
+        """End the run after what it is doing now."""
+        self.stopping = True
+
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
-
-    @contextmanager
-    def ctrl_c(self) -> Iterator[None]:
-        """The first Ctrl-C ends the loop after what it is doing now, the second one quits at once."""
-
-        def stop(*_: Any) -> None:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            self.stopping = True
-            # print could be what was interrupted, and it cannot be entered twice
-            os.write(2, b"\nstopping: saving first; Ctrl-C again quits without saving\n")
-
-        before = signal.signal(signal.SIGINT, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
 
     def agent_content(self) -> dict[str, Any]:
         return {"step": self.step, "agent": self.agent.state_dict()}
@@ -309,6 +321,7 @@ class Trainer:
             "memory": self.memory and {**self.memory.state._asdict(), "action": self.memory.action},
             "returns": list(self.returns),
             "evaluations": self.evaluations,
+            "evaluated": self.evaluated,
             "best": float(self.best),
             "actions": self.envs.action_space.np_random.bit_generator.state,
             "random": random_states(),
@@ -327,5 +340,6 @@ class Trainer:
             self.memory = Memory(LatentState(memory["deter"], memory["stoch"]), memory["action"])
         self.returns.extend(mine["returns"])
         self.evaluations, self.best = list(mine["evaluations"]), mine["best"]
+        self.evaluated = mine.get("evaluated", -1)
         self.envs.action_space.np_random.bit_generator.state = mine["actions"]
         restore_random_states(mine["random"])

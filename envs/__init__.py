@@ -6,6 +6,15 @@ Every environment made here observes `{"state": float32 vector}` and acts in `Bo
 
 from envs.errors import TaskError
 from envs.rendering import prepare_rendering, rendering_backend
-from envs.tasks import TaskId, make_env, make_vector_env
+from envs.tasks import EPISODE_LIMIT, TaskId, endless, make_env, make_vector_env
 
-__all__ = ["TaskError", "TaskId", "make_env", "make_vector_env", "prepare_rendering", "rendering_backend"]
+__all__ = [
+    "EPISODE_LIMIT",
+    "TaskError",
+    "TaskId",
+    "endless",
+    "make_env",
+    "make_vector_env",
+    "prepare_rendering",
+    "rendering_backend",
+]

@@ -39,13 +39,15 @@ class GymAdapter(gym.Wrapper[dict[str, Any], Any, Any, Any]):
         self._name = env.spec.id if env.spec else type(env.unwrapped).__name__
         _check_observations(env.observation_space, self._name)
         self._size = _flat_size(env.observation_space)
+        if self._size == 0:
+            raise TaskError(f"{self._name} has an empty observation; {_OBSERVATIONS_HELP}")
         self.observation_space = spaces.Dict(
             {"state": spaces.Box(-np.inf, np.inf, shape=(self._size,), dtype=np.float32)}
         )
         inner = env.action_space
         if isinstance(inner, spaces.Discrete):
             self.action_space = spaces.Discrete(int(inner.n))
-        elif isinstance(inner, spaces.Box) and np.issubdtype(inner.dtype, np.floating):
+        elif isinstance(inner, spaces.Box) and np.issubdtype(inner.dtype, np.floating) and 0 not in inner.shape:
             self.action_space = spaces.Box(-1.0, 1.0, shape=(math.prod(inner.shape),), dtype=np.float32)
             # float64, so that the scaling is exact where the environment works in float64
             low, high = inner.low.astype(np.float64), inner.high.astype(np.float64)

@@ -40,6 +40,7 @@ print("drawn", flush=True)
 
 _works: dict[str, bool] = {}  # what the probes found, per backend: they cost up to a second each
 _chosen_here = False  # True when MUJOCO_GL holds our choice and not the user's
+_users_broken: str | None = None  # what the user had chosen and does not work
 
 
 def rendering_backend() -> str | None:
@@ -57,7 +58,7 @@ def rendering_backend() -> str | None:
 def prepare_rendering(want: bool) -> str | None:
     """Choose MUJOCO_GL. Call it once before any environment is made; more calls do no harm.
 
-    A value set by the user is kept. Otherwise the variable becomes the backend that `rendering_backend`
+    A value set by the user is kept if it works. Otherwise the variable becomes the backend that `rendering_backend`
     found if `want`, and 'disable' if nothing works or nothing is to be drawn: training needs no OpenGL.
 
     Args:
@@ -67,17 +68,20 @@ def prepare_rendering(want: bool) -> str | None:
         None if all is well, else one line that says why nothing can be drawn and what to install or change.
         Print it and leave the video out; environments made without `render=True` still work.
     """
-    global _chosen_here
+    global _chosen_here, _users_broken
     current = os.environ.get(VARIABLE) or None  # an empty value is read as no choice
+    users_choice = current is not None and not _chosen_here
+    if users_choice and not _is_off(current) and not _backend_works(current):
+        # Importing dm_control would fail, even where nothing is to be drawn.
+        os.environ[VARIABLE], _chosen_here, _users_broken = OFF, True, current
+    if _users_broken:
+        return _broken(_users_broken) if want else None
     if not want:
         if current is None:
             os.environ[VARIABLE], _chosen_here = OFF, True
         return None
-    users_choice = current is not None and not _chosen_here
     if users_choice and _is_off(current):
         return f"{VARIABLE}={current} switches drawing off; unset it and a backend is chosen for you"
-    if users_choice and not _backend_works(current):
-        return _broken(current)
     imported = sys.modules.get("dm_control._render")
     if imported is not None:  # the choice is made for this process, whatever the variable says now
         bound = getattr(imported, "BACKEND", None)

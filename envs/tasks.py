@@ -126,14 +126,29 @@ def make_vector_env(task: TaskId | str, num_envs: int, seed: int) -> SyncVectorE
     return SyncVectorEnv([maker(i) for i in range(num_envs)], autoreset_mode=AutoresetMode.NEXT_STEP)
 
 
+EPISODE_LIMIT = 10_000
+"""Steps after which an episode is cut off where a Gymnasium task names no limit of its own."""
+
+
+def endless(task: TaskId) -> bool:
+    """Whether the task names no time limit, so that its episodes are cut off after EPISODE_LIMIT steps."""
+    return task.suite == "gym" and gym.spec(task.name.rpartition(":")[2]).max_episode_steps is None
+
+
 def _make_gym(name: str, render_mode: str | None) -> gym.Env[Any, Any]:
+    # Many home-made environments have no argument render_mode: it is given only where somebody wants to see.
+    wanted = {} if render_mode is None else {"render_mode": render_mode}
     try:
-        env = gym.make(name.rpartition(":")[2], render_mode=render_mode)
+        env = gym.make(name.rpartition(":")[2], **wanted)  # type: ignore[arg-type]
     except gym.error.Error as error:  # missing packages of Gymnasium's own tasks come with an install line
         raise TaskError(f"gym:{name} cannot be made: {error}") from error
     except ImportError as error:
         hint = f"; install the package that holds it: pip install {error.name}" if error.name else ""
         raise TaskError(f"gym:{name} cannot be made: {error}{hint}") from error
+    except Exception as error:  # whatever the environment's own constructor does
+        raise TaskError(f"gym:{name} cannot be made: {type(error).__name__}: {error}") from error
+    if env.spec is not None and env.spec.max_episode_steps is None:
+        env = gym.wrappers.TimeLimit(env, EPISODE_LIMIT)  # an episode without end would be an evaluation without end
     try:
         if render_mode is not None:
             _prepare_drawing(env, name)
@@ -174,7 +189,7 @@ def _check_gym(name: str) -> str:
         hint = f"a task of another package is written gym:its_module:{env_id or 'MyEnv-v0'}; "
         raise TaskError(
             f"there is no Gymnasium task {env_id!r}; "
-            f"{'' if colon else hint}{_near(env_id, list(gym.registry), 'gym')}"
+            f"{'' if colon else hint}{_near(env_id, list(gym.registry), f'gym:{module}' if colon else 'gym')}"
         )
     return name
 
@@ -220,7 +235,7 @@ def _near(name: str, known: Iterable[str], suite: str) -> str:
     """Suggest the names nearest to `name`, or else say how names of the suite look."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
-    example = f"tasks of this suite look like {EXAMPLES[suite]}"
+    example = f"tasks of this suite look like {EXAMPLES[suite.partition(':')[0]]}"
     return _did_you_mean([f"{suite}:{by_lower[match]}" for match in near]).rstrip() or example
 
 

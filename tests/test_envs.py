@@ -182,6 +182,7 @@ def test_vector_env_seeds_copies_apart() -> None:
 def undecided(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """As in a fresh process on Linux without a screen; `_works` stands in for the probes."""
     monkeypatch.setattr(rendering, "_chosen_here", False)
+    monkeypatch.setattr(rendering, "_users_broken", None)
     monkeypatch.setattr(rendering, "_works", {"egl": False, "osmesa": False, "glfw": False})
     monkeypatch.setattr(rendering, "sys", SimpleNamespace(platform="linux", modules={}, executable=""))
     monkeypatch.delenv("DISPLAY", raising=False)
@@ -217,13 +218,20 @@ def test_prepare_rendering_chooses_before_the_import(undecided: pytest.MonkeyPat
 
 def test_the_users_choice_is_kept(undecided: pytest.MonkeyPatch) -> None:
     rendering._works["osmesa"] = True
-    for value, message in [("disable", "switches drawing off"), ("egl", "MUJOCO_GL=egl does not work here")]:
-        undecided.setenv("MUJOCO_GL", value)
-        assert message in str(envs.prepare_rendering(True))
-        assert envs.prepare_rendering(False) is None
-        assert os.environ["MUJOCO_GL"] == value
+    undecided.setenv("MUJOCO_GL", "disable")
+    assert "switches drawing off" in str(envs.prepare_rendering(True))
     undecided.setenv("MUJOCO_GL", "osmesa")
-    assert envs.prepare_rendering(True) is None
+    for want in (True, False):
+        assert envs.prepare_rendering(want) is None
+        assert os.environ["MUJOCO_GL"] == "osmesa"
+
+
+def test_a_users_choice_that_does_not_work_costs_the_video_alone(undecided: pytest.MonkeyPatch) -> None:
+    undecided.setenv("MUJOCO_GL", "egl")
+    assert envs.prepare_rendering(False) is None
+    assert os.environ["MUJOCO_GL"] == "disable"  # with egl, importing dm_control would fail
+    assert "MUJOCO_GL=egl does not work here" in str(envs.prepare_rendering(True))
+    assert os.environ["MUJOCO_GL"] == "disable"
 
 
 def test_state_only_work_needs_no_opengl() -> None:
@@ -253,10 +261,9 @@ def test_an_import_broken_by_mujoco_gl_is_explained(tmp_path: Path) -> None:
     package.mkdir()
     (package / "__init__.py").write_text("None.eglQueryString")
     code = "import envs\ntry: envs.make_env('dmc:walker_walk')\nexcept envs.TaskError as e: print(e)"
-    broken = run_python(code, MUJOCO_GL="egl", FIRST_ON_PATH=str(tmp_path)).stdout
-    assert "MUJOCO_GL=egl does not work here; unset it" in broken
-    broken = run_python(code, FIRST_ON_PATH=str(tmp_path)).stdout
-    assert "dm_control cannot be imported" in broken
+    for chosen in ({}, {"MUJOCO_GL": "egl"}):  # where egl works, it is the first suspect
+        broken = run_python(code, FIRST_ON_PATH=str(tmp_path), **chosen).stdout
+        assert "dm_control cannot be imported" in broken or "MUJOCO_GL=egl does not work here; unset it" in broken
 
 
 def test_frames_are_drawn_where_a_backend_works() -> None:

@@ -51,7 +51,7 @@ def test_a_run_leaves_everything_behind(finished):
     assert meta["results"]["final"]["episodes"] == 10
     assert {"commands", "versions", "device", "parameters", "wall_seconds"} <= set(meta)
     assert set(meta["results"]) == {"final", "last_3_evaluations", "last_10_training_episodes"}
-    for text in ("toy:cue5", "parameters", "tensorboard --logdir", "--resume", "final evaluation: return"):
+    for text in ("toy:cue5", "parameters", "tensorboard.main --logdir", "--resume", "final evaluation: return"):
         assert text in printed
 
 
@@ -170,3 +170,75 @@ def test_a_run_can_be_extended(finished, script, tmp_path, monkeypatch):
     assert len(meta["commands"]) == 2
     assert meta["step"] == 700
     assert wanted == [0]
+
+
+def test_what_cannot_go_on_is_refused_before_anything_is_touched(finished, refused, script, tmp_path):
+    run, _ = finished
+    copy = shutil.copytree(run, tmp_path / "copy")
+    latest = copy / "checkpoints" / "latest.pt"
+    whole = torch.load(latest, weights_only=True)
+    words = "train_agent.py", "--resume", copy, "--steps", "1k"
+
+    def with_content(content):
+        torch.save(content, latest)
+        before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+        message = refused(*words)
+        assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+        return message
+
+    assert "cannot go on" in with_content({name: value for name, value in whole.items() if name != "replay"})
+    assert "cannot go on" in with_content(whole | {"trainer": {"finished": False}})
+    no_rewards = {name: value for name, value in whole["replay"]["rows"].items() if name != "reward"}
+    assert "cannot go on" in with_content(whole | {"replay": whole["replay"] | {"rows": no_rewards}})
+    assert "is a run of toy:cue5, but" in with_content(
+        whole | {"task": "toy:cue7", "config": whole["config"] | {"task": "toy:cue7"}}
+    )
+    torch.save(whole, latest)
+    flipped = bytearray(latest.read_bytes())
+    flipped[len(flipped) // 2] ^= 255
+    latest.write_bytes(flipped)
+    assert "is damaged" in refused(*words)
+    torch.save(whole, tmp_path / "loose.pt")
+    assert "has no run around it" in refused("train_agent.py", "--resume", tmp_path / "loose.pt", "--steps", "1k")
+    assert "needs the folder of a run" in refused("train_agent.py", "--resume", "")
+    torch.save(whole | {"trainer": whole["trainer"] | {"finished": False}}, latest)
+    assert "has done 600 already" in refused("train_agent.py", "--resume", copy, "--steps", "500")
+    (copy / "eval.csv").write_text((copy / "eval.csv").read_text() + "\n")
+    torch.save(whole, latest)
+    assert "eval.csv is damaged" in refused(*words)
+    (copy / "eval.csv").write_bytes((run / "eval.csv").read_bytes())
+    (copy / "meta.json").write_text("{")
+    done = script(*words, "--steps", "620", "--no-video")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((copy / "meta.json").read_text())["step"] == 620
+
+
+def test_steps_within_the_random_ones_are_refused(refused):
+    assert "200 steps of dmc:cartpole_swingup" in refused(
+        "train_agent.py", "dmc:cartpole_swingup", "--preset", "debug", "--steps", "150"
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model.loop.heads", "0"], ["--model.groups", "0"], ["--model.units", "0"], ["--behavior.layers", "-1"],
+        ["--train.ratio", "inf"], ["--seed", "9" * 23], ["--optimizer.average", "2"], ["--optimizer.clip", "0"],
+        ["--behavior.min-std", "2"], ["--behavior.entropy", "nan"], ["--model.bins", "4"], ["--model.unimix", "2"],
+        ["--behavior.advantage-floor", "0"], ["--model.loop.mean-loops", "1e9"],
+    ],
+)  # fmt: skip
+def test_values_that_cannot_be_are_refused_where_they_are_given(refused, tmp_path, words):
+    assert "must be" in refused("train_agent.py", "toy:cue5", "--preset", "debug", "--run-dir", "new", *words)
+    assert not (tmp_path / "new").exists()
+
+
+def test_json_is_checked_before_episodes_are_played_and_kept_apart_from_what_is_printed(finished, refused, script):
+    assert "must be a folder" in refused("evaluate.py", "policy", finished[0], "--json", "nowhere/x.json")
+    assert script("evaluate.py", "policy", finished[0], "--episodes", "1e0", "--json", "-").returncode == 0
+
+
+def test_a_folder_that_cannot_be_written(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot be made" in refused("train_agent.py", "toy:cue5", "--preset", "debug", "--run-dir", "file/run")
+    assert "cannot be made" in refused("train_agent.py", "toy:cue5", "--preset", "debug", "--run-dir", "x" * 300)

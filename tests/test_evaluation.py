@@ -6,7 +6,8 @@ import torch
 from conftest import counters, untrained
 
 from agent.config import preset
-from agent.evaluation import open_loop_picture, record_episode, run_episodes, save_video
+from agent.evaluation import record_episode, run_episodes, save_video
+from agent.pictures import open_loop_picture
 from envs import make_env
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from envs import TaskError, TaskId, make_env
+from envs import EPISODE_LIMIT, TaskError, TaskId, endless, make_env
 from envs.gym_adapter import GymAdapter
 
 
@@ -122,12 +122,13 @@ def test_a_users_own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.syspath_prepend(str(tmp_path))
     task = TaskId.parse("gym:own_world:Own-v0")
     assert (str(task), task.slug) == ("gym:own_world:Own-v0", "gym-own_world-Own-v0")
+    assert not endless(task)
     try:
         env = make_env(task, seed=0)
         env.reset()
         assert [env.step(np.ones(1, np.float32))[3] for _ in range(3)] == [False, False, True]
         env.close()
-        with pytest.raises(TaskError, match="did you mean gym:Own-v0"):
+        with pytest.raises(TaskError, match="did you mean gym:own_world:Own-v0"):
             TaskId.parse("gym:own_world:Owm-v0")
     finally:
         gym.registry.pop("Own-v0", None)
@@ -143,3 +144,45 @@ def test_missing_drawing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "pygame", None)  # as if it were not installed
     with pytest.raises(TaskError, match="pygame"):
         env.render()
+
+
+class Plain(gym.Env):
+    """As people write them: no render_mode, and it never ends."""
+
+    observation_space, action_space = spaces.Box(-1.0, 1.0, (2,)), spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+
+def fails() -> gym.Env:
+    raise OSError("no such file: maze.txt")
+
+
+def test_environments_without_render_mode_or_end_and_with_broken_constructors() -> None:
+    gym.register("PlainTest-v0", entry_point=Plain)
+    gym.register("FailsTest-v0", entry_point=fails)
+    try:
+        task = TaskId.parse("gym:PlainTest-v0")
+        env = make_env(task, seed=0)
+        env.reset()
+        assert endless(task)
+        assert env.get_wrapper_attr("_max_episode_steps") == EPISODE_LIMIT
+        with pytest.raises(TaskError, match="cannot be made: OSError: no such file: maze.txt"):
+            make_env("gym:FailsTest-v0")
+        with pytest.raises(TaskError, match="cannot be (made|drawn)"):
+            make_env(task, render=True)
+    finally:
+        for name in ("PlainTest-v0", "FailsTest-v0"):
+            gym.registry.pop(name)
+
+
+def test_empty_spaces_are_refused() -> None:
+    nothing = spaces.Box(-1.0, 1.0, (0,))
+    with pytest.raises(TaskError, match="empty observation"):
+        GymAdapter(Recorder(nothing, spaces.Discrete(2)))
+    with pytest.raises(TaskError, match="has the action space"):
+        GymAdapter(Recorder(VECTOR, nothing))

@@ -11,7 +11,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agent import logger as logger_module
-from agent.logger import Logger, sparkline
+from agent.console import sparkline
+from agent.logger import Logger
 from agent.video import depth_strip, loop_colours, write_video
 
 
@@ -266,13 +267,41 @@ def test_live_line_is_drawn_over_and_fits_the_terminal(tmp_path, monkeypatch):
     log.close()
     text = terminal.getvalue()
     drawn = [part.split("\x1b[K")[0] for part in text.split("\r")[1:]]
-    assert max(map(len, drawn)) == 39
+    assert max(map(len, drawn)) <= 39
     assert any("▁" in part and "█" in part for part in drawn)
     assert "\r\x1b[Ksaved\n\r" in text
     assert text.count("\n") == 2  # after the message and at the end
     full = log._console.line()
     for word in ("return", "loops 1.8", "updates/s", "steps/s", "eta 0:00:0"):
         assert word in full
+    for width in (80, 60, 45):
+        short = log._console.line(width)
+        assert len(short) <= width
+        assert "eta" in short
+    log._console.show(500, share=0.75)  # a run that is limited in time
+    assert log._console.line().startswith(" 75%  ")
+
+
+def test_an_evaluation_replaces_one_of_the_same_step(tmp_path):
+    row = {"seed": 1, "return": 1.0, "length": 1, "mean_loops": 1.0}
+    log = Logger(tmp_path, 100, console=False)
+    log.evaluation(10, [{**row, "episode": 0}])
+    log.evaluation(20, [{**row, "episode": i} for i in (0, 1, 2)])
+    log.close()
+    again = Logger(tmp_path, 100, start_step=20, console=False)  # the run went on, and its time was over at once
+    again.evaluation(20, [{**row, "episode": i} for i in (7, 8)])
+    again.close()
+    lines = (tmp_path / "eval.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in lines[1:]] == [["10", "0"], ["20", "7"], ["20", "8"]]
+
+
+@pytest.mark.parametrize(("name", "text"), [("eval.csv", "\n"), ("eval.csv", "x,1\n"), ("metrics.jsonl", "{}\n")])
+def test_damaged_logs_are_named(tmp_path, name, text):
+    Logger(tmp_path, 100, console=False).close()
+    with (tmp_path / name).open("a") as file:
+        file.write(text)
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        Logger(tmp_path, 100, start_step=10, console=False)
 
 
 def test_output_stays_ascii_where_the_terminal_is(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from agent.config import preset
 from agent.dreamer import Dreamer
 from agent.optimizer import NonFiniteError
 from agent.schedule import Every, Progress, Ratio
+from agent.trainer import EnvironmentFailure
 
 
 def weights(agent):
@@ -230,13 +231,13 @@ def test_ctrl_c_saves_and_the_open_episode_ends_there(make_trainer, tmp_path):
 def test_a_signal_ends_the_loop_and_a_second_one_quits(make_trainer, tmp_path):
     before = signal.getsignal(signal.SIGINT)
     trainer = make_trainer(tmp_path / "one", steps=400, eval_every=0)
-    trainer.logger.progress = lambda step: signal.raise_signal(signal.SIGINT) if step == 150 else None
+    trainer.logger.progress = lambda step, _: signal.raise_signal(signal.SIGINT) if step == 150 else None
     assert trainer.run() is False
     assert trainer.step == 150
     assert find_checkpoint(tmp_path / "one").exists()
 
     impatient = make_trainer(tmp_path / "two", steps=400, eval_every=0, save_every=0)
-    impatient.logger.progress = lambda step: [signal.raise_signal(signal.SIGINT) for _ in range(2)]
+    impatient.logger.progress = lambda *_: [signal.raise_signal(signal.SIGINT) for _ in range(2)]
     with pytest.raises(KeyboardInterrupt):
         impatient.run()
     assert not (tmp_path / "two/checkpoints").exists()
@@ -254,9 +255,83 @@ class Broken(Metronome):
         return obs, reward if Broken.steps < 240 else math.nan, *rest
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(make_trainer, tmp_path):
+def test_rewards_that_are_not_finite_stop_the_run_before_the_replay_has_them(make_trainer, tmp_path):
     Broken.steps = 0
-    trainer = make_trainer(tmp_path, lambda n: metronomes(n, Broken), steps=400, eval_every=0, save_every=100)
+    trainer = make_trainer(tmp_path, lambda n: metronomes(n, Broken), steps=400, eval_every=0, save_every=1)
+    with pytest.raises(NonFiniteError, match="the environment's reward"):
+        trainer.run()
+    saved = read_checkpoint(find_checkpoint(tmp_path))
+    assert saved["replay"]["rows"]["reward"].isfinite().all()
+    with pytest.raises(NonFiniteError, match="return of an evaluation episode"):
+        trainer.evaluate(False)
+
+
+class Failing(Metronome):
+    """Raises an error of its own once."""
+
+    steps = 0
+
+    def step(self, action):
+        Failing.steps += 1
+        if Failing.steps == 240:
+            raise OSError("the robot does not answer")
+        return super().step(action)
+
+
+def test_a_failing_environment_is_named_and_the_run_saved(make_trainer, tmp_path):
+    Failing.steps = 0
+    trainer = make_trainer(tmp_path, lambda n: metronomes(n, Failing), steps=400, eval_every=0, save_every=0)
+    with pytest.raises(EnvironmentFailure, match="OSError: the robot does not answer"):
+        trainer.run()
+    assert read_checkpoint(find_checkpoint(tmp_path))["step"] == trainer.step > 200
+
+
+def test_ctrl_c_during_an_evaluation_does_not_wait_for_its_end(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, steps=400, eval_every=100, save_every=0)
+    played = []
+
+    def act(*words, act=trainer.agent.act, **more):
+        played.append(trainer.step)
+        if len(played) > 3 and more.get("explore", True) is False or (len(words) > 3 and words[3] is False):
+            signal.raise_signal(signal.SIGINT)
+        return act(*words, **more)
+
+    trainer.agent.act = act
+    assert trainer.run() is False
+    assert read_checkpoint(find_checkpoint(tmp_path))["step"] == trainer.step
+    assert not (tmp_path / "eval.csv").read_text().splitlines()[1:]
+
+
+def test_the_last_step_holds_the_final_evaluation_alone(make_trainer, tmp_path, monkeypatch):
+    """The time may be over during an evaluation on the way: that one is replaced."""
+    trainer = make_trainer(tmp_path, steps=400, eval_every=100, minutes=10.0)
+    over = []
+    seconds = trainer.progress.seconds
+    monkeypatch.setattr(trainer.progress, "seconds", lambda: 1e6 if over else seconds())
+    picture = trainer.interim_evaluation
+
+    def interim():
+        picture()
+        over.append(True)
+
+    trainer.interim_evaluation = interim
+    assert trainer.run()
+    rows = table(tmp_path / "eval.csv")
+    assert {row["step"] for row in rows} == {str(trainer.step)}
+    assert [int(row["seed"]) for row in rows] == [1_000_000_000 + i for i in range(10)]
+    assert trainer.evaluations == []
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, steps=400, eval_every=0, save_every=100)
+    update = trainer.agent.update
+
+    def poisoned(*words):
+        if trainer.step > 240:
+            torch.nn.init.constant_(trainer.agent.world.reward.out.weight, math.nan)
+        return update(*words)
+
+    trainer.agent.update = poisoned
     with pytest.raises(NonFiniteError, match="world/reward_loss"):
         trainer.run()
     saved = read_checkpoint(find_checkpoint(tmp_path))
@@ -272,7 +347,7 @@ def test_it_learns_from_real_interaction(make_trainer, tmp_path):
     config = preset("debug")
     rate = 6e-3
     quick = replace(config.optimizer, model_lr=rate, actor_lr=rate, critic_lr=rate, average=0.95, warmup=20)
-    behavior = replace(config.behavior, starts=64, horizon=3, gamma=0.8)
+    behavior = replace(config.behavior, starts=64, horizon=3, gamma=0.8, entropy=0.025)
     trainer = make_trainer(
         tmp_path, config=replace(config, optimizer=quick, behavior=behavior), steps=1100, envs=2, prefill=200,
         pretrain=100, ratio=0.5, batch=16, length=4, eval_every=0, log_every=500, save_every=0,

@@ -28,6 +28,7 @@ from world_model.block import Block
 from world_model.core import CoreSizes, GatedCore, LogPrior, LoopStats, Trace
 from world_model.exits import Moment, make_rule
 from world_model.nets import Norm
+from world_model.ranges import AT_LEAST_ONE, require
 from world_model.retention import Dynamics, Retention
 
 
@@ -73,18 +74,14 @@ class LoopConfig:
     """Memory over steps: outer gate, plain output, or nothing at all (a control that cannot remember)."""
 
     def __post_init__(self) -> None:
-        if self.tokens < 1 or self.width < 1 or self.width % self.heads:
+        whole = ("tokens", "width", "heads", "units", "max_loops", "backprop_loops")
+        require(self, "", **dict.fromkeys(whole, AT_LEAST_ONE), mean_loops=(1.0, 1000.0))
+        if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a positive multiple of heads {self.heads}")
         if self.hidden < 1:
             raise ValueError(f"expand {self.expand} leaves the gated MLP of a width of {self.width} nothing")
-        if self.mean_loops < 1:
-            raise ValueError(f"mean_loops must be at least 1, got {self.mean_loops}")
         if self.longest_memory <= 1:
             raise ValueError(f"longest_memory must be more than 1, got {self.longest_memory}")
-        for name in ("max_loops", "backprop_loops"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
 
     @property
     def hidden(self) -> int:

@@ -26,6 +26,7 @@ from world_model.gru import GRUConfig
 from world_model.latent import LatentState, kl_balance, kl_divergence, probabilities, sample_onehot
 from world_model.looped import LoopConfig, LoopedCore, sample_depth
 from world_model.nets import MLP, Norm, linear
+from world_model.ranges import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, require
 from world_model.stacked import StackConfig
 from world_model.types import Batch, Posterior, Rollout
 
@@ -70,6 +71,14 @@ class ModelConfig:
     """Bins of the two-hot reward and value heads (odd)."""
     bin_limit: float = 20_000.0
     """Largest reward or value that the bins can express."""
+
+    def __post_init__(self) -> None:
+        require(self, "", **dict.fromkeys(("groups", "units", "decoder_layers"), AT_LEAST_ONE))
+        require(self, classes=(2.0, math.inf), bins=(3.0, math.inf), unimix=(0.0, 0.99), bin_limit=ABOVE_ZERO)
+        scales = ("free_nats", "rec_scale", "dyn_scale", "rep_scale", "entropy_scale")
+        require(self, "", **dict.fromkeys(scales, NOT_NEGATIVE))
+        if self.bins % 2 == 0:
+            raise ValueError(f"bins must be odd, so that one of them is 0, got {self.bins}")
 
 
 def clipped(action: Tensor) -> Tensor:

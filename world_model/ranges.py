@@ -1,0 +1,27 @@
+"""Ranges of settings: a value that cannot be is refused where it is given, and not by an error far from there."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+AT_LEAST_ONE = (1.0, math.inf)
+ABOVE_ZERO = (math.nextafter(0.0, 1.0), math.inf)
+NOT_NEGATIVE = (0.0, math.inf)
+SHARE = (0.0, 1.0)
+SOME_SHARE = (ABOVE_ZERO[0], 1.0)
+
+
+def require(settings: Any, prefix: str = "", **ranges: tuple[float, float]) -> None:
+    """Raise ValueError unless each named field is None or a finite number in its range, both ends included."""
+    for name, (low, high) in ranges.items():
+        value = getattr(settings, name)
+        if value is None or (low <= value <= high and math.isfinite(value)):
+            continue
+        if low == ABOVE_ZERO[0]:
+            words = "above 0" if high == math.inf else f"above 0 and at most {high:g}"
+        elif high == math.inf:
+            words = "0 or more" if low == 0 else f"at least {low:g}"
+        else:
+            words = f"between {low:g} and {high:g}"
+        raise ValueError(f"{prefix}{name.replace('_', '-') if prefix else name} must be {words}, got {value}")
