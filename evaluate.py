@@ -6,6 +6,7 @@
     python evaluate.py model RUN --horizon 50 --max-loops 1 2 4
     python evaluate.py compare runs/horizons --by behavior.horizon
     python evaluate.py dataset RUN datasets/walker
+    python evaluate.py export RUN policy.pt2
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from agent.config import COUNTS, Config
 from agent.dataset import export_dataset
 from agent.dreamer import Dreamer
 from agent.evaluation import EvalConfig, Evaluator, save_video, summarise
+from agent.export import export_policy
 from agent.optimizer import NonFiniteError
 from agent.recording import PolicyName, record
 from agent.report import write_report
@@ -256,19 +258,51 @@ def dataset(args: Dataset, write: Write) -> None:
     )
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {
-    "policy": Policy, "model": Model, "compare": Compare, "dataset": Dataset,
-}  # fmt: skip
-ACTIONS: dict[type, Callable[[Any, Write], None]] = {Policy: policy, Model: model, Compare: compare, Dataset: dataset}
+@dataclass(frozen=True)
+class Export:
+    """Write the acting path alone as a program that torch.export.load reads, without this project."""
+
+    run: tyro.conf.Positional[str]
+    """Run folder, or a checkpoint file."""
+    file: tyro.conf.Positional[str]
+    """The new file, by custom ending in .pt2."""
+    max_loops: int | None = None
+    """Loops of every step; by default the mean of training."""
+    checkpoint: Literal["latest", "best"] = "latest"
+    """Which checkpoint of a run folder."""
+
+    def __post_init__(self) -> None:
+        if self.max_loops is not None and self.max_loops < 1:
+            raise ValueError(f"--max-loops must be at least 1, got {self.max_loops}")
+
+
+def export(args: Export, write: Write) -> None:
+    """Export one checkpoint; the program is checked against the agent."""
+    saved = read_checkpoint(find_checkpoint(args.run, args.checkpoint))
+    agent, loop = Dreamer.from_checkpoint(saved, "cpu"), from_dict(Config, saved["config"]).model.loop
+    loops = args.max_loops or max(1, round(loop.mean_loops))
+    export_policy(agent, Path(args.file), loops)
+    sizes = ", ".join(f"{name} ({size})" for name, size in agent.spaces.obs.items())
+    print(f"{args.file}: observation {sizes} -> action ({agent.spaces.action.size}), {loops} loops per step")
+
+
+COMMANDS: dict[str, tuple[type, Callable[[Any, Write], None]]] = {
+    "policy": (Policy, policy),
+    "model": (Model, model),
+    "compare": (Compare, compare),
+    "dataset": (Dataset, dataset),
+    "export": (Export, export),
+}
 
 
 def main(argv: list[str]) -> int:
     """Run the sub-command, with one line in place of a traceback where it cannot work."""
     with COUNTS:
-        args = tyro.extras.subcommand_cli_from_dict(COMMANDS, args=argv, prog="evaluate.py")
+        kinds: dict[str, Callable[..., Any]] = {name: kind for name, (kind, _) in COMMANDS.items()}
+        args = tyro.extras.subcommand_cli_from_dict(kinds, args=argv, prog="evaluate.py")
     try:
         with json_to(getattr(args, "json", None)) as write:
-            ACTIONS[type(args)](args, write)
+            next(action for kind, action in COMMANDS.values() if isinstance(args, kind))(args, write)
     except (TaskError, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

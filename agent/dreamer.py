@@ -144,6 +144,29 @@ class Dreamer:
         action, memory, depth = policy.act(tensors, memory, first, explore, max_loops)
         return to_env(action, self.spaces.action).numpy(force=True), memory, depth.numpy(force=True)
 
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: Memory | None = None,
+        episode_start: np.ndarray | bool | None = None,
+        deterministic: bool = True,
+    ) -> tuple[np.ndarray, Memory]:
+        """action, state = agent.predict(observation, state), the protocol of stable-baselines3's models.
+
+        observation: (S,) or (E, S), or a dictionary of such; state: what the last call returned, None to begin;
+        episode_start: True, or (E,) booleans, where an episode begins (not needed where state is None).
+        deterministic: averaged weights and the mean action, or newest weights and a sample.
+        """
+        given = observation if isinstance(observation, dict) else {next(iter(self.spaces.obs)): observation}
+        obs = {name: np.asarray(given[name], np.float32) for name in self.spaces.obs}
+        single = next(iter(obs.values())).ndim == 1
+        if single:
+            obs = {name: value[None] for name, value in obs.items()}
+        count = len(next(iter(obs.values())))
+        start = np.broadcast_to(state is None if episode_start is None else episode_start, (count,))
+        action, memory, _ = self.act(obs, state, np.array(start, bool), explore=not deterministic)
+        return action[0] if single else action, memory
+
     def use_exit(
         self, name: str, cap: int, threshold: float | None = None, histogram: tuple[float, ...] = ()
     ) -> None:

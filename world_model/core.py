@@ -85,8 +85,8 @@ class Core(nn.Module, ABC):
     ) -> tuple[Tensor, LoopStats]:
         """One step outside of world-model training. A core without loops reports one of depth 1."""
         out, _ = self(deter, inputs, 1, prepared)
-        depth = torch.ones(len(deter), dtype=torch.long, device=deter.device)
-        return out, LoopStats(depth, deter.new_zeros(len(deter), 1))
+        depth = torch.ones(deter.shape[0], dtype=torch.long, device=deter.device)
+        return out, LoopStats(depth, deter.new_zeros(deter.shape[0], 1))
 
     @abstractmethod
     def flops(self, loops: float = 1.0) -> float:

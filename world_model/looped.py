@@ -190,7 +190,7 @@ class LoopedCore(GatedCore):
         compact = not deter.is_cuda if compact is None else compact
         e, gate = self.prelude(deter, inputs)
         injected = e @ prepared.injection.t()
-        batch, x, memory = len(deter), self.first(deter), self.rule.begin(deter)
+        batch, x, memory = deter.shape[0], self.first(deter), self.rule.begin(deter)
         settled: Tensor | None = None  # states by row, once the first rows have exited
         rows = torch.arange(batch, device=deter.device)  # live rows
         live = torch.ones(batch, dtype=torch.bool, device=deter.device)

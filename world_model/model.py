@@ -167,7 +167,7 @@ class WorldModel(nn.Module):
 
     def carried(self, state: LatentState) -> LatentState:
         """The state as the next step may see it: unchanged, unless the memory is cut."""
-        return self.initial(len(state.deter)) if self.cfg.loop.carry == "cut" else state
+        return self.initial(state.deter.shape[0]) if self.cfg.loop.carry == "cut" else state
 
     # ------------------------------------------------------------------ one step
 

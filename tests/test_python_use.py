@@ -1,0 +1,73 @@
+"""The agent from Python: predict as stable-baselines3 has it, and the exported acting path."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import Metronome, metronomes, untrained
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from agent.checkpoint import UsageError
+from agent.evaluation import run_episodes
+from agent.export import export_policy
+from world_model import ExitRule
+
+
+def lively(make_envs=metronomes):
+    """An untrained agent whose actions are not all alike."""
+    agent = untrained(make_envs)
+    torch.nn.init.normal_(agent.averaged.behavior.actor.net.out.weight)
+    return agent
+
+
+def test_predict_is_act_for_one_observation_or_many():
+    agent, rng = lively(), np.random.default_rng(0)
+    rows = rng.normal(size=(5, 3, 2)).astype(np.float32)
+    many, one, named = None, None, None
+    for t, obs in enumerate(rows):
+        start = np.array([t == 0, t in (0, 2), t == 0])
+        actions, many = agent.predict(obs, many, start)
+        alone, one = agent.predict(obs[1], one, bool(start[1]))
+        same, named = agent.predict({"state": obs}, named, start)
+        assert alone.shape == (1,)
+        assert np.allclose(alone, actions[1], atol=1e-6)
+        assert np.array_equal(same, actions)
+    forgetful, _ = agent.predict(rows[-1], None)
+    assert not np.allclose(forgetful, actions)
+    sampled, _ = agent.predict(rows[-1], many, deterministic=False)
+    assert not np.allclose(sampled, actions)
+
+
+def test_stable_baselines3_evaluates_it_and_agrees_with_us():
+    agent = lively()
+    theirs, _ = evaluate_policy(agent, Metronome(), n_eval_episodes=3, warn=False)
+    ours = run_episodes(agent, metronomes, 3, seed=0)
+    assert theirs == pytest.approx(np.mean([episode["return"] for episode in ours]), rel=1e-5)
+
+
+@pytest.mark.parametrize("loops", [1, 3])
+def test_the_exported_program_acts_like_the_agent(tmp_path, loops):
+    agent = lively()
+    acting = export_policy(agent, tmp_path / "policy.pt2", loops)
+    program = torch.export.load(tmp_path / "policy.pt2").module()
+    agent.averaged.world.core.rule = ExitRule()
+    state, memory = acting.begin(4), None
+    for t, obs in enumerate(torch.randn(6, 4, 2)):
+        first = torch.full((4,), t == 0)
+        action, deter, stoch = program(obs, state[0], first, *state[1:])
+        state = action, deter, stoch
+        wanted, memory, depth = agent.act({"state": obs.numpy()}, memory, first.numpy(), False, loops)
+        assert (depth == loops).all()
+        assert np.allclose(action.clamp(-1, 1).numpy(), wanted, atol=1e-5)
+
+
+def test_the_command_exports(finished, script, tmp_path):
+    run, _ = finished
+    done = script("evaluate.py", "export", run, "policy.pt2", "--max-loops", 2)
+    assert done.returncode == 0, done.stderr
+    assert "observation state (4) -> action (2), 2 loops" in done.stdout
+    assert (tmp_path / "policy.pt2").exists()
+    refused = script("evaluate.py", "export", run, "nowhere/policy.pt2")
+    assert refused.returncode == 2
+    assert "cannot be written" in refused.stderr
+    with pytest.raises(UsageError, match="cannot be written"):
+        export_policy(lively(), tmp_path / "nowhere" / "x.pt2", 1)
