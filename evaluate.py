@@ -28,7 +28,7 @@ from agent.compare import Comparison, as_text
 from agent.config import COUNTS, Config
 from agent.dataset import export_dataset
 from agent.dreamer import Dreamer
-from agent.evaluation import EvalConfig, Evaluator, save_video, summarise
+from agent.evaluation import Actor, EvalConfig, Evaluator, save_video, summarise
 from agent.export import export_policy
 from agent.optimizer import NonFiniteError
 from agent.recording import PolicyName, record
@@ -97,9 +97,11 @@ def policy(args: Policy, write: Write) -> None:
     task, config = TaskId.parse(saved["task"]), from_dict(Config, saved["config"])
     if config.model_only:
         raise UsageError(f"{args.run} trained the world model alone: it has no policy to play")
-    agent = Dreamer.from_checkpoint(saved, args.device)
+    if config.agent != "dreamer" and args.exit:
+        raise UsageError(f"{args.run} is a run of {config.agent}, which has no loops: leave --exit out")
+    agent = agent_of(saved, args.device)
     cfg = args.changes(config.eval)
-    if args.exit:
+    if args.exit and isinstance(agent, Dreamer):
         cfg = replace(cfg, max_loops=args.cap(config))
         try:
             agent.use_exit(args.exit, args.cap(config), args.exit_threshold, args.exit_histogram)
@@ -125,6 +127,23 @@ def policy(args: Policy, write: Write) -> None:
         target = run_folder(path) / "videos" / f"policy_{path.stem}_{args.seed}.mp4"
         drawn = partial(make_env, task, render=True)
         print(cannot_draw or save_video(target, agent, drawn, cfg))
+
+
+def agent_of(saved: dict[str, Any], device: str) -> Actor:
+    """The agent of a checkpoint, ours or a baseline."""
+    if saved["config"].get("agent", "dreamer") == "dreamer":
+        return Dreamer.from_checkpoint(saved, device)
+    from agent.baselines import Baseline  # a second to import
+
+    return Baseline.from_checkpoint(saved, device)
+
+
+def dreamer_of(saved: dict[str, Any], run: str) -> Dreamer:
+    """The Dreamer of a checkpoint, on the CPU. Raises UsageError for a baseline, which has no world model."""
+    kind = saved["config"].get("agent", "dreamer")
+    if kind != "dreamer":
+        raise UsageError(f"{run} is a run of {kind}, which has no world model")
+    return Dreamer.from_checkpoint(saved, "cpu")
 
 
 @contextmanager
@@ -189,7 +208,7 @@ def model(args: Model, write: Write) -> None:
     path = find_checkpoint(args.run, args.checkpoint)
     saved = read_checkpoint(path)
     task, config = TaskId.parse(saved["task"]), from_dict(Config, saved["config"])
-    agent = Dreamer.from_checkpoint(saved, "cpu")
+    agent = dreamer_of(saved, args.run)
     world = agent.averaged.world
     if args.max_loops and not world.core.looping:
         raise UsageError(f"the core of {args.run} is {config.model.core}, it has no loops: leave --max-loops out")
@@ -279,7 +298,7 @@ class Export:
 def export(args: Export, write: Write) -> None:
     """Export one checkpoint; the program is checked against the agent."""
     saved = read_checkpoint(find_checkpoint(args.run, args.checkpoint))
-    agent, loop = Dreamer.from_checkpoint(saved, "cpu"), from_dict(Config, saved["config"]).model.loop
+    agent, loop = dreamer_of(saved, args.run), from_dict(Config, saved["config"]).model.loop
     loops = args.max_loops or max(1, round(loop.mean_loops))
     export_policy(agent, Path(args.file), loops)
     sizes = ", ".join(f"{name} ({size})" for name, size in agent.spaces.obs.items())

@@ -4,21 +4,20 @@
     python train_agent.py gym:CartPole-v1 --steps 50k --seed 1
     python train_agent.py toy:cue5 --preset debug
     python train_agent.py --resume runs/dmc-cartpole_swingup/small-s0-20261123-1456
+    python train_agent.py dmc:cartpole_swingup --agent sac
     python train_agent.py dmc:walker_walk --dataset DIR --model-only --model.core gru --model.match params
     python train_agent.py dmc:walker_walk --sweep behavior.horizon=5,15 --sweep seed=0,1,2 --jobs 2 --run-dir DIR
 """
 
-import shlex
-import shutil
 import sys
 import traceback
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from agent.announce import Finished, announce, last_checkpoint, report, resume_command
 from agent.checkpoint import (
     Meta,
     UsageError,
@@ -26,14 +25,13 @@ from agent.checkpoint import (
     check_spaces,
     make_store,
     new_run_dir,
-    parameter_counts,
     seed_everything,
     spaces_of,
 )
 from agent.config import Config, keep_memory, parse_cli, resolve_device, save_yaml, set_threads
 from agent.dataset import check_dataset, load_dataset
 from agent.dreamer import Dreamer, Spaces
-from agent.evaluation import Evaluator, save_video, summarise
+from agent.evaluation import Actor, Evaluator, save_video
 from agent.grid import take_grid
 from agent.logger import Logger
 from agent.offline import OfflineTrainer, check_lengths
@@ -41,7 +39,6 @@ from agent.optimizer import NonFiniteError
 from agent.pictures import draw_curves
 from agent.replay import ReplayBuffer
 from agent.settings import to_dict
-from agent.statistics import format_summary
 from agent.sweep import run_sweep
 from agent.trainer import EnvironmentFailure, Trainer
 from envs import EPISODE_LIMIT, TaskError, TaskId, endless, make_env, make_vector_env, prepare_rendering
@@ -63,6 +60,8 @@ def train(argv: list[str]) -> int:
     task, device = TaskId.parse(config.task), resolve_device(config.device)
     if config.model_only:
         return train_model(config, task, device)
+    if config.agent != "dreamer":
+        return train_baseline(config, task, device)
     if saved and saved["task"] != str(task):
         raise UsageError(f"{config.resume} is a run of {saved['task']}, not of {task}: leave the task out")
     check_steps(config, task)
@@ -99,33 +98,99 @@ def train(argv: list[str]) -> int:
     if saved:
         trainer.load_state_dict(saved)
     save_yaml(config, run_dir / "config.yaml")
-    meta = Meta(run_dir, str(task), device, parameter_counts(agent))
-    announce(config, task, agent, run_dir, cannot_draw)
+    meta = Meta(run_dir, str(task), device, agent.parameter_counts())
+    notes = [f"resume       {resume_command(run_dir)}", *remarks(task, cannot_draw)]
+    announce(header(config, task), spaces, agent.parameter_counts(), f"{device}, {config.preset}", run_dir, *notes)
+    try:
+        status = carry_out(trainer, run_dir)
+    finally:
+        logger.close()
+        envs.close()
+        meta.update(step=trainer.step, finished=trainer.finished)
+    if status == 0:
+        show(config, task, agent, trainer, meta, run_dir, cannot_draw)
+    return status
 
+
+def train_baseline(config: Config, task: TaskId, device: torch.device) -> int:
+    """Train a baseline of stable-baselines3, which leaves the files of any run."""
+    from agent.baselines import Baseline, BaselineTrainer  # a second to import
+
+    if config.resume:
+        raise UsageError(f"a run of {config.agent} cannot go on: start it anew in another --run-dir")
+    check_steps(config, task)
+    cannot_draw = prepare_rendering(config.video and task.suite == "dmc")
+    set_threads(config.train.threads)
+    seed_everything(config.seed)
+    one = make_vector_env(task, 1, config.seed)
+    one.close()
+    spaces, repeat = spaces_of(one), task.action_repeat
+    make = partial(make_env, task, config.seed)
+    agent = Baseline(config.agent, spaces, make, config.train, config.seed, device, repeat)
+    evaluate = Evaluator(config.eval, agent, partial(make_vector_env, task, seed=config.eval.first_seed), repeat)
+    run_dir = new_run_dir(config.run_dir, task.slug, f"{config.agent}-s{config.seed}")
+    logger = Logger(run_dir, config.train.steps)
+    trainer = BaselineTrainer(
+        config.train, agent, logger, evaluate, make_store(run_dir, str(task), to_dict(config), spaces), repeat
+    )
+    save_yaml(config, run_dir / "config.yaml")
+    meta = Meta(run_dir, str(task), device, agent.parameter_counts())
+    machine = f"{device}, {config.agent} of stable-baselines3"
+    announce(header(config, task), spaces, agent.parameter_counts(), machine, run_dir, *remarks(task, cannot_draw))
     try:
         finished = trainer.run()
+    finally:
+        logger.close()
+        meta.update(step=trainer.step, finished=trainer.finished)
+    if not finished:
+        print(f"stopped at step {trainer.step}; baselines do not resume: start anew")
+        return 130
+    show(config, task, agent, trainer, meta, run_dir, cannot_draw)
+    return 0
+
+
+def show(
+    config: Config, task: TaskId, agent: Actor, trainer: Finished, meta: Meta, run_dir: Path, cannot_draw: str | None
+) -> None:
+    """After the last step: the numbers, the curve and a video."""
+    meta.update(results=report(trainer))
+    print(f"curve  {draw_curves(run_dir, f'{task}, {config.agent}, seed {config.seed}')}")
+    if config.video:
+        path, make = run_dir / "videos" / "eval_final.mp4", partial(make_env, task, render=True)
+        print(cannot_draw or save_video(path, agent, make, config.eval))
+
+
+def carry_out(trainer: Trainer, run_dir: Path) -> int:
+    """Run the trainer, with a line for whatever ends it early. Returns the exit status."""
+    go_on = f"to go on:\n  {resume_command(run_dir)}"
+    try:
+        if trainer.run():
+            return 0
     except NonFiniteError as error:
         where = f"at step {trainer.step:,}; {last_checkpoint(run_dir)}"
         print(f"error: {error} is not finite {where}", file=sys.stderr)
         return 1
     except EnvironmentFailure as error:
         traceback.print_exception(error.__cause__)
-        print(f"error: the environment failed at step {trainer.step:,}: {error}; saved, to go on:\n"
-              f"  {resume_command(run_dir)}", file=sys.stderr)  # fmt: skip
+        print(f"error: the environment failed at step {trainer.step:,}: {error}; saved, {go_on}", file=sys.stderr)
         return 1
-    finally:
-        logger.close()
-        envs.close()
-        meta.update(step=trainer.step, finished=trainer.finished)
-    if not finished:
-        print(f"stopped and saved at step {trainer.step}; to go on:\n  {resume_command(run_dir)}")
-        return 130
-    meta.update(results=report(trainer))
-    print(f"curve  {draw_curves(run_dir, f'{task}, {name}')}")
-    if config.video:
-        path, make = run_dir / "videos" / "eval_final.mp4", partial(make_env, task, render=True)
-        print(cannot_draw or save_video(path, agent, make, config.eval))
-    return 0
+    print(f"stopped and saved at step {trainer.step}; {go_on}")
+    return 130
+
+
+def header(config: Config, task: TaskId) -> str:
+    limit = f", at most {config.train.minutes:g} minutes" if config.train.minutes else ""
+    return f"{task}, {config.train.steps:,} simulator steps{limit}, {task.action_repeat} per action"
+
+
+def remarks(task: TaskId, cannot_draw: str | None) -> list[str]:
+    """Lines about what the person might not expect."""
+    found = []
+    if endless(task):
+        found.append(f"episodes     end after {EPISODE_LIMIT:,} steps at the latest: the task names no limit")
+    if cannot_draw:
+        found.append(f"video        left out: {cannot_draw}")
+    return found
 
 
 def check_steps(config: Config, task: TaskId) -> None:
@@ -161,7 +226,7 @@ def train_model(config: Config, task: TaskId, device: torch.device) -> int:
     store = make_store(run_dir, str(task), to_dict(config), dataset.spaces)
     batch = config.train.batch, config.train.length
     trainer = OfflineTrainer(config.offline, agent, dataset, logger, store, batch, config.seed)
-    meta = Meta(run_dir, str(task), device, parameter_counts(agent))
+    meta = Meta(run_dir, str(task), device, agent.parameter_counts())
     params, flops = cost(agent.world.core, config.model.loop.usual_loops)
     print(f"task         {task}, {config.offline.updates:,} updates of the world model on {config.dataset}")
     print(f"core         {config.model.core}, {params:,} parameters, {flops:,.0f} operations per step")
@@ -177,53 +242,6 @@ def train_model(config: Config, task: TaskId, device: torch.device) -> int:
     meta.update(results=trainer.results)
     print("open loop    " + "  ".join(f"{name} {value:.4g}" for name, value in trainer.results.items()))
     return 0
-
-
-def announce(config: Config, task: TaskId, agent: Dreamer, run_dir: Path, cannot_draw: str | None) -> None:
-    """Say what is about to run and how to watch it."""
-    obs = ", ".join(f"{name} ({size},)" for name, size in agent.spaces.obs.items())
-    action = agent.spaces.action
-    parts = "  ".join(f"{name} {count:,}" for name, count in parameter_counts(agent).items())
-    limit = f", at most {config.train.minutes:g} minutes" if config.train.minutes else ""
-    print(f"task         {task}, {config.train.steps:,} simulator steps{limit}, {task.action_repeat} per action")
-    print(f"observation  {obs}")
-    print(f"action       {f'{action.size} choices' if action.discrete else f'({action.size},) in [-1, 1]'}")
-    print(f"parameters   {parts}")
-    print(f"device       {agent.device}, preset {config.preset}")
-    print(f"run folder   {run_dir}")
-    print(f"watch        {python_command()} -m tensorboard.main --logdir {shlex.quote(str(run_dir))}")
-    print(f"resume       {resume_command(run_dir)}")
-    if endless(task):
-        print(f"episodes     end after {EPISODE_LIMIT:,} steps at the latest: the task names no limit")
-    if cannot_draw:
-        print(f"video        left out: {cannot_draw}")
-
-
-def report(trainer: Trainer) -> dict[str, Any]:
-    """Print what the agent is worth, and return it for meta.json."""
-    final, recent = summarise(trainer.episodes), trainer.recent()
-    print(f"final evaluation: {format_summary(final)}")
-    for label, value in recent.items():
-        print(f"mean of the {label.replace('_', ' ')}: {value:.4g}")
-    return {"final": final, **recent}
-
-
-def resume_command(run_dir: Path) -> str:
-    return f"{python_command()} train_agent.py --resume {shlex.quote(str(run_dir))}"
-
-
-def python_command() -> str:
-    """How to call this Python from the current folder, as a person would type it."""
-    here, executable = Path.cwd(), Path(sys.executable)
-    if executable.is_relative_to(here):
-        return shlex.quote(str(executable.relative_to(here)))
-    on_path = shutil.which("python")
-    return "python" if on_path and Path(on_path).absolute() == executable else shlex.quote(str(executable))
-
-
-def last_checkpoint(run_dir: Path) -> str:
-    path = run_dir / "checkpoints" / "latest.pt"
-    return f"the last good checkpoint is untouched: {path}" if path.exists() else "nothing was saved yet"
 
 
 def main(argv: list[str]) -> int:

@@ -279,13 +279,6 @@ class Meta:
         os.replace(temporary, self.path)
 
 
-def parameter_counts(agent: Dreamer) -> dict[str, int]:
-    """Trained numbers of each part of the agent; the looped core is also in the world model's."""
-    counts = {name: sum(p.numel() for p in parameters) for name, parameters in agent.policy.parts().items()}
-    core = sum(p.numel() for p in agent.world.core.parameters())
-    return {"world": counts.pop("world"), "core": core, **counts}
-
-
 def _git_state() -> dict[str, Any]:
     """Commit of the source and whether files differ from it; empty where there is no git or no commit."""
 

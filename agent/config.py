@@ -43,6 +43,8 @@ class Config:
     """Task as suite:name, for example dmc:walker_walk, gym:CartPole-v1 or toy:cue."""
     preset: Literal["debug", "small", "base"] = "small"
     """Values of all options not given: debug ends in seconds, small suits two CPU cores, base a GPU."""
+    agent: Literal["dreamer", "sac", "ppo", "dqn"] = "dreamer"
+    """Looped Dreamer, or a baseline of stable-baselines3 with its own settings and the same files and evaluation."""
     seed: int = 0
     """Seed of weights, actions and training episodes."""
     device: str = "auto"
@@ -77,6 +79,8 @@ class Config:
             raise ValueError(f"--seed must be below {EVAL_SEEDS:,}, where the evaluations' seeds begin")
         if self.model_only != bool(self.dataset):
             raise ValueError("--dataset DIR and --model-only belong together: give both or neither")
+        if self.agent != "dreamer" and self.model_only:
+            raise ValueError(f"--agent {self.agent} has no world model: leave --model-only out")
         if self.behavior.starts and self.behavior.starts < self.train.batch:
             raise ValueError(
                 f"--behavior.starts must be 0 (all) or at least --train.batch ({self.train.batch}), "

@@ -182,6 +182,17 @@ class Dreamer:
             rule = make_rule(name, loop.tokens * loop.width, cap, threshold, histogram)
             world.core.rule = rule.to(self.device)
 
+    def parameter_counts(self) -> dict[str, int]:
+        """Trained numbers of each part; the core is also in the world model's."""
+        counts = {name: sum(p.numel() for p in parameters) for name, parameters in self.policy.parts().items()}
+        core = sum(p.numel() for p in self.world.core.parameters())
+        return {"world": counts.pop("world"), "core": core, **counts}
+
+    @property
+    def run_cap(self) -> int:
+        """Most loops of a step of acting."""
+        return self.world.run_cap
+
     # ------------------------------------------------------------------ learning
 
     def update(self, batch: Batch, progress: float = 0.0) -> tuple[LatentState, Metrics]:

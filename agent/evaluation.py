@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import gymnasium as gym
 import numpy as np
 import torch
 
-from agent.dreamer import Dreamer, Memory
+from agent.dreamer import Memory
 from agent.optimizer import NonFiniteError
 from agent.statistics import summary
 from agent.video import depth_strip, write_video
@@ -30,6 +30,17 @@ MakeEnvs = Callable[[int], gym.vector.VectorEnv[Any, Any, Any]]
 Episode = TypedDict(  # noqa: UP013
     "Episode", {"episode": int, "seed": int, "return": float, "length": int, "mean_loops": float}
 )
+
+
+class Actor(Protocol):
+    """Who can be evaluated: a `Dreamer`, or whatever acts like one (see `Dreamer.act`)."""
+
+    @property
+    def run_cap(self) -> int: ...
+
+    def act(
+        self, obs: Any, memory: Any, is_first: np.ndarray, explore: bool = True, max_loops: int | None = None
+    ) -> tuple[np.ndarray, Any, np.ndarray]: ...
 
 
 class Interrupted(Exception):
@@ -74,7 +85,7 @@ class Evaluator:
     """The evaluations of a training run: call it with `final` True at the end and False on the way."""
 
     cfg: EvalConfig
-    agent: Dreamer
+    agent: Actor
     make_envs: MakeEnvs
     repeat: int
 
@@ -91,7 +102,7 @@ class Evaluator:
 
 
 def run_episodes(
-    agent: Dreamer,
+    agent: Actor,
     make_envs: MakeEnvs,
     episodes: int,
     seed: int,
@@ -136,7 +147,7 @@ def run_episodes(
 
 
 def _play_round(
-    agent: Dreamer,
+    agent: Actor,
     envs: gym.vector.VectorEnv[Any, Any, Any],
     seed: int,
     max_loops: int | None,
@@ -172,7 +183,7 @@ def summarise(episodes: Iterable[Episode]) -> dict[str, float]:
 
 
 def record_episode(
-    agent: Dreamer, env: gym.Env[Any, Any], cfg: EvalConfig
+    agent: Actor, env: gym.Env[Any, Any], cfg: EvalConfig
 ) -> tuple[np.ndarray, np.ndarray, float, float]:
     """Play one episode in an environment that renders: frames (T, H, W, 3), loops (T,), fps, return.
 
@@ -199,7 +210,7 @@ def record_episode(
 
 
 def save_video(
-    path: Path, agent: Dreamer, make_env: Callable[[], gym.Env[Any, Any]], cfg: EvalConfig
+    path: Path, agent: Actor, make_env: Callable[[], gym.Env[Any, Any]], cfg: EvalConfig
 ) -> str:
     """Record an episode, its loop depths in a strip below. Returns a line that says what came of it.
 
@@ -211,7 +222,7 @@ def save_video(
             frames, loops, fps, total = record_episode(agent, env, cfg)
         finally:
             env.close()
-        most = cfg.max_loops or agent.world.run_cap
+        most = cfg.max_loops or agent.run_cap
         written = write_video(path, depth_strip(frames, loops, most), fps)
         return f"video  {written} (return {total:.4g})"
     except Exception as error:  # drivers, codecs and people's own environments fail in many ways

@@ -41,7 +41,8 @@ class Cell:
     name: str
     folder: Path
     words: list[str]
-    model_only: bool = False
+    resumes: bool = True
+    """Whether an interrupted run of this kind can go on."""
     state: str = "waiting"
     note: str = ""
     process: subprocess.Popen[bytes] | None = None
@@ -108,7 +109,8 @@ def make_cells(grid: Grid, parse: Parse) -> list[Cell]:
         if grid.jobs > 1 and config.train.threads == 0:
             mine += ["--train.threads", "1"]  # they would choose two where they find the machine idle
         folder = base / name
-        cell = Cell(name, folder, [*mine, "--run-dir", str(folder)], config.model_only)
+        resumes = config.agent == "dreamer" and not config.model_only
+        cell = Cell(name, folder, [*mine, "--run-dir", str(folder)], resumes)
         look(cell, config)
         cells.append(cell)
     if len({cell.name for cell in cells}) < len(cells):
@@ -159,7 +161,7 @@ def look(cell: Cell, config: Config) -> None:
     facts = read_meta(cell.folder)
     if facts.get("finished"):
         cell.state, cell.note = "done", results(facts)
-    elif (cell.folder / "checkpoints" / "latest.pt").exists() and not cell.model_only:
+    elif (cell.folder / "checkpoints" / "latest.pt").exists() and cell.resumes:
         cell.state = "stopped"
 
 

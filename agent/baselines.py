@@ -1,0 +1,216 @@
+"""stable-baselines3's SAC, PPO and DQN through the same environments, evaluation and files.
+
+They run with the library's own settings, except where a run is shorter than one of them. A baseline acts like a
+`Dreamer` (one loop per step), so that evaluation, video and reports are the same code.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from agent.checkpoint import Store, UsageError
+from agent.dreamer import Memory, Spaces
+from agent.evaluation import Episode, Interrupted
+from agent.logger import Logger
+from agent.schedule import Every, ctrl_c
+from agent.trainer import TrainConfig
+
+Name = Literal["sac", "ppo", "dqn"]
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"sac": SAC, "ppo": PPO, "dqn": DQN}
+
+
+class Vector(gym.ObservationWrapper[np.ndarray, Any, dict[str, np.ndarray]]):
+    """The entries of the observation side by side, as the library's MlpPolicy wants them."""
+
+    def __init__(self, env: gym.Env[Any, Any]):
+        super().__init__(env)
+        assert isinstance(env.observation_space, gym.spaces.Dict)
+        size = sum(gym.spaces.flatdim(space) for space in env.observation_space.values())
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+
+    def observation(self, observation: dict[str, np.ndarray]) -> np.ndarray:
+        return np.concatenate(list(observation.values()), dtype=np.float32)
+
+
+class Baseline:
+    """One algorithm of stable-baselines3 on spaces like ours. Raises UsageError where it cannot act in them."""
+
+    run_cap = 1
+
+    def __init__(
+        self, name: str, spaces: Spaces, make_env: Callable[[], gym.Env[Any, Any]] | None, cfg: TrainConfig,
+        seed: int = 0, device: str | torch.device = "cpu", repeat: int = 1,
+    ):  # fmt: skip
+        kinds = {"sac": "continuous", "dqn": "discrete"}
+        mine = "discrete" if spaces.action.discrete else "continuous"
+        if kinds.get(name, mine) != mine:
+            fitting = "ppo or dqn" if spaces.action.discrete else "ppo or sac"
+            raise UsageError(f"--agent {name} cannot act here: the task's actions are {mine}; use {fitting}")
+        self.name, self.spaces = name, spaces
+        env = DummyVecEnv([lambda: Monitor(Vector(make_env() if make_env else Blank(spaces)))])
+        settings: dict[str, Any] = {"seed": seed, "device": device}
+        if name == "ppo":  # it learns only after so many steps, which may be all that a short run has
+            settings["n_steps"] = min(2048, max(64, cfg.steps // repeat // 256 * 64))
+        else:
+            settings["learning_starts"] = cfg.prefill
+            settings["buffer_size"] = cfg.replay_rows
+        self.model = ALGORITHMS[name]("MlpPolicy", env, **settings)
+
+    def act(
+        self,
+        obs: Mapping[str, np.ndarray],
+        memory: Memory | None,
+        is_first: np.ndarray,
+        explore: bool = True,
+        max_loops: int | None = None,
+    ) -> tuple[np.ndarray, None, np.ndarray]:
+        """As `Dreamer.act`: the mean action (E, ...) unless exploring, no memory, one loop."""
+        flat = np.concatenate([np.asarray(obs[name], np.float32) for name in self.spaces.obs], -1)
+        action, _ = self.model.predict(flat, deterministic=not explore)
+        return action, None, np.ones(len(flat), int)
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Trained numbers of the policy with all its networks."""
+        return {self.name: sum(p.numel() for p in self.model.policy.parameters())}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"policy": self.model.policy.state_dict()}
+
+    @classmethod
+    def from_checkpoint(cls, saved: Mapping[str, Any], device: str = "cpu") -> Baseline:
+        """The agent of a checkpoint, to act. Raises UsageError."""
+        from agent.actor_critic import ActionSpec
+        from agent.config import Config, resolve_device
+        from agent.settings import from_dict
+
+        config = from_dict(Config, saved["config"])
+        spaces = Spaces(saved["spaces"]["obs"], ActionSpec(**saved["spaces"]["action"]))
+        agent = cls(config.agent, spaces, None, config.train, device=resolve_device(device))
+        try:
+            agent.model.policy.load_state_dict(saved["agent"]["policy"])
+        except (KeyError, RuntimeError) as error:
+            raise UsageError("the checkpoint is of another version of stable-baselines3") from error
+        return agent
+
+
+class Blank(gym.Env[dict[str, np.ndarray], Any]):
+    """Spaces without a world, for an agent that only acts."""
+
+    def __init__(self, spaces: Spaces):
+        box = gym.spaces.Box
+        entries: dict[str, gym.Space[Any]] = {
+            name: box(-np.inf, np.inf, (size,), np.float32) for name, size in spaces.obs.items()
+        }
+        self.observation_space = cast(gym.Space[dict[str, np.ndarray]], gym.spaces.Dict(entries))
+        size = spaces.action.size
+        self.action_space = gym.spaces.Discrete(size) if spaces.action.discrete else box(-1.0, 1.0, (size,), np.float32)
+
+
+class BaselineTrainer:
+    """Trains a `Baseline` and leaves the files of a run. The interface is that of `Trainer`; there is no resuming."""
+
+    def __init__(
+        self,
+        cfg: TrainConfig,
+        agent: Baseline,
+        logger: Logger,
+        evaluate: Callable[[bool, Callable[[], bool]], list[Episode]],
+        store: Store,
+        repeat: int = 1,
+    ):
+        self.cfg, self.agent, self.logger, self.evaluate, self.store = cfg, agent, logger, evaluate, store
+        self.repeat, self.step = repeat, 0
+        self.returns: deque[float] = deque(maxlen=10)
+        self.episodes: list[Episode] = []
+        self.evaluations: list[float] = []
+        self.best = -np.inf
+        self.finished = self.stopping = False
+
+    def run(self) -> bool:
+        """Train to the last step or minute and evaluate. False when Ctrl-C ended it before."""
+        with ctrl_c(self.stop):
+            try:
+                self.agent.model.learn(self.cfg.steps // self.repeat, callback=Watch(self))
+                if not self.stopping:
+                    self.finish()
+            except Interrupted:
+                pass
+            self.save("latest")
+        return self.finished
+
+    def stop(self) -> None:
+        self.stopping = True
+
+    def finish(self) -> None:
+        """Evaluate for the last time."""
+        self.episodes = self.log_episodes(final=True)
+        self.finished = True
+
+    def log_episodes(self, final: bool) -> list[Episode]:
+        episodes = self.evaluate(final, lambda: self.stopping)
+        mean = float(np.mean([episode["return"] for episode in episodes]))
+        self.logger.evaluation(self.step, cast(list[dict[str, float]], episodes))
+        self.logger.scalars(self.step, {"eval/return": mean})
+        if mean >= self.best:
+            self.best = mean
+            self.save("best")
+        if not final:
+            self.evaluations.append(mean)
+        return episodes
+
+    def save(self, name: str) -> None:
+        self.store(name, {"step": self.step, "agent": self.agent.state_dict()})
+
+    def recent(self) -> dict[str, float]:
+        """As `Trainer.recent`."""
+        means = {"last_3_evaluations": self.evaluations[-3:], "last_10_training_episodes": list(self.returns)}
+        return {name: float(np.mean(values)) for name, values in means.items() if values}
+
+
+class Watch(BaseCallback):
+    """After every step of the library's loop: logs, evaluations, and the end."""
+
+    def __init__(self, trainer: BaselineTrainer):
+        super().__init__()
+        self.trainer, self.start = trainer, time.perf_counter()
+        cfg = trainer.cfg
+        self.should_log, self.should_eval = Every(cfg.log_every), Every(cfg.eval_every)
+        self.marks = (self.start, 0)
+
+    def _on_step(self) -> bool:
+        trainer, cfg = self.trainer, self.trainer.cfg
+        step = trainer.step = self.num_timesteps * trainer.repeat
+        share = max(step / cfg.steps, (time.perf_counter() - self.start) / (60 * cfg.minutes) if cfg.minutes else 0.0)
+        for info in self.locals["infos"]:
+            if "episode" in info:
+                ret, length = float(info["episode"]["r"]), int(info["episode"]["l"]) * trainer.repeat
+                trainer.returns.append(ret)
+                trainer.logger.episode(step, 0, ret, length)
+        if self.should_eval(step) and share < 1.0:
+            trainer.log_episodes(final=False)
+        if self.should_log(step):
+            self.log(step)
+        trainer.logger.progress(step, min(1.0, share))
+        return share < 1.0 and not trainer.stopping
+
+    def log(self, step: int) -> None:
+        """The library's own numbers and ours, since the last call."""
+        now, before = time.perf_counter(), self.marks
+        self.marks = (now, step)
+        values = {name: float(v) for name, v in self.model.logger.name_to_value.items() if isinstance(v, int | float)}
+        values = {name: value for name, value in values.items() if not name.startswith("time/")}
+        speed = (step - before[1]) / max(1e-9, now - before[0])
+        self.trainer.logger.scalars(step, values | {"speed/steps": speed})
+        self.trainer.logger.write(step)

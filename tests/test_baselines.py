@@ -1,0 +1,86 @@
+"""Baselines of stable-baselines3: the same files, evaluation and refusals as any run."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import Metronome, metronomes
+
+from agent.baselines import Baseline, BaselineTrainer
+from agent.checkpoint import UsageError, make_store, read_checkpoint, spaces_of
+from agent.config import Config
+from agent.evaluation import Evaluator, run_episodes
+from agent.logger import Logger
+from agent.settings import to_dict
+from agent.trainer import TrainConfig
+
+WORDS = ("--preset", "debug", "--no-video", "--eval.episodes", 2, "--run-dir", "run")
+
+
+def test_a_baseline_learns_with_our_files(tmp_path):
+    """Random actions return 3.75, the best constant one 5, the best policy 10."""
+    cfg = TrainConfig(steps=1200, prefill=100, eval_every=400, log_every=200, replay_rows=1200)
+    spaces = spaces_of(metronomes(1))
+    agent = Baseline("sac", spaces, Metronome, cfg)
+    agent.model.learning_rate = 3e-3
+    agent.model._setup_lr_schedule()
+    evaluate = Evaluator(Config().eval, agent, metronomes, 1)
+    logger = Logger(tmp_path, cfg.steps, console=False)
+    store = make_store(tmp_path, "toy:test", to_dict(Config(agent="sac")), spaces)
+    trainer = BaselineTrainer(cfg, agent, logger, evaluate, store)
+    assert trainer.run()
+    logger.close()
+    assert trainer.step == 1200
+    assert np.mean([episode["return"] for episode in trainer.episodes]) > 7.0
+    with (tmp_path / "eval.csv").open() as file:
+        assert {row["step"] for row in csv.DictReader(file)} == {"400", "800", "1200"}
+    with (tmp_path / "episodes.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 120
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert "train/critic_loss" in lines[-2]
+    again = Baseline.from_checkpoint(read_checkpoint(tmp_path / "checkpoints" / "latest.pt"))
+    episodes = run_episodes(again, metronomes, 10, Config().eval.first_seed)
+    assert [row["return"] for row in episodes] == [row["return"] for row in trainer.episodes]
+
+
+def test_a_run_of_the_command_line(script, tmp_path):
+    done = script("train_agent.py", "toy:cue5", "--agent", "ppo", *WORDS)
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"config.yaml", "meta.json", "eval.csv", "episodes.csv", "metrics.jsonl", "curve.png"} <= names
+    played = script("evaluate.py", "policy", "run", "--episodes", 2, "--json", "-")
+    assert played.returncode == 0, played.stderr
+    assert json.loads(played.stdout)["summary"]["loops"] == 1.0
+    for words, message in (
+        (["evaluate.py", "model", "run"], "has no world model"),
+        (["evaluate.py", "policy", "run", "--exit", "fixed"], "has no loops"),
+        (["evaluate.py", "export", "run", "x.pt2"], "has no world model"),
+        (["train_agent.py", "--resume", "run"], "holds the agent alone"),
+        (["train_agent.py", "toy:cue5", "--agent", "sac", "--preset", "debug"], "use ppo or dqn"),
+        (["train_agent.py", "toy:cue5", "--agent", "td3"], "--agent"),
+    ):
+        refused = script(*words)
+        assert refused.returncode == 2, words
+        assert message in " ".join(refused.stderr.split())
+
+
+def test_algorithms_that_cannot_act_are_refused():
+    with pytest.raises(UsageError, match="use ppo or sac"):
+        Baseline("dqn", spaces_of(metronomes(1)), None, TrainConfig())
+
+
+def test_ctrl_c_keeps_the_agent(tmp_path):
+    import signal
+
+    cfg = TrainConfig(steps=3000, prefill=100, eval_every=0, log_every=500)
+    spaces = spaces_of(metronomes(1))
+    agent = Baseline("ppo", spaces, Metronome, cfg)
+    logger = Logger(tmp_path, cfg.steps, console=False)
+    logger.progress = lambda step, _: signal.raise_signal(signal.SIGINT) if step == 150 else None
+    store = make_store(tmp_path, "toy:test", to_dict(Config(agent="ppo")), spaces)
+    trainer = BaselineTrainer(cfg, agent, logger, Evaluator(Config().eval, agent, metronomes, 1), store)
+    assert trainer.run() is False
+    logger.close()
+    assert torch.load(tmp_path / "checkpoints" / "latest.pt", weights_only=True)["step"] == 150
