@@ -114,7 +114,7 @@ def train(argv: list[str]) -> int:
 
 def train_baseline(config: Config, task: TaskId, device: torch.device) -> int:
     """Train a baseline of stable-baselines3, which leaves the files of any run."""
-    from agent.baselines import Baseline, BaselineTrainer  # a second to import
+    from agent.baselines import Baseline, BaselineTrainer, DreamVecEnv, VecEnv, one_env  # a second to import
 
     if config.resume:
         raise UsageError(f"a run of {config.agent} cannot go on: start it anew in another --run-dir")
@@ -125,8 +125,11 @@ def train_baseline(config: Config, task: TaskId, device: torch.device) -> int:
     one = make_vector_env(task, 1, config.seed)
     one.close()
     spaces, repeat = spaces_of(one), task.action_repeat
-    make = partial(make_env, task, config.seed)
-    agent = Baseline(config.agent, spaces, make, config.train, config.seed, device, repeat)
+    if config.dream:
+        worlds: VecEnv = DreamVecEnv(config.dream, str(task), seed=config.seed)
+    else:
+        worlds = one_env(partial(make_env, task, config.seed))
+    agent = Baseline(config.agent, spaces, worlds, config.train, config.seed, device, repeat)
     evaluate = Evaluator(config.eval, agent, partial(make_vector_env, task, seed=config.eval.first_seed), repeat)
     run_dir = new_run_dir(config.run_dir, task.slug, f"{config.agent}-s{config.seed}")
     logger = Logger(run_dir, config.train.steps)
@@ -136,6 +139,7 @@ def train_baseline(config: Config, task: TaskId, device: torch.device) -> int:
     save_yaml(config, run_dir / "config.yaml")
     meta = Meta(run_dir, str(task), device, agent.parameter_counts())
     machine = f"{device}, {config.agent} of stable-baselines3"
+    machine += f", learning in the dream of {config.dream} alone" if config.dream else ""
     announce(header(config, task), spaces, agent.parameter_counts(), machine, run_dir, *remarks(task, cannot_draw))
     try:
         finished = trainer.run()

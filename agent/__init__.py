@@ -1,0 +1,5 @@
+"""The agent. Importing it registers the dream of a run as a Gymnasium environment."""
+
+import gymnasium
+
+gymnasium.register("LoopedDreamer/Dream-v0", entry_point="agent.dream:DreamEnv")

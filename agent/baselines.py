@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import gymnasium as gym
@@ -18,9 +19,10 @@ from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from agent.checkpoint import Store, UsageError
+from agent.dream import HORIZON, Dreams, dream_spaces, fall_asleep
 from agent.dreamer import Memory, Spaces
 from agent.evaluation import Episode, Interrupted
 from agent.logger import Logger
@@ -44,13 +46,78 @@ class Vector(gym.ObservationWrapper[np.ndarray, Any, dict[str, np.ndarray]]):
         return np.concatenate(list(observation.values()), dtype=np.float32)
 
 
+class DreamVecEnv(VecEnv):
+    """Many dreams of one run side by side, for any algorithm of the library; observations as `Vector` has them.
+
+    run: folder of a finished run, and its task if that is to be checked; count: how many; horizon: steps of a dreamt
+    episode. Raises UsageError.
+    """
+
+    def __init__(
+        self, run: str | Path, task: str | None = None, count: int = 16, horizon: int = HORIZON, seed: int = 0
+    ):
+        sleeper = fall_asleep(run)
+        if task not in (None, sleeper.task):
+            raise UsageError(f"{run} dreams of {sleeper.task}, not of {task}")
+        agent = sleeper.agent
+        self.dreams = Dreams(agent.averaged.world, agent.spaces.action, sleeper.starts, count, horizon, seed)
+        self.render_mode = None
+        size, action = sum(agent.spaces.obs.values()), dream_spaces(agent)[1]
+        super().__init__(count, gym.spaces.Box(-np.inf, np.inf, (size,), np.float32), action)
+        self.totals, self.actions = np.zeros(count), np.zeros(0)
+
+    @staticmethod
+    def flat(obs: dict[str, np.ndarray]) -> np.ndarray:
+        return np.concatenate(list(obs.values()), -1)
+
+    def reset(self) -> np.ndarray:
+        self.totals[:] = 0.0
+        return self.flat(self.dreams.begin(torch.ones(self.num_envs, dtype=torch.bool)))
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self.actions = actions
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """The library's contract: where an episode is over, the next one's first observation is returned."""
+        obs, reward, terminated, truncated = self.dreams.step(self.actions)
+        done, last = terminated | truncated, self.flat(obs)
+        self.totals += reward
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for i in np.flatnonzero(done):
+            episode = {"r": self.totals[i], "l": int(self.dreams.age[i])}
+            infos[i] = {"terminal_observation": last[i], "TimeLimit.truncated": bool(truncated[i]), "episode": episode}
+        if done.any():
+            last = self.flat(self.dreams.begin(torch.from_numpy(done)))
+            self.totals[done] = 0.0
+        return last, reward.astype(np.float32), done, infos
+
+    def close(self) -> None: ...
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        return [getattr(self, attr_name)] * self.num_envs
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        setattr(self, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        return [getattr(self, method_name)(*args, **kwargs)]
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        return [False] * self.num_envs
+
+
+def one_env(make_env: Callable[[], gym.Env[Any, Any]]) -> VecEnv:
+    """The real environment as the library wants it."""
+    return DummyVecEnv([lambda: Monitor(Vector(make_env()))])
+
+
 class Baseline:
     """One algorithm of stable-baselines3 on spaces like ours. Raises UsageError where it cannot act in them."""
 
     run_cap = 1
 
     def __init__(
-        self, name: str, spaces: Spaces, make_env: Callable[[], gym.Env[Any, Any]] | None, cfg: TrainConfig,
+        self, name: str, spaces: Spaces, env: VecEnv | None, cfg: TrainConfig,
         seed: int = 0, device: str | torch.device = "cpu", repeat: int = 1,
     ):  # fmt: skip
         kinds = {"sac": "continuous", "dqn": "discrete"}
@@ -59,10 +126,10 @@ class Baseline:
             fitting = "ppo or dqn" if spaces.action.discrete else "ppo or sac"
             raise UsageError(f"--agent {name} cannot act here: the task's actions are {mine}; use {fitting}")
         self.name, self.spaces = name, spaces
-        env = DummyVecEnv([lambda: Monitor(Vector(make_env() if make_env else Blank(spaces)))])
+        env = env or one_env(lambda: Blank(spaces))
         settings: dict[str, Any] = {"seed": seed, "device": device}
         if name == "ppo":  # it learns only after so many steps, which may be all that a short run has
-            settings["n_steps"] = min(2048, max(64, cfg.steps // repeat // 256 * 64))
+            settings["n_steps"] = min(2048, max(64, cfg.steps // repeat // 256 * 64)) // env.num_envs
         else:
             settings["learning_starts"] = cfg.prefill
             settings["buffer_size"] = cfg.replay_rows

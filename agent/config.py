@@ -45,6 +45,8 @@ class Config:
     """Values of all options not given: debug ends in seconds, small suits two CPU cores, base a GPU."""
     agent: Literal["dreamer", "sac", "ppo", "dqn"] = "dreamer"
     """Looped Dreamer, or a baseline of stable-baselines3 with its own settings and the same files and evaluation."""
+    dream: str | None = None
+    """Let the baseline learn inside the world model of this run alone; evaluations are real. Needs --agent."""
     seed: int = 0
     """Seed of weights, actions and training episodes."""
     device: str = "auto"
@@ -79,6 +81,8 @@ class Config:
             raise ValueError(f"--seed must be below {EVAL_SEEDS:,}, where the evaluations' seeds begin")
         if self.model_only != bool(self.dataset):
             raise ValueError("--dataset DIR and --model-only belong together: give both or neither")
+        if self.dream and self.agent == "dreamer":
+            raise ValueError("--dream is for baselines: give --agent sac, ppo or dqn with it")
         if self.agent != "dreamer" and self.model_only:
             raise ValueError(f"--agent {self.agent} has no world model: leave --model-only out")
         if self.behavior.starts and self.behavior.starts < self.train.batch:
