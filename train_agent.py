@@ -28,7 +28,7 @@ from agent.checkpoint import (
     seed_everything,
     spaces_of,
 )
-from agent.config import Config, keep_memory, parse_cli, resolve_device, save_yaml, set_threads
+from agent.config import Config, keep_memory, parse_cli, preset, resolve_device, save_yaml, set_threads
 from agent.dataset import check_dataset, load_dataset
 from agent.dreamer import Dreamer, Spaces
 from agent.evaluation import Actor, Evaluator, save_video
@@ -38,7 +38,7 @@ from agent.offline import OfflineTrainer, check_lengths
 from agent.optimizer import NonFiniteError
 from agent.pictures import draw_curves
 from agent.replay import ReplayBuffer
-from agent.settings import to_dict
+from agent.settings import differences, to_dict, value_of
 from agent.sweep import run_sweep
 from agent.trainer import EnvironmentFailure, Trainer
 from envs import EPISODE_LIMIT, TaskError, TaskId, endless, make_env, make_vector_env, prepare_rendering
@@ -103,6 +103,7 @@ def train(argv: list[str]) -> int:
     announce(header(config, task), spaces, agent.parameter_counts(), f"{device}, {config.preset}", run_dir, *notes)
     try:
         status = carry_out(trainer, run_dir)
+        logger.hparams(chosen(config), {"eval/return": None})
     finally:
         logger.close()
         envs.close()
@@ -143,6 +144,7 @@ def train_baseline(config: Config, task: TaskId, device: torch.device) -> int:
     announce(header(config, task), spaces, agent.parameter_counts(), machine, run_dir, *remarks(task, cannot_draw))
     try:
         finished = trainer.run()
+        logger.hparams(chosen(config), {"eval/return": None})
     finally:
         logger.close()
         meta.update(step=trainer.step, finished=trainer.finished)
@@ -180,6 +182,14 @@ def carry_out(trainer: Trainer, run_dir: Path) -> int:
         return 1
     print(f"stopped and saved at step {trainer.step}; {go_on}")
     return 130
+
+
+def chosen(config: Config) -> dict[str, object]:
+    """The settings by which runs are told apart: those that differ from the preset's, for TensorBoard's HParams."""
+    mine = to_dict(config)
+    changed = differences(to_dict(preset(config.preset)), mine)
+    shown = dict.fromkeys(["task", "agent", "preset", "seed", *changed])
+    return {name: value_of(mine, name) for name in shown if name not in ("run_dir", "resume", "video", "device")}
 
 
 def header(config: Config, task: TaskId) -> str:

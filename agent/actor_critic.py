@@ -30,6 +30,10 @@ class BehaviorConfig:
 
     horizon: int = 10
     """H, imagined steps per rollout."""
+    adaptive: Literal["none", "surprise", "loops"] = "none"
+    """Trust a dream only as far as it has not spent its budget, of the surprise that the world model expects of itself
+    (needs --model.surprise) or of loops: half of the horizon times the running mean of a step. From there on its
+    rewards count less and the critic more, down to nothing at twice the budget."""
     starts: int | None = None
     """Start states per update, taken from the end of every replayed sequence; 0 = all of them. By default 64 where
     the actor learns through the world model, and 128 by the likelihood, whose gradient is noisier and cheaper."""
@@ -73,17 +77,20 @@ class BehaviorConfig:
             raise ValueError("--behavior.gamma must lie in (0, 1] and --behavior.lam in [0, 1]")
 
 
-def lambda_return(rewards: Tensor, continues: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
+def lambda_return(
+    rewards: Tensor, continues: Tensor, values: Tensor, gamma: float, lam: float | Tensor
+) -> Tensor:
     """TD(lambda) returns of s_0 .. s_{H-1}.
 
-    rewards (B, H) r_1..r_H, continues (B, H) c_1..c_H, values (B, H+1) v_0..v_H -> (B, H) with
-    R_k = r_{k+1} + gamma c_{k+1} ((1 - lam) v_{k+1} + lam R_{k+1}),  R_H = v_H.
+    rewards (B, H) r_1..r_H, continues (B, H) c_1..c_H, values (B, H+1) v_0..v_H, lam one number or (B, H)
+    lam_1..lam_H -> (B, H) with
+    R_k = r_{k+1} + gamma c_{k+1} ((1 - lam_{k+1}) v_{k+1} + lam_{k+1} R_{k+1}),  R_H = v_H.
     """
     discount = gamma * continues
     base = rewards + discount * (1.0 - lam) * values[:, 1:]
     returns, last = [], values[:, -1]
-    for step_base, step_discount in zip(base.unbind(1)[::-1], discount.unbind(1)[::-1], strict=True):
-        last = step_base + step_discount * lam * last
+    for step_base, carried in zip(base.unbind(1)[::-1], (discount * lam).unbind(1)[::-1], strict=True):
+        last = step_base + carried * last
         returns.append(last)
     return torch.stack(returns[::-1], 1)
 
@@ -104,6 +111,11 @@ def rollout_weights(alive: Tensor, continues: Tensor, gamma: float) -> Tensor:
     """
     steps = torch.cat([alive[:, None], gamma * continues[:, :-1]], 1)
     return torch.cumprod(steps, 1)
+
+
+def trust_of(spent: Tensor, budget: Tensor) -> Tensor:
+    """(B, H) what each step of a dream cost -> (B, H): 1 while the sum is within the budget, 0 from twice it on."""
+    return (2.0 - spent.cumsum(1) / budget).clamp(0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -177,6 +189,24 @@ class Critic(nn.Module):
         return self.twohot.loss(logits, target, slow, self.cfg.slow_scale)
 
 
+class Budget(nn.Module):
+    """Half of the horizon times the running mean of what a step of a dream costs."""
+
+    pace: Tensor
+
+    def __init__(self, rate: float, horizon: int):
+        super().__init__()
+        self.rate, self.horizon = rate, horizon
+        self.register_buffer("pace", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, cost: Tensor) -> Tensor:
+        """(B, H) costs -> the budget of a dream, 0-d."""
+        seen = cost.mean()
+        self.pace.copy_(torch.where(self.pace == 0, seen, torch.lerp(self.pace, seen, self.rate)))
+        return (0.5 * self.horizon * self.pace).clamp(min=1e-6)
+
+
 class AdvantageScale(nn.Module):
     """Running mean size of the advantages, at least `floor`.
 
@@ -211,6 +241,9 @@ class ActorCritic(nn.Module):
         self.actor = Actor(cfg, features, spec)
         self.critic = Critic(cfg, features, bins, limit)
         self.scale = AdvantageScale(cfg.advantage_rate, cfg.advantage_floor)
+        self.budget = Budget(cfg.advantage_rate, cfg.horizon) if cfg.adaptive != "none" else None
+        self.last_lengths: Tensor | None = None
+        """Steps of each dream of the last update that counted, where the horizon is adaptive."""
         self.through = cfg.actor_gradient == "dynamics" or (cfg.actor_gradient == "auto" and not spec.discrete)
         """Whether the actor learns through the world model, and dreams need their gradient."""
         self.starts = cfg.starts if cfg.starts is not None else 64 if self.through else 128
@@ -231,8 +264,12 @@ class ActorCritic(nn.Module):
         through = self.through
         values = self.critic.value(rollout.feat) if through else self.critic.twohot.mean(logits).detach()
         values = values.t()  # (B, H+1)
-        returns = lambda_return(rollout.rewards, rollout.continues, values, self.cfg.gamma, self.cfg.lam)
+        trust = self.trust(rollout)
+        lam = self.cfg.lam if trust is None else self.cfg.lam * trust
+        returns = lambda_return(rollout.rewards, rollout.continues, values, self.cfg.gamma, lam)
         weight = rollout_weights(rollout.alive, rollout.continues.detach(), self.cfg.gamma)
+        if trust is not None:  # what a step teaches counts as far as the state it begins in is trusted
+            weight = weight * torch.cat([torch.ones_like(trust[:, :1]), trust[:, :-1]], 1)
         advantage = (returns - values[:, :-1]).detach()
         scale = self.scale.update(advantage)
         advantage = advantage / scale
@@ -242,7 +279,8 @@ class ActorCritic(nn.Module):
         policy_loss = -(weight * (gain + bonus)).mean()
         returns, values = returns.detach(), values.detach()
         value_loss = (weight.t() * self.critic.loss(logits[:-1], feat[:-1], returns.t())).mean()
-        return policy_loss, value_loss, returns, {
+        lengths = {} if self.last_lengths is None else {"behavior/dream_length": self.last_lengths.mean()}
+        return policy_loss, value_loss, returns, lengths | {
             "behavior/policy_loss": policy_loss.detach(),
             "behavior/value_loss": value_loss.detach(),
             "behavior/entropy": entropy.detach().mean(),
@@ -253,6 +291,17 @@ class ActorCritic(nn.Module):
             "behavior/imagined_reward": rollout.rewards.detach().mean(),
             "behavior/value": values.mean(),
         }
+
+    def trust(self, rollout: Rollout) -> Tensor | None:
+        """(B, H) how far each imagined step is trusted; None where all are."""
+        if self.budget is None:
+            return None
+        cost = rollout.loops.depth.float() if self.cfg.adaptive == "loops" else rollout.surprise
+        if cost is None:
+            raise ValueError("--behavior.adaptive surprise needs a world model that expects it: add --model.surprise")
+        trust = trust_of(cost, self.budget.update(cost))
+        self.last_lengths = trust.cumprod(1).sum(1)
+        return trust
 
     def replay_loss(
         self, feat: Tensor, reward: Tensor, is_terminal: Tensor, is_last: Tensor, boot: Tensor

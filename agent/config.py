@@ -81,6 +81,8 @@ class Config:
             raise ValueError(f"--seed must be below {EVAL_SEEDS:,}, where the evaluations' seeds begin")
         if self.model_only != bool(self.dataset):
             raise ValueError("--dataset DIR and --model-only belong together: give both or neither")
+        if self.behavior.adaptive == "surprise" and not self.model.surprise:
+            raise ValueError("--behavior.adaptive surprise needs a world model that expects it: add --model.surprise")
         if self.dream and self.agent == "dreamer":
             raise ValueError("--dream is for baselines: give --agent sac, ppo or dqn with it")
         if self.agent != "dreamer" and self.model_only:

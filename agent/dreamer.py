@@ -221,6 +221,9 @@ class Dreamer:
             1.0 - terminal.flatten().float(),
             grad=self.behavior.through,
         )
+        if self.world.surprise is not None:
+            expected = self.world.surprise(rollout.states.deter[:, 1:].detach()).detach()
+            rollout = rollout._replace(surprise=expected)
         clock = self.lap("imagination", clock)
 
         policy_loss, value_loss, returns, behavior_metrics = self.behavior.loss(rollout)

@@ -24,6 +24,18 @@ EVAL_COLUMNS = ("step", "episode", "seed", "return", "length", "mean_loops")
 FILES = {"metrics.jsonl": None, "episodes.csv": EPISODE_COLUMNS, "eval.csv": EVAL_COLUMNS}
 LOOPS_METRIC = "loop/dream_depth"  # shown in the terminal as "loops"
 
+FRONT_PAGE = {
+    "Looped Dreamer": {
+        "Return": ["episode/return", "eval/return"],
+        "Loops per step": [LOOPS_METRIC, "eval/loops"],
+        "World model": ["world/reconstruction_loss", "world/kl", "world/reward_loss"],
+        "Behaviour": ["behavior/entropy", "behavior/spread", "behavior/advantage_scale"],
+        "Dreamt and real": ["behavior/imagined_return", "behavior/value"],
+        "Speed": ["speed/updates", "speed/steps"],
+    }
+}
+"""TensorBoard's page of custom scalars: what to look at first."""
+
 FOLD = 256  # adds kept apart before they are summed; bounds memory between two writes
 
 
@@ -52,6 +64,10 @@ class Logger:
         self._evaluated = int(kept["eval.csv"][-1].split(",")[0]) if kept["eval.csv"] else -1
         purge_step = start_step + 1 if start_step else 0
         self._board: Any = SummaryWriter(str(self.run_dir), purge_step=purge_step, flush_secs=20)
+        if not start_step:
+            page = {tab: {chart: ["Multiline", tags] for chart, tags in charts.items()}
+                    for tab, charts in FRONT_PAGE.items()}  # fmt: skip
+            self._board.add_custom_scalars(page)
         self._pending: list[Mapping[str, torch.Tensor | float]] = []
         self._sums: dict[str, torch.Tensor | float] = {}
         self._counts: dict[str, int] = {}

@@ -291,6 +291,9 @@ class Trainer:
                     self.logger.scalars(self.step, stability(self.agent.world, self.batch))
                 depths = self.agent.last_depths.float().numpy(force=True)
                 self.logger.histogram(self.step, "loop/dream_depth", depths)
+                lengths = self.agent.behavior.last_lengths
+                if lengths is not None:
+                    self.logger.histogram(self.step, "behavior/dream_length", lengths.numpy(force=True))
             self.logger.write(self.step)
 
     def stop(self) -> None:

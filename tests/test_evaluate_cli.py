@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from agent import config
 from agent.config import load_yaml
+from agent.logger import FRONT_PAGE
 
 RUN_FILES = {"config.yaml", "meta.json", "metrics.jsonl", "episodes.csv", "eval.csv", "curve.png", "videos"}
 
@@ -70,6 +71,11 @@ def test_tensorboard_has_an_open_loop_picture_and_the_depths_of_dreams(finished)
     events.Reload()
     assert events.Tags()["images"] == ["open_loop"]
     assert events.Tags()["histograms"] == ["loop/dream_depth"]
+    assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(events.summary_metadata)
+    assert "custom_scalars__config__" in events.Tags()["tensors"]
+    logged = set(events.Tags()["scalars"])
+    shown = {tag for charts in FRONT_PAGE.values() for tags in charts.values() for tag in tags}
+    assert shown <= logged
 
 
 def test_json_on_standard_output_is_nothing_but_json(finished, tmp_path):

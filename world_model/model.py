@@ -25,9 +25,10 @@ from world_model.distributions import TwoHot, symexp, symlog
 from world_model.gru import GRUConfig
 from world_model.latent import LatentState, kl_balance, kl_divergence, probabilities, sample_onehot
 from world_model.looped import LoopConfig, LoopedCore, sample_depth
-from world_model.nets import MLP, Norm, linear
+from world_model.nets import MLP, Norm, clipped, linear
 from world_model.ranges import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, require
 from world_model.stacked import StackConfig
+from world_model.surprise import Surprise
 from world_model.types import Batch, Posterior, Rollout
 
 Metrics = dict[str, Tensor]
@@ -67,6 +68,8 @@ class ModelConfig:
     """Weight of the representation loss KL(posterior || sg(prior))."""
     entropy_scale: float = 0.0
     """Weight of the posterior's entropy. Latents that nothing needs then rest, instead of feeding noise to the core."""
+    surprise: bool = False
+    """Train a read-out of the KL that each step is expected to have, for dreams of --behavior.adaptive surprise."""
     bins: int = 95
     """Bins of the two-hot reward and value heads (odd)."""
     bin_limit: float = 20_000.0
@@ -78,12 +81,7 @@ class ModelConfig:
         scales = ("free_nats", "rec_scale", "dyn_scale", "rep_scale", "entropy_scale")
         require(self, "", **dict.fromkeys(scales, NOT_NEGATIVE))
         if self.bins % 2 == 0:
-            raise ValueError(f"bins must be odd, so that one of them is 0, got {self.bins}")
-
-
-def clipped(action: Tensor) -> Tensor:
-    """Actions beyond 1 count as 1, as in the environment, but keep their gradient (DreamerV3)."""
-    return action / action.detach().abs().clamp(min=1.0)
+            raise ValueError(f"bins must be odd, got {self.bins}: one of them is 0")
 
 
 class WorldModel(nn.Module):
@@ -108,6 +106,8 @@ class WorldModel(nn.Module):
         self.twohot = TwoHot(cfg.bins, cfg.bin_limit)
         self.reward = MLP(self.feat_size, units, 1, cfg.bins, out_scale=0.0)
         self.cont = MLP(self.feat_size, units, 1, 1)
+        with torch.random.fork_rng(devices=[]):
+            self.surprise = Surprise(flat) if cfg.surprise else None
 
     @property
     def run_cap(self) -> int:
@@ -322,6 +322,9 @@ class WorldModel(nn.Module):
             "dynamics": self.cfg.dyn_scale * dyn,
             "representation": self.cfg.rep_scale * rep,
         }
+        if self.surprise is not None:
+            kl = kl_divergence(post.post_logp, post.prior_logp)
+            losses["surprise"] = self.surprise.loss(post.states.deter, kl)
         if self.cfg.entropy_scale:
             entropy = -(post.post_logp.exp() * post.post_logp).sum((-2, -1))
             losses["entropy"] = self.cfg.entropy_scale * entropy

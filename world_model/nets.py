@@ -59,3 +59,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.hidden(x)
         return x if self.out is None else self.out(x)
+
+
+def clipped(action: Tensor) -> Tensor:
+    """Actions beyond 1 count as 1, as in the environment, but keep their gradient (DreamerV3)."""
+    return action / action.detach().abs().clamp(min=1.0)

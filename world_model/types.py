@@ -54,6 +54,7 @@ class Rollout(NamedTuple):
     loops     depth (B, H) and residual (B, H, R)
     alive     (B,)             1 - is_terminal of the start row
     feat      (H+1, B, F)      features of s_0 .. s_H, time first: all but the first or last need no copy
+    surprise  (B, H)           nats that the model expects to be wrong by at s_1 .. s_H, where it is trained to say so
     """
 
     states: LatentState
@@ -63,3 +64,4 @@ class Rollout(NamedTuple):
     loops: LoopStats
     alive: Tensor
     feat: Tensor
+    surprise: Tensor | None = None
