@@ -31,6 +31,8 @@ PUBLISHED = Path(__file__).with_name("published.csv")
 UNSEEN = {"seed", "run_dir", "resume", "device", "video", "train.threads"}
 """Settings in which runs of one group may differ."""
 DMC_SCALE = 1000.0
+ROLLOUT = ("observation_5", "observation_15", "reward_5", "reward_15", "value_bias", "value_error")
+"""What `Run.rollout` may know: how far the dreams of a run can be trusted."""
 
 
 class Anchor(NamedTuple):
@@ -128,6 +130,9 @@ class Comparison:
             row["minutes"] = _mean([run.seconds_at(run.last_step) / 60 for run in group.runs])
             row["equal_minutes"] = budget / 60
             row["at_equal_minutes"] = _mean([at_seconds(run, budget) for run in group.runs])
+            dreams = [run.rollout() for run in group.runs]
+            for name in ROLLOUT:
+                row[name] = _mean([found.get(name) for found in dreams])
             row["updates_per_second"] = _mean([run.metrics.get("speed/updates") for run in group.runs])
             rows.append(row)
         return rows

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.checkpoint import UsageError
-from agent.compare import Anchor, Comparison
+from agent.compare import ROLLOUT, Anchor, Comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,6 +87,8 @@ def as_html(comparison: Comparison, content: dict[str, Any]) -> str:
         '<p class="soft">The column with a number of minutes holds the last evaluation that each run had done by '
         "then, the time of the fastest run.</p>",
     ]
+    if any(row[name] is not None for row in content["groups"] for name in ROLLOUT):
+        parts += ["<h2>Dreams</h2>", _dream_table(content["groups"])]
     for task in comparison.tasks:
         parts += [f"<h2>Learning curves, {_text(task)}</h2>", _curves(comparison, task), _anchors(content, task)]
     if content["improvement"]:
@@ -156,6 +158,17 @@ def _cost_table(rows: Sequence[dict[str, Any]]) -> str:
         for row in rows
     ]  # fmt: skip
     return _table(head, cells)
+
+
+def _dream_table(rows: Sequence[dict[str, Any]]) -> str:
+    head = ["group", "return", "observation error<br>5 steps", "15 steps", "reward error<br>5 steps", "15 steps",
+            "value promised<br>- realised", "its mean error", "minutes"]  # fmt: skip
+    cells = []
+    for row in rows:
+        found = [_number(row[name], 3) for name in (*ROLLOUT, "minutes")]
+        cells.append([_text(row["group"]), _number(row["iqm"]), *found])
+    said = "Of the runs on which evaluate.py model was called, on the agent's own episodes; 1 is as good as the mean."
+    return _table(head, cells) + f'<p class="soft">{said}</p>'
 
 
 def _improvement_table(rows: Sequence[dict[str, Any]]) -> str:

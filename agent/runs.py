@@ -71,6 +71,21 @@ class Run:
         except (KeyError, TypeError):
             return None
 
+    def rollout(self) -> dict[str, float]:
+        """What `evaluate.py model` found of the run's dreams, with its exit rule; empty where it was not asked.
+
+        observation_K, reward_K: errors after 5 and 15 steps on the agent's own episodes; value_bias, value_error: what
+        the longest dreams that were measured promise, against what came of them.
+        """
+        try:
+            found = json.loads((self.path / "model" / "model.json").read_text(encoding="utf-8"))
+            rows = {row["step"]: row for row in found["errors"] if (row["policy"], row["loops"]) == ("agent", "exit")}
+            numbers = {f"{name}_{k}": rows[k][name] for k in (5, 15) if k in rows for name in ("observation", "reward")}
+            value = found["values"][-1]
+            return numbers | {"value_bias": value["bias"], "value_error": value["error"]}
+        except (OSError, ValueError, KeyError, IndexError, TypeError):
+            return {}
+
     def seconds_at(self, step: float) -> float:
         """Wall-clock at a step, between and beyond the logged ones in a straight line."""
         steps, seconds = self.clock

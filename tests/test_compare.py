@@ -189,6 +189,23 @@ def test_doubts_are_said(tmp_path):
     assert clean.table()[0]["iqm_interval"] is not None
 
 
+def test_what_is_known_of_the_dreams_stands_beside_the_returns(tmp_path):
+    found = comparison_of(tmp_path / "runs", short={"horizon": 5}, long={"horizon": 15})
+    assert all(found.table()[0][name] is None for name in ("observation_15", "value_bias"))
+    assert "Dreams" not in write_report(found, tmp_path / "plain").read_text()
+    for seed, error in ((0, 0.2), (1, 0.4)):
+        rows = [{"policy": p, "loops": x, "step": k, "observation": error * (k == 15) * (x == "exit") * (p == "agent"),
+                 "reward": 0.1} for p in ("agent", "random") for x in ("exit", "1") for k in range(1, 16)]  # fmt: skip
+        folder = tmp_path / "runs" / f"short-{seed}" / "model"
+        folder.mkdir()
+        values = [{"bias": 9.0, "error": 9.0}, {"bias": -1.0, "error": 2.0}]
+        (folder / "model.json").write_text(json.dumps({"errors": rows, "values": values}))
+    row = found.table()[0]
+    assert row["observation_15"] == pytest.approx(0.3)
+    assert (row["observation_5"], row["value_bias"], row["value_error"]) == (0.0, -1.0, 2.0)
+    assert "<h2>Dreams</h2>" in write_report(found, tmp_path / "out").read_text()
+
+
 def test_tasks_are_compared_only_on_a_common_scale(tmp_path):
     both = comparison_of(tmp_path / "dmc", cart={}, walker={"task": "dmc:walker_walk"})
     assert len(both.groups) == 1
