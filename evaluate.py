@@ -6,6 +6,7 @@
     python evaluate.py model RUN --horizon 50 --max-loops 1 2 4
     python evaluate.py compare runs/horizons --by behavior.horizon
     python evaluate.py dataset RUN datasets/walker
+    python evaluate.py collect dmc:cheetah_run datasets/cheetah --episodes 100
     python evaluate.py export RUN policy.pt2
 """
 
@@ -15,23 +16,25 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 import tyro
 
-from agent.checkpoint import UsageError, check_spaces, find_checkpoint, read_checkpoint, spaces_of
+from agent.checkpoint import UsageError, check_spaces, find_checkpoint, plain_spaces, read_checkpoint, spaces_of
+from agent.commands import Collect, Compare, Dataset, Export, Model, Policy
 from agent.compare import Comparison, as_text
 from agent.config import COUNTS, Config
-from agent.dataset import export_dataset
+from agent.dataset import collected, export_dataset, write_dataset
 from agent.dreamer import Dreamer
-from agent.evaluation import Actor, EvalConfig, Evaluator, save_video, summarise
+from agent.evaluation import Actor, Evaluator, save_video, summarise
 from agent.export import export_policy
 from agent.optimizer import NonFiniteError
-from agent.recording import PolicyName, record
+from agent.recording import record
 from agent.report import write_report
 from agent.rollout_error import content_of, describe, rollout_errors, save_results
 from agent.rollout_pictures import draw_all, save_all
@@ -42,52 +45,6 @@ from envs import TaskError, TaskId, make_env, make_vector_env, prepare_rendering
 
 Write = Callable[[dict[str, Any]], None]
 """Writes the numbers where --json says."""
-
-
-@dataclass(frozen=True)
-class Policy:
-    """Play episodes with fixed seeds and report the returns."""
-
-    run: tyro.conf.Positional[str]
-    """Run folder, or a checkpoint file."""
-    episodes: int = 10
-    """Number of episodes."""
-    seed: int = 0
-    """Which episodes; 0 begins with those of the evaluation at the end of training."""
-    max_loops: int | None = None
-    """Most loops per step, more than in training if you like; by default as the run was configured."""
-    exit: Literal["fixed", "residual", "acceleration", "kl", "random"] | None = None
-    """Another exit rule than the run's own, one that needs no training; fixed runs --max-loops loops, or the mean."""
-    exit_threshold: float | None = None
-    """Threshold of that rule."""
-    exit_histogram: tuple[float, ...] = ()
-    """Weights of 1, 2, .. loops for the random exit."""
-    checkpoint: Literal["latest", "best"] = "latest"
-    """Which checkpoint of a run folder."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    video: bool = False
-    """Record the first episode into the run's videos/."""
-    json: str | None = None
-    """Write the numbers to this file; - is standard output, which then holds nothing else."""
-
-    def __post_init__(self) -> None:
-        try:
-            self.changes(EvalConfig())
-        except ValueError as error:
-            raise ValueError(str(error).replace("--eval.", "--")) from error
-        if self.exit is None and (self.exit_threshold is not None or self.exit_histogram):
-            raise ValueError("--exit-threshold and --exit-histogram belong to another rule: name it with --exit")
-
-    def cap(self, config: Config) -> int:
-        """Most loops per step of a rule given by --exit."""
-        loop = config.model.loop
-        return self.max_loops or (round(loop.mean_loops) if self.exit == "fixed" else loop.run_cap)
-
-    def changes(self, cfg: EvalConfig) -> EvalConfig:
-        """The run's evaluation settings with those of the command line."""
-        max_loops = cfg.max_loops if self.max_loops is None else self.max_loops
-        return replace(cfg, episodes=self.episodes, seed=self.seed, max_loops=max_loops)
 
 
 def policy(args: Policy, write: Write) -> None:
@@ -172,37 +129,6 @@ def json_to(target: str | None) -> Iterator[Write]:
         yield write
 
 
-@dataclass(frozen=True)
-class Model:
-    """Open-loop prediction against the true environment: how far dreams can be trusted, with how many loops."""
-
-    run: tyro.conf.Positional[str]
-    """Run folder, or a checkpoint file."""
-    horizon: int = 50
-    """Steps ahead, at most what the episodes are long enough for."""
-    max_loops: tuple[int, ...] = ()
-    """Fixed numbers of loops to compare beside the run's exit rule; by default 1, 2, .. up to the run's cap."""
-    episodes: int = 10
-    """Episodes recorded of the agent, and of a random policy."""
-    windows: int = 128
-    """Predictions from each of the two recordings."""
-    seed: int = 0
-    """Which episodes."""
-    checkpoint: Literal["latest", "best"] = "latest"
-    """Which checkpoint of a run folder."""
-    out: str | None = None
-    """Folder of the results; by default model/ in the run's folder."""
-    json: str | None = None
-    """Write the numbers to this file too; - is standard output, which then holds nothing else."""
-
-    def __post_init__(self) -> None:
-        for name in ("horizon", "episodes", "windows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        if any(loops < 1 for loops in self.max_loops):
-            raise ValueError(f"--max-loops must be 1 or more, got {self.max_loops}")
-
-
 def model(args: Model, write: Write) -> None:
     """Record episodes, predict, and write tables and pictures."""
     path = find_checkpoint(args.run, args.checkpoint)
@@ -215,8 +141,8 @@ def model(args: Model, write: Write) -> None:
     torch.set_num_threads(config.train.threads or 1)
     make_envs = partial(make_vector_env, task, seed=args.seed)
     check_spaces(saved, spaces_of(make_envs(1)))
-    policies: tuple[PolicyName, ...] = ("random",) if config.model_only else ("agent", "random")
-    recordings = [record(agent, make_envs, args.episodes, policy, args.seed) for policy in policies]
+    players = (None,) if config.model_only else (agent, None)
+    recordings = [record(player, agent.spaces, make_envs, args.episodes, args.seed) for player in players]
     loops = args.max_loops or (tuple(range(1, world.run_cap + 1)) if world.core.looping else ())
     behavior = agent.averaged.behavior
     found = rollout_errors(world, behavior, recordings, args.horizon, loops, args.windows, args.seed)
@@ -233,20 +159,6 @@ def run_folder(checkpoint: Path) -> Path:
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
-@dataclass(frozen=True)
-class Compare:
-    """Put finished runs side by side: returns with intervals, curves, cost, and one HTML report."""
-
-    runs: tyro.conf.Positional[tuple[str, ...]]
-    """Run folders, or folders that hold some."""
-    by: tuple[str, ...] = ()
-    """Settings that make the groups, such as behavior.horizon; by default all in which the runs differ."""
-    out: str = "comparison"
-    """Folder for report.html, comparison.json and runs.csv."""
-    json: str | None = None
-    """Write the numbers to this file too; - is standard output, which then holds nothing else."""
-
-
 def compare(args: Compare, write: Write) -> None:
     """Read the runs, print the table, write the report."""
     comparison = Comparison([load_run(path) for path in find_runs(args.runs)], args.by)
@@ -255,16 +167,6 @@ def compare(args: Compare, write: Write) -> None:
     print(as_text(comparison.table()))
     print(f"report {write_report(comparison, Path(args.out))}")
     write(comparison.content())
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Keep the experience of a run as a fixed data set, for train_agent.py --dataset FOLDER --model-only."""
-
-    run: tyro.conf.Positional[str]
-    """Run folder, or its latest.pt."""
-    folder: tyro.conf.Positional[str]
-    """The new folder of the data set."""
 
 
 def dataset(args: Dataset, write: Write) -> None:
@@ -277,22 +179,26 @@ def dataset(args: Dataset, write: Write) -> None:
     )
 
 
-@dataclass(frozen=True)
-class Export:
-    """Write the acting path alone as a program that torch.export.load reads, without this project."""
-
-    run: tyro.conf.Positional[str]
-    """Run folder, or a checkpoint file."""
-    file: tyro.conf.Positional[str]
-    """The new file, by custom ending in .pt2."""
-    max_loops: int | None = None
-    """Loops of every step; by default the mean of training."""
-    checkpoint: Literal["latest", "best"] = "latest"
-    """Which checkpoint of a run folder."""
-
-    def __post_init__(self) -> None:
-        if self.max_loops is not None and self.max_loops < 1:
-            raise ValueError(f"--max-loops must be at least 1, got {self.max_loops}")
+def collect(args: Collect, write: Write) -> None:
+    """Record ten episodes at a time."""
+    task = TaskId.parse(args.task)
+    make_envs = partial(make_vector_env, task, seed=args.seed)
+    spaces, player = spaces_of(make_envs(1)), None
+    if args.run:
+        saved = read_checkpoint(find_checkpoint(args.run))
+        check_spaces(saved, spaces)
+        player = agent_of(saved, "cpu")
+    parts = []
+    for done in range(0, args.episodes, 10):
+        actor = player if done // 10 % 2 == 0 else None
+        count = min(10, args.episodes - done)
+        parts.append(record(actor, spaces, make_envs, count, args.seed + done, explore=True))
+    pieces = [collected(part.episodes, part.terminal) for part in parts]
+    rows = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    source = f"random actions, and {args.run}" if args.run else "random actions"
+    facts = write_dataset(rows, args.folder, {"task": str(task), "spaces": plain_spaces(spaces), "source": source})
+    print(f"{facts['task']}: {facts['episodes']} episodes, {facts['rows']:,} rows, mean return "
+          f"{facts['mean_return']:.4g}, best {facts['best_return']:.4g}, in {args.folder}")  # fmt: skip
 
 
 def export(args: Export, write: Write) -> None:
@@ -310,6 +216,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Write], None]]] = {
     "model": (Model, model),
     "compare": (Compare, compare),
     "dataset": (Dataset, dataset),
+    "collect": (Collect, collect),
     "export": (Export, export),
 }
 

@@ -61,20 +61,36 @@ def export_dataset(saved: Mapping[str, Any], folder: Path | str, source: str) ->
     """Write the experience in a run's checkpoint to the new folder; returns what dataset.json holds.
 
     Episodes without an end, of which the replay lost the beginning or which were under way, are left out.
-    Raises UsageError when the checkpoint holds no replay, too few episodes, or the folder exists.
+    Raises UsageError when the checkpoint holds no replay, and as `write_dataset`.
     """
     if "replay" not in saved:
         raise UsageError(f"{source} holds no experience: give the run's folder or its latest.pt")
     rows = whole_episodes(saved["replay"])
+    return write_dataset(rows, folder, {"task": saved["task"], "spaces": saved["spaces"], "source": source})
+
+
+def collected(episodes: Episodes, terminal: torch.Tensor) -> Rows:
+    """Recorded episodes (E, T, ...) as rows one after the other; terminal (E,): those that ended for good."""
+    real = torch.arange(episodes.reward.shape[1]) < episodes.length[:, None]
+    last = torch.arange(episodes.reward.shape[1]) == episodes.length[:, None] - 1
+    columns = {f"obs/{name}": value for name, value in episodes.obs.items()}
+    columns |= {"prev_action": episodes.prev_action, "reward": episodes.reward}
+    columns |= {"is_first": torch.zeros_like(last), "is_last": last, "is_terminal": last & terminal[:, None]}
+    columns["is_first"][:, 0] = True
+    return {name: value[real].numpy() for name, value in columns.items()}
+
+
+def write_dataset(rows: Rows, folder: Path | str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Write whole episodes to the new folder; returns what dataset.json holds. facts: task, spaces, source.
+
+    Raises UsageError when there are too few episodes, or the folder exists.
+    """
     starts = np.flatnonzero(rows["is_first"])
     if len(starts) < HELD_OUT:
-        raise UsageError(f"{source} holds {len(starts)} whole episodes; a data set needs at least {HELD_OUT}")
+        raise UsageError(f"{len(starts)} whole episodes are too few: a data set needs at least {HELD_OUT}")
     returns = np.add.reduceat(rows["reward"], starts)
-    facts = {
-        "task": saved["task"],
-        "spaces": saved["spaces"],
-        "source": source,
-        "step": saved["step"],
+    whole = {
+        **facts,
         "episodes": len(starts),
         "rows": len(rows["reward"]),
         "mean_return": float(returns.mean()),
@@ -87,13 +103,13 @@ def export_dataset(saved: Mapping[str, Any], folder: Path | str, source: str) ->
     try:
         temporary.mkdir(parents=True)
         np.savez_compressed(temporary / "rows.npz", **rows)  # type: ignore[arg-type]
-        (temporary / "dataset.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (temporary / "dataset.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
         temporary.rename(folder)
     except OSError as error:
         raise UsageError(f"the data set {folder} cannot be written: {error.strerror}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return facts
+    return whole
 
 
 def load_dataset(folder: Path | str) -> Dataset:

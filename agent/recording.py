@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from agent.actor_critic import from_env
 from agent.dataset import Episodes
-from agent.dreamer import Dreamer, Memory
-from agent.evaluation import EVAL_SEEDS, MakeEnvs
+from agent.dreamer import Spaces
+from agent.evaluation import EVAL_SEEDS, Actor, MakeEnvs
 
 PolicyName = Literal["agent", "random"]
 
@@ -20,27 +20,30 @@ RECORDING_SEEDS = EVAL_SEEDS + 2_000_000
 
 
 class Recording(NamedTuple):
-    """E episodes of at most T rows, played by the agent (mean actions) or at random.
+    """E episodes of at most T rows, played by an agent or at random.
 
     contacts (E, T): how many contacts the simulator saw on arrival at each row; None where it does not say.
     terminal (E,): whether the episode ended for good, and was not cut off by a time limit.
     """
 
-    policy: str
+    policy: PolicyName
     episodes: Episodes
     contacts: Tensor | None
     terminal: Tensor
 
 
 def record(
-    agent: Dreamer, make_envs: MakeEnvs, count: int, policy: PolicyName, seed: int = 0
+    actor: Actor | None, spaces: Spaces, make_envs: MakeEnvs, count: int, seed: int = 0, explore: bool = False
 ) -> Recording:
-    """Play `count` episodes side by side; the generators of training are left as they were."""
-    envs, spec = make_envs(count), agent.spaces.action
+    """Play `count` episodes side by side; the generators of training are left as they were.
+
+    actor None acts at random; explore samples the actor's actions, by default it takes the mean ones.
+    """
+    envs = make_envs(count)
     rows: list[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray]] = []
     lengths, terminal, under_way = np.zeros(count, int), np.zeros(count, bool), np.ones(count, bool)
-    action, reward, last = np.zeros((count, spec.size), np.float32), np.zeros(count), np.zeros(count, bool)
-    memory: Memory | None = None
+    action, reward, last = np.zeros((count, spaces.action.size), np.float32), np.zeros(count), np.zeros(count, bool)
+    memory: Any = None
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -48,17 +51,17 @@ def record(
             seeds = [RECORDING_SEEDS + seed + i for i in range(count)]
             obs, info = envs.reset(seed=seeds)  # type: ignore[arg-type]
             while True:
-                seen = {name: np.array(obs[name], np.float32) for name in agent.spaces.obs}
+                seen = {name: np.array(obs[name], np.float32) for name in spaces.obs}
                 rows.append((seen, action, reward, np.asarray(info.get("contacts", np.zeros(0)))))
                 lengths += under_way
                 under_way &= ~last
                 if not under_way.any():
                     break
-                taken, memory, _ = agent.act(obs, memory, np.full(count, len(rows) == 1), explore=False)
-                if policy == "random":
+                if actor is None:
                     taken = envs.action_space.sample()
-                    memory = memory._replace(action=from_env(torch.as_tensor(taken), spec).to(agent.device))
-                action = memory.action.clamp(-1.0, 1.0).numpy(force=True)
+                else:
+                    taken, memory, _ = actor.act(obs, memory, np.full(count, len(rows) == 1), explore)
+                action = from_env(torch.as_tensor(taken), spaces.action).clamp(-1.0, 1.0).numpy()
                 obs, reward, terminated, truncated, info = envs.step(taken)
                 last = terminated | truncated
                 terminal |= under_way & terminated
@@ -72,7 +75,8 @@ def record(
         return whole * real.view(*real.shape, *[1] * (whole.ndim - 2))
 
     every = list(zip(*rows, strict=True))
-    observations = {name: joined([seen[name] for seen in every[0]]) for name in agent.spaces.obs}
+    observations = {name: joined([seen[name] for seen in every[0]]) for name in spaces.obs}
     episodes = Episodes(observations, joined(list(every[1])), joined(list(every[2])), torch.from_numpy(lengths))
     contacts = joined(list(every[3])) if all(part.size for part in every[3]) else None
+    policy: PolicyName = "random" if actor is None else "agent"
     return Recording(policy, episodes, contacts, torch.from_numpy(terminal))

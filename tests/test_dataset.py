@@ -7,16 +7,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import metronomes
+from conftest import counters, metronomes
 from small import make_world
 
 from agent.checkpoint import UsageError, plain_spaces, spaces_of
 from agent.config import preset
-from agent.dataset import Episodes, check_dataset, export_dataset, load_dataset, pad_episodes, whole_episodes
+from agent.dataset import (
+    Episodes,
+    check_dataset,
+    collected,
+    export_dataset,
+    load_dataset,
+    pad_episodes,
+    whole_episodes,
+)
 from agent.dreamer import Dreamer
 from agent.logger import Logger
 from agent.offline import OfflineConfig, OfflineTrainer
 from agent.open_loop import CONTEXT, SAMPLES, exit_rule, open_loop, usable_horizons, watch
+from agent.recording import record
 from agent.replay import FLAGS, ReplayBuffer
 from world_model import ExitRule, LatentState
 
@@ -282,3 +291,36 @@ def test_horizons_that_no_episode_can_hold_are_an_error(finished, tmp_path, scri
     )
     assert done.returncode == 2
     assert "too long" in done.stderr
+
+
+def test_recorded_episodes_become_rows():
+    """toy:counter says which row it is; the first episode after a seeded reset terminates."""
+    spaces = spaces_of(counters(1))
+    found = record(None, spaces, counters, 12)
+    rows = collected(found.episodes, found.terminal)
+    assert rows["obs/state"][:, 0].tolist() == [t for n in found.episodes.length.tolist() for t in range(n)]
+    assert np.array_equal(rows["reward"], rows["obs/state"][:, 0])
+    assert np.array_equal(rows["is_first"], rows["obs/state"][:, 0] == 0)
+    assert np.array_equal(rows["is_first"][1:], rows["is_last"][:-1])
+    assert np.array_equal(rows["is_last"], rows["is_terminal"])
+    assert torch.equal(pad_episodes(rows).length, found.episodes.length)
+
+
+def test_a_data_set_is_collected_by_a_command(finished, script):
+    done = script("evaluate.py", "collect", "toy:cue5", "random", "--episodes", 23)
+    assert done.returncode == 0, done.stderr
+    assert "23 episodes" in done.stdout
+    plain = load_dataset("random")
+    assert plain.held_out["is_first"].sum() == 2
+    mixed = script("evaluate.py", "collect", "toy:cue5", "mixed", "--episodes", 20, "--run", finished[0])
+    assert mixed.returncode == 0, mixed.stderr
+    for words, message in (
+        (["toy:cue5", "random"], "exists"),
+        (["toy:cue5", "few", "--episodes", 5], "a data set needs at least 10"),
+        (["toy:serial", "other", "--run", finished[0]], "other observations or actions"),
+        (["toy:cue5", "none", "--episodes", 0], "must be at least 1"),
+        (["toy:nowhere", "none"], "there is no toy world"),
+    ):
+        refused = script("evaluate.py", "collect", *words)
+        assert refused.returncode == 2, words
+        assert message in " ".join(refused.stderr.replace("│", " ").split())

@@ -27,7 +27,8 @@ from world_model import LatentState
 def test_recorded_rows_are_arrivals(policy):
     """toy:counter: row t says t, its reward is t, even episodes terminate and odd ones are truncated."""
     agent = untrained()
-    found = record(agent, counters, 6, policy)
+    player = agent if policy == "agent" else None
+    found = record(player, agent.spaces, counters, 6)
     episodes = found.episodes
     assert found.policy == policy
     assert (episodes.length >= 4).all()  # 3 to 12 steps and the first row
@@ -40,7 +41,7 @@ def test_recorded_rows_are_arrivals(policy):
             assert not leaf[i, length:].any()
     assert found.terminal.all()  # the first episode after a seeded reset has the number 0
     assert found.contacts is None
-    again = record(agent, counters, 6, policy)
+    again = record(player, agent.spaces, counters, 6)
     assert torch.equal(again.episodes.prev_action, episodes.prev_action)
 
 
@@ -59,7 +60,7 @@ def test_recordings_are_seeded_apart_and_leave_generators_alone():
         envs.reset = spy
         return envs
 
-    record(agent, make, 2, "random", seed=5)
+    record(None, agent.spaces, make, 2, seed=5)
     assert seeds == [[RECORDING_SEEDS + 5, RECORDING_SEEDS + 6]]
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -72,7 +73,7 @@ def test_contacts_are_recorded_where_the_simulator_tells():
     envs.close()
     # A whole episode takes long; the first rows tell.
     limited = lambda count: Short(make(count))  # noqa: E731
-    found = record(agent, limited, 1, "random")
+    found = record(None, agent.spaces, limited, 1)
     assert found.contacts.shape == found.episodes.reward.shape
     assert found.contacts[0, 0] == info["contacts"][0]
 
@@ -125,7 +126,7 @@ def test_where_the_model_stops_being_better():
 @pytest.fixture(scope="module")
 def measured():
     agent = untrained()
-    recordings = [record(agent, counters, 8, policy) for policy in ("agent", "random")]
+    recordings = [record(player, agent.spaces, counters, 8) for player in (agent, None)]
     state = torch.get_rng_state()
     parts = agent.averaged.world, agent.averaged.behavior
     found = rollout_errors(*parts, recordings, 50, (1, 3), windows=32)
