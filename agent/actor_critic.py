@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agent.scales import AdvantageScale, Budget, EntropyWeight, trust_of
 from world_model import Rollout, TwoHot
 from world_model.latent import probabilities, sample_onehot
 from world_model.nets import MLP
@@ -47,6 +48,9 @@ class BehaviorConfig:
     entropy: float | None = None
     """Weight of the entropy bonus, against advantages of mean size 1, divided by the root of the action's size. By
     default 0.1 where the actor learns through the world model (with 0.025 it settles too early), else 0.025."""
+    spread: float | None = None
+    """Mean standard deviation of continuous actions that the entropy weight is steered to hold, within a tenth and ten
+    times its value; by default the weight is fixed."""
     units: int = 128
     """Width of actor and critic."""
     layers: int = 2
@@ -70,6 +74,7 @@ class BehaviorConfig:
         whole = dict.fromkeys(("horizon", "units", "layers"), AT_LEAST_ONE)
         shares = dict.fromkeys(("min_std", "slow_rate", "advantage_rate"), SOME_SHARE)
         loose = dict.fromkeys(("entropy", "slow_scale", "replay_value_scale"), NOT_NEGATIVE)
+        require(self, "--behavior.", spread=SOME_SHARE)
         require(self, "--behavior.", **whole, **shares, **loose, advantage_floor=ABOVE_ZERO, unimix=(0.0, 0.99))
         if self.starts is not None and self.starts < 0:
             raise ValueError(f"--behavior.starts must be 0 (all) or more, got {self.starts}")
@@ -111,11 +116,6 @@ def rollout_weights(alive: Tensor, continues: Tensor, gamma: float) -> Tensor:
     """
     steps = torch.cat([alive[:, None], gamma * continues[:, :-1]], 1)
     return torch.cumprod(steps, 1)
-
-
-def trust_of(spent: Tensor, budget: Tensor) -> Tensor:
-    """(B, H) what each step of a dream cost -> (B, H): 1 while the sum is within the budget, 0 from twice it on."""
-    return (2.0 - spent.cumsum(1) / budget).clamp(0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -189,49 +189,6 @@ class Critic(nn.Module):
         return self.twohot.loss(logits, target, slow, self.cfg.slow_scale)
 
 
-class Budget(nn.Module):
-    """Half of the horizon times the running mean of what a step of a dream costs."""
-
-    pace: Tensor
-
-    def __init__(self, rate: float, horizon: int):
-        super().__init__()
-        self.rate, self.horizon = rate, horizon
-        self.register_buffer("pace", torch.zeros(()))
-
-    @torch.no_grad()
-    def update(self, cost: Tensor) -> Tensor:
-        """(B, H) costs -> the budget of a dream, 0-d."""
-        seen = cost.mean()
-        self.pace.copy_(torch.where(self.pace == 0, seen, torch.lerp(self.pace, seen, self.rate)))
-        return (0.5 * self.horizon * self.pace).clamp(min=1e-6)
-
-
-class AdvantageScale(nn.Module):
-    """Running mean size of the advantages, at least `floor`.
-
-    DreamerV3 divides by the 5-95 % range of returns. That range also holds how much better one start state is
-    than another: when some dreams start upright and some fallen it grows, the advantages shrink against the
-    entropy bonus, and the policy dissolves into noise (seen on walker_walk). The size of the advantages does not.
-    The floor keeps what DreamerV3's max(1, range) does: small advantages are not blown up against the bonus, or
-    a policy settles before it has found much (seen there too).
-    """
-
-    size: Tensor
-
-    def __init__(self, rate: float, floor: float):
-        super().__init__()
-        self.rate, self.floor = rate, floor
-        self.register_buffer("size", torch.zeros(()))
-
-    @torch.no_grad()
-    def update(self, advantage: Tensor) -> Tensor:
-        """(...) advantages -> the scale, 0-d."""
-        seen = advantage.abs().mean()
-        self.size.lerp_(torch.where(seen.isfinite(), seen, self.size), self.rate)  # a bad dream raises later
-        return self.size.clamp(min=self.floor)
-
-
 class ActorCritic(nn.Module):
     """features F, action spec, and the bins of the value head."""
 
@@ -248,7 +205,7 @@ class ActorCritic(nn.Module):
         """Whether the actor learns through the world model, and dreams need their gradient."""
         self.starts = cfg.starts if cfg.starts is not None else 64 if self.through else 128
         entropy = cfg.entropy if cfg.entropy is not None else 0.1 if self.through else 0.025
-        self.entropy_weight = entropy_weight(entropy, spec)
+        self.entropy = EntropyWeight(entropy_weight(entropy, spec), None if spec.discrete else cfg.spread)
 
     def policy(self, feat: Tensor) -> Tensor:
         """Features (B, F) -> sampled actions (B, A) for imagination."""
@@ -275,12 +232,14 @@ class ActorCritic(nn.Module):
         advantage = advantage / scale
         logp, entropy, spread = self.actor.evaluate(feat[:-1], rollout.actions.detach().transpose(0, 1))  # (H, B)
         gain = returns / scale if through else logp.t() * advantage
-        bonus = self.entropy_weight * entropy.t()
+        bonus = self.entropy.update(spread) * entropy.t()
         policy_loss = -(weight * (gain + bonus)).mean()
         returns, values = returns.detach(), values.detach()
         value_loss = (weight.t() * self.critic.loss(logits[:-1], feat[:-1], returns.t())).mean()
-        lengths = {} if self.last_lengths is None else {"behavior/dream_length": self.last_lengths.mean()}
-        return policy_loss, value_loss, returns, lengths | {
+        more = {} if self.last_lengths is None else {"behavior/dream_length": self.last_lengths.mean()}
+        if self.entropy.target is not None:
+            more["behavior/entropy_weight"] = self.entropy.weight.clone()
+        return policy_loss, value_loss, returns, more | {
             "behavior/policy_loss": policy_loss.detach(),
             "behavior/value_loss": value_loss.detach(),
             "behavior/entropy": entropy.detach().mean(),

@@ -13,6 +13,7 @@ from agent.actor_critic import (
     rollout_weights,
     to_env,
 )
+from agent.scales import EntropyWeight
 from world_model import LatentState, LoopStats, Rollout
 
 GAMMA, LAM = 0.9, 0.8
@@ -239,9 +240,23 @@ def test_by_default_continuous_actions_learn_through_the_world_model(spec, throu
 def test_dreams_and_entropy_follow_the_gradient_unless_they_are_given():
     for gradient, starts, entropy in (("dynamics", 64, 0.1), ("reinforce", 128, 0.025)):
         ac = make(ActionSpec(4, False), actor_gradient=gradient, entropy=None)
-        assert (ac.starts, ac.entropy_weight) == (starts, pytest.approx(entropy / 2))
+        assert (ac.starts, float(ac.entropy.weight)) == (starts, pytest.approx(entropy / 2))
         given = make(ActionSpec(4, False), actor_gradient=gradient, starts=0, entropy=0.0)
-        assert (given.starts, given.entropy_weight) == (0, 0.0)
+        assert (given.starts, float(given.entropy.weight)) == (0, 0.0)
+
+
+def test_the_entropy_weight_is_steered_towards_a_spread():
+    fixed = EntropyWeight(0.1, None)
+    assert fixed.update(torch.tensor(0.9)) == pytest.approx(0.1)
+    steered = EntropyWeight(0.1, 0.2, rate=0.5)
+    assert steered.update(torch.tensor(0.2)) == pytest.approx(0.1)
+    assert steered.update(torch.tensor(0.1)) == pytest.approx(0.1 * 2**0.5)  # too narrow: more entropy
+    assert steered.update(torch.tensor(0.4)) == pytest.approx(0.1)
+    for _ in range(50):
+        steered.update(torch.tensor(0.9))
+    assert steered.weight == pytest.approx(0.01)
+    assert make(DISCRETE, spread=0.2).entropy.target is None
+    assert make(CONTINUOUS, spread=0.2).entropy.target == 0.2
 
 
 @pytest.mark.parametrize("gradient", ["reinforce", "dynamics"])

@@ -6,8 +6,9 @@ import pytest
 import torch
 from small import make_batch, make_world
 
-from agent.actor_critic import ActionSpec, ActorCritic, BehaviorConfig, Budget, lambda_return, trust_of
+from agent.actor_critic import ActionSpec, ActorCritic, BehaviorConfig, lambda_return
 from agent.config import Config, parse_cli
+from agent.scales import Budget, trust_of
 from world_model import LatentState, WorldModel
 from world_model.core import LoopStats
 from world_model.surprise import Surprise
