@@ -9,7 +9,7 @@ from small import core_input, gradients, make_batch, make_core, make_world, rand
 from world_model.exits import Acceleration, Moment, PaperGate, PriorKL, RandomExit, Residual, make_rule
 from world_model.latent import kl_divergence
 
-RULES = ("gate", "residual", "acceleration", "kl", "paper", "random")
+RULES = ("gate", "lookahead", "residual", "acceleration", "kl", "paper", "random")
 
 
 def log_prior(deter):
@@ -19,13 +19,13 @@ def log_prior(deter):
 
 def exiting(name, **settings):
     """A core whose samples leave at different depths under the rule."""
-    thresholds = {"gate": 0.5, "residual": 0.12, "acceleration": 0.15, "kl": 0.02, "paper": 0.5, "random": None}
-    core = make_core(double=True, exit=name, exit_threshold=thresholds[name], **settings)
+    thresholds = {"gate": 0.5, "lookahead": 0.5, "residual": 0.12, "acceleration": 0.15, "kl": 0.02, "paper": 0.5}
+    core = make_core(double=True, exit=name, exit_threshold=thresholds.get(name), **settings)
     gen = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in core.rule.parameters():
             parameter.normal_(generator=gen)
-        if name == "gate":  # half of the samples leave after the first loop
+        if name in ("gate", "lookahead"):  # half of the samples leave after the first loop
             torch.manual_seed(3)
             states = core(*core_input(core, 32), 1, core.prepare())[1].states
             core.rule.threshold = float(core.rule.improvement(states[1], states[1] - states[0]).median())
@@ -172,3 +172,23 @@ def test_wrong_rules_are_refused():
         with pytest.raises(ValueError, match="histogram"):
             make_rule("random", 8, 4, histogram=weights)
     assert make_rule("random", 8, 4, histogram=(1, 2)).histogram.dtype == torch.float32
+
+
+def test_the_lookahead_goes_on_through_a_loop_that_only_prepares():
+    """Loops bring 0, 0.4 and 0 nats; each is worth going on for if it brings, or leads to, more than 0.05."""
+    states = torch.eye(8)[:4].view(4, 1, 1, 1, 8)  # after loops 1..4, told apart by where the one stands
+    change = torch.ones(4, 1, 1, 1, 8)
+    gain = torch.tensor([0.0, 0.4, 0.0]).view(3, 1, 1)
+    depths = {}
+    for name in ("gate", "lookahead"):
+        rule = make_rule(name, 8, 4)
+        adam = torch.optim.Adam(rule.parameters(), 0.02)
+        for _ in range(1500):
+            adam.zero_grad()
+            rule.loss(states, change, gain, torch.ones(4, 1))[0].backward()
+            adam.step()
+        found = rule.improvement(states.flatten(0, 2), change.flatten(0, 2))[:3].tolist()
+        wanted = [0.0, 0.4, 0.0] if name == "gate" else [0.35, 0.4, 0.0]
+        assert found == pytest.approx(wanted, abs=0.03)
+        depths[name] = next(loop for loop, value in enumerate(found, 1) if value <= 0.05 + 0.03)
+    assert depths == {"gate": 1, "lookahead": 3}

@@ -2,6 +2,7 @@
 
     fixed         never before the cap
     gate          a linear read-out of the loop state predicts what another loop brings (default)
+    lookahead     the same, and what the loops behind it bring beyond their own price: optimal stopping
     residual      |x_r - x_{r-1}| / |x_r| is small
     acceleration  |change_r - change_{r-1}| / |x_r| is small twice in a row (arXiv 2509.23314)
     kl            the prior has hardly changed: KL(prior_{r-1} || prior_r) is small
@@ -29,7 +30,7 @@ from world_model.nets import linear
 Memory = tuple[Tensor, ...]
 Metrics = dict[str, Tensor]
 
-THRESHOLDS = {"gate": 0.05, "residual": 0.1, "acceleration": 0.1, "kl": 0.01, "paper": 0.5}
+THRESHOLDS = {"gate": 0.05, "lookahead": 0.05, "residual": 0.1, "acceleration": 0.1, "kl": 0.01, "paper": 0.5}
 """What `exit_threshold` is where it is not given: nats, relative sizes, nats, and a probability."""
 
 
@@ -163,14 +164,35 @@ class Gate(ExitRule):
     def stops(self, now: Moment, memory: Memory) -> tuple[Tensor, Memory]:
         return self.improvement(now.x, now.change) <= self.threshold, memory
 
+    def target(self, gain: Tensor, after: Tensor) -> Tensor:
+        """What to predict after loops 1..R-1 (R-1, B, T): here what the next loop brought, whatever follows it.
+
+        after (R-1, B, T): what is predicted after loops 2..R.
+        """
+        return gain
+
     def loss(self, x: Tensor, change: Tensor, gain: Tensor, ran: Tensor) -> tuple[Tensor, Metrics]:
+        predicted = self.improvement(x.flatten(0, 2), change.flatten(0, 2)).view(x.shape[:3])
         gain = gain.clamp(-2.0, 2.0)
-        predicted = self.improvement(x[:-1].flatten(0, 2), change[:-1].flatten(0, 2)).view_as(gain)
-        error = (predicted - gain).square().mean(-1)  # (R-1, B)
+        error = (predicted[:-1] - self.target(gain, predicted[1:].detach())).square().mean(-1)  # (R-1, B)
         ran = ran[1:]  # a sequence teaches nothing about loops that it did not run
         loss = (error * ran).sum() / ran.sum().clamp(min=1)
         second = (gain[0].mean(-1) * ran[0]).sum() / ran[0].sum().clamp(min=1)
         return loss, {"loop/exit_loss": loss.detach(), "loop/gain_second": second}
+
+
+class Lookahead(Gate):
+    """Go on while the loops ahead are predicted to bring more than `threshold` nats each, even if the next one alone
+    does not: a loop may only prepare what a later one brings.
+
+    The value of going on, learned backwards like any value of optimal stopping: what the next loop brought, and the
+    value of going on from there beyond the price of the loop after it, if that is positive.
+    """
+
+    def target(self, gain: Tensor, after: Tensor) -> Tensor:
+        ahead = (after - self.threshold).clamp(min=0.0)
+        ahead[-1] = 0.0  # nothing was seen behind the last loop: a prediction about it would feed on itself
+        return gain + ahead
 
 
 class PaperGate(ExitRule):
@@ -212,8 +234,9 @@ def make_rule(
     plain = {"residual": Residual, "acceleration": Acceleration, "kl": PriorKL}
     if name in plain:
         return plain[name](threshold)
-    if name in ("gate", "paper"):
-        return Gate(flat, threshold) if name == "gate" else PaperGate(flat, threshold)
+    trained = {"gate": Gate, "lookahead": Lookahead, "paper": PaperGate}
+    if name in trained:
+        return trained[name](flat, threshold)
     if name != "fixed":
         raise ValueError(f"there is no exit rule {name!r}; there are fixed, random, {', '.join(THRESHOLDS)}")
     return ExitRule()

@@ -60,12 +60,12 @@ class LoopConfig:
     """Where the block normalises; the state is normalised after each loop in any case."""
     initial: Literal["carry", "zero", "noise"] = "carry"
     """Loop state x_0: the state of the last step, nothing, or unit noise."""
-    exit: Literal["gate", "fixed", "residual", "acceleration", "kl", "paper", "random"] = "gate"
+    exit: Literal["gate", "lookahead", "fixed", "residual", "acceleration", "kl", "paper", "random"] = "gate"
     """In imagination, acting and evaluation: when a state stops looping; fixed runs `mean_loops` loops."""
     max_loops: int | None = None
     """Cap of the loops with exits, or the fixed number; may exceed the training depth."""
     exit_threshold: float | None = None
-    """Of the exit rule. By default 0.05 nats for the gate: go on while another loop is predicted to bring more."""
+    """Of the exit rule. By default 0.05 nats for the gate and lookahead: go on while more is predicted."""
     exit_histogram: tuple[float, ...] = ()
     """Weights of 1, 2, .. loops for the random exit; by default equal up to the cap."""
     longest_memory: float = 20.0
