@@ -164,17 +164,17 @@ class Gate(ExitRule):
     def stops(self, now: Moment, memory: Memory) -> tuple[Tensor, Memory]:
         return self.improvement(now.x, now.change) <= self.threshold, memory
 
-    def target(self, gain: Tensor, after: Tensor) -> Tensor:
-        """What to predict after loops 1..R-1 (R-1, B, T): here what the next loop brought, whatever follows it.
+    def target(self, gain: Tensor, predicted: Tensor) -> Tensor:
+        """What to predict after loops 1..R-1, and what is predicted there, (R-1, B, T) each.
 
-        after (R-1, B, T): what is predicted after loops 2..R.
+        Here what the next loop brought, whatever follows it.
         """
         return gain
 
     def loss(self, x: Tensor, change: Tensor, gain: Tensor, ran: Tensor) -> tuple[Tensor, Metrics]:
-        predicted = self.improvement(x.flatten(0, 2), change.flatten(0, 2)).view(x.shape[:3])
         gain = gain.clamp(-2.0, 2.0)
-        error = (predicted[:-1] - self.target(gain, predicted[1:].detach())).square().mean(-1)  # (R-1, B)
+        predicted = self.improvement(x[:-1].flatten(0, 2), change[:-1].flatten(0, 2)).view_as(gain)
+        error = (predicted - self.target(gain, predicted.detach())).square().mean(-1)  # (R-1, B)
         ran = ran[1:]  # a sequence teaches nothing about loops that it did not run
         loss = (error * ran).sum() / ran.sum().clamp(min=1)
         second = (gain[0].mean(-1) * ran[0]).sum() / ran[0].sum().clamp(min=1)
@@ -189,9 +189,9 @@ class Lookahead(Gate):
     value of going on from there beyond the price of the loop after it, if that is positive.
     """
 
-    def target(self, gain: Tensor, after: Tensor) -> Tensor:
-        ahead = (after - self.threshold).clamp(min=0.0)
-        ahead[-1] = 0.0  # nothing was seen behind the last loop: a prediction about it would feed on itself
+    def target(self, gain: Tensor, predicted: Tensor) -> Tensor:
+        ahead = torch.zeros_like(gain)  # nothing was seen behind the last loop: a guess about it would feed on itself
+        ahead[:-1] = (predicted[1:] - self.threshold).clamp(min=0.0)
         return gain + ahead
 
 
