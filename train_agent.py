@@ -265,6 +265,9 @@ def main(argv: list[str]) -> int:
     except (TaskError, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except NonFiniteError as error:  # of a baseline's evaluation
+        print(f"error: {error} is not finite", file=sys.stderr)
+        return 1
     except OSError as error:  # a full disk, a folder that cannot be written
         print(f"error: {error}", file=sys.stderr)
         return 2

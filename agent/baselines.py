@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -29,7 +29,6 @@ from agent.logger import Logger
 from agent.schedule import Every, ctrl_c
 from agent.trainer import TrainConfig
 
-Name = Literal["sac", "ppo", "dqn"]
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"sac": SAC, "ppo": PPO, "dqn": DQN}
 
 
