@@ -41,7 +41,7 @@ from agent.rollout_pictures import draw_all, save_all
 from agent.runs import find_runs, load_run
 from agent.settings import from_dict
 from agent.statistics import format_summary
-from envs import TaskError, TaskId, make_env, make_vector_env, prepare_rendering
+from envs import TaskError, TaskId, make_env, make_vector_env, position_entries, prepare_rendering
 
 Write = Callable[[dict[str, Any]], None]
 """Writes the numbers where --json says."""
@@ -171,8 +171,9 @@ def compare(args: Compare, write: Write) -> None:
 
 def dataset(args: Dataset, write: Write) -> None:
     """Export the replay of one run."""
-    path = find_checkpoint(args.run)
-    facts = export_dataset(read_checkpoint(path), args.folder, str(args.run))
+    saved = read_checkpoint(find_checkpoint(args.run))
+    kept = (position_entries(saved["task"]), "@nov") if args.nov else ()
+    facts = export_dataset(saved, args.folder, str(args.run), *kept)
     print(
         f"{facts['task']}: {facts['episodes']} whole episodes, {facts['rows']:,} rows, mean return "
         f"{facts['mean_return']:.4g}, best {facts['best_return']:.4g}, in {args.folder}"

@@ -110,6 +110,8 @@ class Dataset:
     """Run folder, or its latest.pt."""
     folder: tyro.conf.Positional[str]
     """The new folder of the data set."""
+    nov: bool = False
+    """Leave the velocities out, as dmc:TASK@nov does."""
 
 
 @dataclass(frozen=True)

@@ -57,16 +57,22 @@ class Episodes(NamedTuple):
         return Episodes(obs, self.prev_action.to(device), self.reward.to(device), self.length.to(device))
 
 
-def export_dataset(saved: Mapping[str, Any], folder: Path | str, source: str) -> dict[str, Any]:
+def export_dataset(
+    saved: Mapping[str, Any], folder: Path | str, source: str, keep: np.ndarray | None = None, variant: str = ""
+) -> dict[str, Any]:
     """Write the experience in a run's checkpoint to the new folder; returns what dataset.json holds.
 
     Episodes without an end, of which the replay lost the beginning or which were under way, are left out.
+    keep (O,): which numbers of the state observation stay, in a data set of the task's `variant`.
     Raises UsageError when the checkpoint holds no replay, and as `write_dataset`.
     """
     if "replay" not in saved:
         raise UsageError(f"{source} holds no experience: give the run's folder or its latest.pt")
-    rows = whole_episodes(saved["replay"])
-    return write_dataset(rows, folder, {"task": saved["task"], "spaces": saved["spaces"], "source": source})
+    rows, spaces = whole_episodes(saved["replay"]), saved["spaces"]
+    if keep is not None:
+        rows["obs/state"] = rows["obs/state"][:, keep]
+        spaces = {**spaces, "obs": {"state": int(keep.sum())}}
+    return write_dataset(rows, folder, {"task": saved["task"] + variant, "spaces": spaces, "source": source})
 
 
 def collected(episodes: Episodes, terminal: torch.Tensor) -> Rows:

@@ -6,7 +6,7 @@ Every environment made here observes `{"state": float32 vector}` and acts in `Bo
 
 from envs.errors import TaskError
 from envs.rendering import prepare_rendering, rendering_backend
-from envs.tasks import EPISODE_LIMIT, TaskId, endless, make_env, make_vector_env
+from envs.tasks import EPISODE_LIMIT, TaskId, endless, make_env, make_vector_env, position_entries
 
 __all__ = [
     "EPISODE_LIMIT",
@@ -15,6 +15,7 @@ __all__ = [
     "endless",
     "make_env",
     "make_vector_env",
+    "position_entries",
     "prepare_rendering",
     "rendering_backend",
 ]

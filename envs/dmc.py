@@ -105,6 +105,9 @@ class DMControl(gym.Env[dict[str, Any], np.ndarray]):
         camera_id: which of the model's cameras draws.
         velocities: whether the observation has the entries that are velocities.
 
+    Attributes:
+        is_position: (S,) booleans, which numbers of the observation are no velocities.
+
     Raises:
         TaskError: dm_control cannot be imported, or drawing is asked for and no backend works.
     """
@@ -136,9 +139,10 @@ class DMControl(gym.Env[dict[str, Any], np.ndarray]):
         self._random = np.random.RandomState(_fold(seed))  # reseeded in place, which reseeds the task
         self._env = load_task(domain, task, self._random, draw=render_mode is not None)
 
-        entries = self._env.observation_spec()
-        self._entries = [name for name in entries if velocities or VELOCITY not in name]
-        numbers = sum(int(np.prod(entries[name].shape)) for name in self._entries)
+        sizes = {name: int(np.prod(entry.shape)) for name, entry in self._env.observation_spec().items()}
+        self._entries = [name for name in sizes if velocities or VELOCITY not in name]
+        self.is_position = np.concatenate([np.full(sizes[name], VELOCITY not in name) for name in self._entries])
+        numbers = len(self.is_position)
         self.observation_space = spaces.Dict(
             {"state": spaces.Box(-np.inf, np.inf, shape=(numbers,), dtype=np.float32)}
         )

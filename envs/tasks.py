@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from envs import dmc, toy
@@ -100,6 +101,19 @@ def make_env(task: TaskId | str, seed: int | None = None, render: bool = False) 
         return env
     env.action_space.seed(seed)
     return SeedFirstReset(env, seed)
+
+
+def position_entries(task: TaskId | str) -> np.ndarray:
+    """(S,) booleans: the numbers of a dmc task's observation that its "@nov" variant has too.
+
+    Raises:
+        TaskError: the task has no such variant.
+    """
+    task = TaskId.parse(str(task))
+    TaskId.parse(f"{task}@nov")
+    env = dmc.DMControl(*dmc.TASKS[task.name])
+    env.close()
+    return env.is_position
 
 
 def make_vector_env(task: TaskId | str, num_envs: int, seed: int) -> SyncVectorEnv[Any, Any]:

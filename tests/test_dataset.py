@@ -90,6 +90,18 @@ def test_a_data_set_comes_back_with_every_tenth_episode_held_out(tmp_path):
     assert not episodes.reward[2, 30:].any()
 
 
+def test_a_data_set_of_a_variant_leaves_numbers_out(tmp_path):
+    saved = checkpoint(counting_replay(20 * LENGTH))
+    rows = saved["replay"]["rows"]
+    rows["obs/state"] = torch.cat([rows["obs/state"], -rows["obs/state"]], -1)
+    saved["spaces"]["obs"]["state"] = 2
+    export_dataset(saved, tmp_path / "data", "run", np.array([False, True]), "@nov")
+    found = load_dataset(tmp_path / "data")
+    assert (found.task, found.spaces.obs) == ("toy:counter@nov", {"state": 1})
+    assert found.train["obs/state"].shape[1:] == (1,)
+    assert found.train["obs/state"].max() == 0 > found.train["obs/state"].min()
+
+
 def test_data_sets_are_not_overwritten_and_need_episodes(tmp_path):
     saved = checkpoint(counting_replay(20 * LENGTH))
     export_dataset(saved, tmp_path / "data", "run")

@@ -11,7 +11,7 @@ import pytest
 from dm_env import specs
 from gymnasium.utils.env_checker import check_env
 
-from envs import TaskError, TaskId, dmc, make_env
+from envs import TaskError, TaskId, dmc, make_env, position_entries
 
 
 @pytest.mark.parametrize("name", ["cartpole_swingup", "ball_in_cup_catch", "humanoid_stand", "lqr_lqr_2_1"])
@@ -126,6 +126,7 @@ def test_nov_leaves_the_velocities_out_and_nothing_else(name: str) -> None:
     assert 0 < len(part) < len(full)
     np.testing.assert_array_equal(part, np.concatenate(kept))
     assert without.observation_space["state"].shape == part.shape
+    np.testing.assert_array_equal(part, full[position_entries(f"dmc:{name}")])
     whole.close()
     without.close()
 
@@ -136,3 +137,6 @@ def test_every_task_without_velocities_says_what_it_is() -> None:
     for wrong, hint in (("dmc:walker_walk@novel", "@nov"), ("dmc:dog_run@nov", "mixes"), ("dmc:walk@nov", "did")):
         with pytest.raises(TaskError, match=hint):
             TaskId.parse(wrong)
+    for wrong in ("dmc:dog_run", "dmc:walker_walk@nov", "toy:cue"):
+        with pytest.raises(TaskError, match="nov"):
+            position_entries(wrong)
