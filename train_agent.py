@@ -234,7 +234,7 @@ def train_model(config: Config, task: TaskId, device: torch.device) -> int:
     keep_memory()
     seed_everything(config.seed)
     agent = make_agent(config, dataset.spaces, device)
-    run_dir = new_run_dir(config.run_dir, task.slug, f"model-{config.model.core}-s{config.seed}")
+    run_dir = new_run_dir(config.run_dir, task.slug, f"model-{config.model.core.rpartition(':')[2]}-s{config.seed}")
     save_yaml(config, run_dir / "config.yaml")
     logger = Logger(run_dir, config.offline.updates)
     store = make_store(run_dir, str(task), to_dict(config), dataset.spaces)

@@ -321,7 +321,10 @@ class Dreamer:
 
         config, spaces = from_dict(Config, saved["config"]), saved["spaces"]
         parts = config.model, config.behavior, config.optimizer
-        agent = cls(*parts, Spaces(spaces["obs"], ActionSpec(**spaces["action"])), resolve_device(device))
+        try:
+            agent = cls(*parts, Spaces(spaces["obs"], ActionSpec(**spaces["action"])), resolve_device(device))
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         try:
             agent.load_state_dict(saved["agent"])
         except (KeyError, ValueError, RuntimeError) as error:

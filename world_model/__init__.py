@@ -1,10 +1,10 @@
 """The looped world model. Torch only; knows sizes, not spaces."""
 
 from world_model.controls import Cost, cost
-from world_model.core import Core, CoreSizes, LoopStats
+from world_model.core import Core, CoreSizes, LoopStats, Trace
 from world_model.diagnostics import stability
 from world_model.distributions import TwoHot, symexp, symlog
-from world_model.exits import ExitRule, make_rule
+from world_model.exits import ExitRule, Moment, make_rule
 from world_model.gru import GRUConfig
 from world_model.latent import LatentState
 from world_model.looped import LoopConfig, LoopedCore
@@ -24,9 +24,11 @@ __all__ = [
     "LoopStats",
     "LoopedCore",
     "ModelConfig",
+    "Moment",
     "Posterior",
     "Rollout",
     "StackConfig",
+    "Trace",
     "TwoHot",
     "WorldModel",
     "cost",

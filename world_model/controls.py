@@ -11,6 +11,7 @@ import torch
 from world_model.core import Core, CoreSizes
 from world_model.gru import GRUConfig, GRUCore
 from world_model.looped import LoopConfig, LoopedCore
+from world_model.outside import check_name, outside
 from world_model.stacked import StackConfig, StackedCore
 
 
@@ -21,17 +22,28 @@ class Cost(NamedTuple):
     flops: float
 
 
+def check_core(name: str) -> None:
+    """Raise ValueError with a suggestion unless `name` is a core's, or module:Class."""
+    check_name("core", name, ("looped", "stacked", "gru"))
+
+
 def make_core(
     core: str, loop: LoopConfig, stack: StackConfig, gru: GRUConfig, sizes: CoreSizes, match: str = "none"
 ) -> Core:
-    """The core called `core`: looped, stacked or gru.
+    """The core called `core`: looped, stacked, gru, or module:Class, which is built as Class(loop, sizes).
 
     match "params" or "flops" sizes a control to what the looped core of the same settings has or takes; the
     settings of the control that decide its size (the stack's hidden width, the GRU's units) are then replaced.
-    Raises ValueError when even the smallest control is larger.
+    Raises ValueError when even the smallest control is larger, and when there is no such core.
     """
+    check_core(core)
     if core == "looped":
         return LoopedCore(loop, sizes)
+    if ":" in core:
+        if match != "none":
+            raise ValueError(f"the size of {core} is its own: --model.match works with stacked and gru")
+        own: Core = outside(core, Core)(loop, sizes)
+        return own
 
     def build(size: int | None = None) -> Core:
         if core == "stacked":

@@ -26,12 +26,15 @@ from torch import Tensor, nn
 
 from world_model.latent import kl_divergence
 from world_model.nets import linear
+from world_model.outside import check_name, outside
 
 Memory = tuple[Tensor, ...]
 Metrics = dict[str, Tensor]
 
 THRESHOLDS = {"gate": 0.05, "lookahead": 0.05, "residual": 0.1, "acceleration": 0.1, "kl": 0.01, "paper": 0.5}
 """What `exit_threshold` is where it is not given: nats, relative sizes, nats, and a probability."""
+
+RULES = ("fixed", "random", *THRESHOLDS)
 
 
 class Moment(NamedTuple):
@@ -226,7 +229,14 @@ class PaperGate(ExitRule):
 def make_rule(
     name: str, flat: int, cap: int, threshold: float | None = None, histogram: tuple[float, ...] = ()
 ) -> ExitRule:
-    """The rule called `name`; flat = N*D, cap the most loops. Raises ValueError when there is no such rule."""
+    """The rule called `name`; flat = N*D, cap the most loops. Raises ValueError when there is no such rule.
+
+    module:Class is built as Class(flat, cap, threshold), the threshold None where none is given.
+    """
+    check_name("exit rule", name, RULES)
+    if ":" in name:
+        own: ExitRule = outside(name, ExitRule)(flat, cap, threshold)
+        return own
     if threshold is None:
         threshold = THRESHOLDS.get(name, 0.0)
     if name == "random":
@@ -235,8 +245,4 @@ def make_rule(
     if name in plain:
         return plain[name](threshold)
     trained = {"gate": Gate, "lookahead": Lookahead, "paper": PaperGate}
-    if name in trained:
-        return trained[name](flat, threshold)
-    if name != "fixed":
-        raise ValueError(f"there is no exit rule {name!r}; there are fixed, random, {', '.join(THRESHOLDS)}")
-    return ExitRule()
+    return trained[name](flat, threshold) if name in trained else ExitRule()

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from world_model.block import Block
 from world_model.core import CoreSizes, GatedCore, LogPrior, LoopStats, Trace
-from world_model.exits import Moment, make_rule
+from world_model.exits import RULES, Moment, make_rule
 from world_model.nets import Norm
+from world_model.outside import check_name
 from world_model.ranges import AT_LEAST_ONE, require
 from world_model.retention import Dynamics, Retention
 
@@ -60,8 +61,9 @@ class LoopConfig:
     """Where the block normalises; the state is normalised after each loop in any case."""
     initial: Literal["carry", "zero", "noise"] = "carry"
     """Loop state x_0: the state of the last step, nothing, or unit noise."""
-    exit: Literal["gate", "lookahead", "fixed", "residual", "acceleration", "kl", "paper", "random"] = "gate"
-    """In imagination, acting and evaluation: when a state stops looping; fixed runs `mean_loops` loops."""
+    exit: str = "gate"
+    """When a state stops looping in imagination, acting and evaluation: gate, lookahead, residual, acceleration, kl,
+    paper, random, module:Class of your own, or fixed, which always runs `mean_loops` loops."""
     max_loops: int | None = None
     """Cap of the loops with exits, or the fixed number; may exceed the training depth."""
     exit_threshold: float | None = None
@@ -74,6 +76,7 @@ class LoopConfig:
     """Memory over steps: outer gate, plain output, or nothing at all (a control that cannot remember)."""
 
     def __post_init__(self) -> None:
+        check_name("exit rule", self.exit, RULES)
         whole = ("tokens", "width", "heads", "units", "max_loops", "backprop_loops")
         require(self, "", **dict.fromkeys(whole, AT_LEAST_ONE), mean_loops=(1.0, 1000.0))
         if self.width % self.heads:

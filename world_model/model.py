@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from world_model.controls import make_core
+from world_model.controls import check_core, make_core
 from world_model.core import Core, CoreSizes, LoopStats, Traces
 from world_model.diagnostics import diagnostics
 from world_model.distributions import TwoHot, symexp, symlog
@@ -40,8 +40,8 @@ class ModelConfig:
 
     loop: LoopConfig = field(default_factory=LoopConfig)
     """The looped core."""
-    core: Literal["looped", "stacked", "gru"] = "looped"
-    """The dynamics: the looped core, or a control: separate weights per layer, DreamerV3's block GRU."""
+    core: str = "looped"
+    """The dynamics: looped; a control, stacked (separate weights per layer) or gru (DreamerV3's); or module:Class."""
     match: Literal["none", "params", "flops"] = "none"
     """Size a control to the parameters, or to the operations per step, of the looped core with these settings."""
     stack: StackConfig = field(default_factory=StackConfig)
@@ -76,6 +76,7 @@ class ModelConfig:
     """Largest reward or value that the bins can express."""
 
     def __post_init__(self) -> None:
+        check_core(self.core)
         require(self, "", **dict.fromkeys(("groups", "units", "decoder_layers"), AT_LEAST_ONE))
         require(self, classes=(2.0, math.inf), bins=(3.0, math.inf), unimix=(0.0, 0.99), bin_limit=ABOVE_ZERO)
         scales = ("free_nats", "rec_scale", "dyn_scale", "rep_scale", "entropy_scale")

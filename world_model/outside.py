@@ -1,0 +1,29 @@
+"""Cores and exit rules from outside of the project, named module:Class."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+
+def check_name(what: str, name: str, known: Sequence[str]) -> None:
+    """Raise ValueError with a suggestion unless the name is a known one or module:Class."""
+    if name in known or ":" in name:
+        return
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ValueError(f"there is no {what} {name!r}; {hint}there are {', '.join(known)}, and module:Class of your own")
+
+
+def outside(name: str, base: type[Any]) -> Any:
+    """The class that module:Class names. Raises ValueError when it is not there or not a subclass of `base`."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise ValueError(f"{name} cannot be loaded: {error}; is its folder on PYTHONPATH?") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f"{name} must be a subclass of world_model.{base.__name__}")
+    return found
