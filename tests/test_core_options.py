@@ -31,7 +31,7 @@ def test_zero_order_hold_is_the_exact_solution_of_the_linear_dynamics():
     with torch.no_grad():
         core.retention.matrix.normal_(generator=torch.Generator().manual_seed(0))
     deter, inputs = core_input(core, 4)
-    _, (states, _, _) = core(deter, inputs, 3, core.prepare())
+    _, (states, *_) = core(deter, inputs, 3, core.prepare())
     e, _ = core.prelude(deter, inputs)
     speed, delta = core.retention.log_rate.exp(), F.softplus(core.retention.delta)
     drive, h, small = e @ core.retention.matrix.t(), deter, 20_000
@@ -162,7 +162,7 @@ def test_exactly_the_last_loops_are_differentiated(loops, last, per_sequence):
 
     core.prelude = watched
     depth = torch.full((2,), loops) if per_sequence else loops
-    _, (states, _, _) = core(deter, inputs, depth, core.prepare())
+    _, (states, *_) = core(deter, inputs, depth, core.prepare())
     to_e, to_start = torch.autograd.grad(states[-1].sum(), [seen[0], deter], allow_unused=True)
     decay, injection = core.prepare()
     ran = min(loops, last)
@@ -191,7 +191,7 @@ def test_sequences_of_unequal_depth_are_cut_each_at_its_own():
     deter, inputs = core_input(core, 3)
     deter.requires_grad_()
     loops = torch.tensor([1, 2, 4])
-    _, (states, _, _) = core(deter, inputs, loops, core.prepare())
+    _, (states, *_) = core(deter, inputs, loops, core.prepare())
     with torch.no_grad():
         decay, _ = core.prepare()
     core.prelude_in.weight.requires_grad_(False)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from small import core_input, gradients, make_batch, make_core, make_world, random_state
 
-from world_model.exits import Acceleration, Moment, PaperGate, PriorKL, RandomExit, Residual, make_rule
+from world_model.exits import Acceleration, Lesson, Moment, PaperGate, PriorKL, RandomExit, Residual, make_rule
 from world_model.latent import kl_divergence
 
-RULES = ("gate", "lookahead", "residual", "acceleration", "kl", "paper", "random")
+RULES = ("gate", "lookahead", "forecast", "residual", "acceleration", "kl", "paper", "random")
 
 
 def log_prior(deter):
@@ -19,7 +19,7 @@ def log_prior(deter):
 
 def exiting(name, **settings):
     """A core whose samples leave at different depths under the rule."""
-    thresholds = {"gate": 0.5, "lookahead": 0.5, "residual": 0.12, "acceleration": 0.15, "kl": 0.02, "paper": 0.5}
+    thresholds = {"gate": 0.5, "lookahead": 0.5, "forecast": 0.05, "residual": 0.12, "acceleration": 0.15, "kl": 0.02, "paper": 0.5}
     core = make_core(double=True, exit=name, exit_threshold=thresholds.get(name), **settings)
     gen = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -120,14 +120,10 @@ def test_acceleration_wants_two_small_second_differences_in_a_row():
 def test_random_exits_follow_their_histogram():
     rule = RandomExit((0.5, 0.0, 0.3, 0.2))
     torch.manual_seed(0)
-    depth = rule.begin(torch.zeros(20_000, 1, 1))[0]
+    depth = rule.plan(torch.zeros(20_000, 1, 1), 4)
     counts = torch.bincount(depth, minlength=5)[1:] / 20_000
     assert torch.allclose(counts, torch.tensor([0.5, 0.0, 0.3, 0.2]), atol=0.015)
-    states = [torch.zeros(1000, 1, 1)] * 5
-    torch.manual_seed(1)
-    found = run_rule(rule, states)
-    torch.manual_seed(1)
-    assert found == rule.begin(states[0])[0].tolist()
+    assert rule.plan(torch.zeros(20_000, 1, 1), 2).max() == 2
 
 
 def test_the_papers_gate_settles_at_one_half_and_trains_nothing_else():
@@ -141,7 +137,7 @@ def test_the_papers_gate_settles_at_one_half_and_trains_nothing_else():
     ran = torch.ones(3, 4)
     adam = torch.optim.Adam(rule.parameters(), lr=0.05)
     for _ in range(300):
-        loss, metrics = rule.loss(x, x, torch.empty(0), ran)
+        loss, metrics = rule.loss(Lesson(x, x, None, torch.empty(0), ran))
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -185,10 +181,52 @@ def test_the_lookahead_goes_on_through_a_loop_that_only_prepares():
         adam = torch.optim.Adam(rule.parameters(), 0.02)
         for _ in range(1500):
             adam.zero_grad()
-            rule.loss(states, change, gain, torch.ones(4, 1))[0].backward()
+            rule.loss(Lesson(states, change, None, gain, torch.ones(4, 1)))[0].backward()
             adam.step()
         found = rule.improvement(states.flatten(0, 2), change.flatten(0, 2))[:3].tolist()
         wanted = [0.0, 0.4, 0.0] if name == "gate" else [0.35, 0.4, 0.0]
         assert found == pytest.approx(wanted, abs=0.03)
         depths[name] = next(loop for loop, value in enumerate(found, 1) if value <= 0.05 + 0.03)
     assert depths == {"gate": 1, "lookahead": 3}
+
+
+def test_the_forecast_plans_the_best_depth_before_the_first_loop():
+    """Two kinds of input: for one all loops bring little, for the other the third brings what the second prepares."""
+    e = torch.eye(2).view(1, 2, 1, 2)  # (B, T, N, D)
+    gain = torch.tensor([[0.02, 0.0, 0.04], [0.0, 0.4, 0.01]]).t().view(3, 1, 2)
+    x = torch.zeros(4, 1, 2, 1, 2)
+    rule = make_rule("forecast", 2, 4, threshold=0.05)
+    assert rule.plan(e[0], 4).tolist() == [1, 1]  # nothing is learned yet
+    adam = torch.optim.Adam(rule.parameters(), 0.02)
+    for _ in range(800):
+        adam.zero_grad()
+        rule.loss(Lesson(x, x, e, gain, torch.ones(4, 1)))[0].backward()
+        adam.step()
+    assert rule.plan(e[0], 4).tolist() == [1, 3]
+    assert rule.plan(e[0], 9).tolist() == [1, 3]
+    assert rule.plan(e[0], 2).tolist() == [1, 1]
+    with torch.no_grad():
+        rule.threshold = -1.0  # loops are worth something in themselves: as many as training knew
+    assert rule.plan(e[0], 9).tolist() == [4, 4]
+
+
+def test_the_forecast_learns_nothing_from_loops_that_did_not_run():
+    rule = make_rule("forecast", 2, 4)
+    e, x, gain = torch.randn(2, 3, 1, 2), torch.zeros(4, 2, 3, 1, 2), torch.ones(3, 2, 3)
+    ran = torch.tensor([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
+    rule.loss(Lesson(x, x, e, gain, ran))[0].backward()
+    assert (rule.read.bias.grad != 0).tolist() == [True, False, False]
+
+
+def test_a_planned_depth_is_the_depth_that_runs():
+    core = exiting("forecast")
+    deter, inputs = core_input(core, 32)
+    for compact in (True, False):
+        found, stats = settle(core, deter, inputs, compact)
+        wanted = core(deter, inputs, stats.depth, core.prepare())[0]
+        assert torch.allclose(found, wanted, atol=1e-12)
+        ran = torch.arange(8) < stats.depth[:, None]
+        assert (stats.residual[ran] > 0).all()
+        assert (stats.residual[~ran] == 0).all()
+    loss = settle(core, deter.requires_grad_(), inputs, True)[0].square().sum()
+    assert (torch.autograd.grad(loss, deter)[0] != 0).any()

@@ -60,7 +60,7 @@ def test_linear_loop_has_the_closed_form(loops):
     core.loop_norm = nn.Identity()
     dynamics = core.prepare()
     deter, inputs = core_input(core, 4)
-    _, (states, _, _) = core(deter, inputs, loops, dynamics)
+    _, (states, *_) = core(deter, inputs, loops, dynamics)
     e, _ = core.prelude(deter, inputs)
     power = dynamics.decay**loops
     expected = power * deter + (1 - power) / (1 - dynamics.decay) * (e @ dynamics.injection.t())
@@ -77,7 +77,7 @@ def test_leaky_loop_moves_towards_its_input_as_fast_as_it_forgets(loops):
     core.loop_norm = nn.Identity()
     dynamics = core.prepare()
     deter, inputs = core_input(core, 4)
-    _, (states, _, _) = core(deter, inputs, loops, dynamics)
+    _, (states, *_) = core(deter, inputs, loops, dynamics)
     e, _ = core.prelude(deter, inputs)  # the injection matrix starts as the identity
     assert torch.allclose(states[-1], torch.lerp(e, deter, dynamics.decay**loops), atol=1e-10)
 
@@ -109,7 +109,7 @@ def test_samples_freeze_at_their_own_depth():
     deter, inputs = core_input(core, 4)
     dynamics = core.prepare()
     loops = torch.tensor([3, 1, 5, 2])
-    result, (states, _, _) = core(deter, inputs, loops, dynamics)
+    result, (states, *_) = core(deter, inputs, loops, dynamics)
     assert len(states) == 6
     for row, depth in enumerate(loops.tolist()):
         alone = core(deter[row : row + 1], inputs[row : row + 1], depth, dynamics)[0]
@@ -251,7 +251,7 @@ def test_without_the_outer_gate_the_output_is_the_state(carry):
     core = make_core(carry=carry)
     deter, inputs = core_input(core, 4)
     dynamics = core.prepare()
-    before, (states, _, _) = core(deter, inputs, 3, dynamics)
+    before, (states, *_) = core(deter, inputs, 3, dynamics)
     with torch.no_grad():
         core.update_gate.bias.add_(3.0)
     assert torch.equal(core(deter, inputs, 3, dynamics)[0], before)

@@ -69,7 +69,7 @@ def test_the_exit_gate_learns_from_no_loop_that_was_not_run():
     world = make_world(depth="sequence", mean_loops=3.0)
     batch = make_batch(world, size=2)
     post = world.observe_sequence(batch, torch.tensor([1, 4]))
-    states, deter, gate = post.trace
+    states, deter, gate, _ = post.trace
     alone = post._replace(
         states=post.states.map(lambda leaf: leaf[1:]),
         post_logp=post.post_logp[1:],

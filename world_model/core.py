@@ -35,19 +35,22 @@ class LoopStats(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """How a step came about: states x_0 .. x_R, each (B, N, D); the previous deter and the outer gate, (B, N, D)."""
+    """How a step came about: states x_0 .. x_R, each (B, N, D); the previous deter, the outer gate and, where the core
+    has one, the input e that every loop is given again, (B, N, D)."""
 
     states: list[Tensor]
     deter: Tensor
     gate: Tensor
+    e: Tensor | None = None
 
 
 class Traces(NamedTuple):
-    """The same along a sequence, detached: states (R+1, B, T, N, D), deter and gate (B, T, N, D)."""
+    """The same along a sequence, detached: states (R+1, B, T, N, D), deter, gate and e (B, T, N, D)."""
 
     states: Tensor
     deter: Tensor
     gate: Tensor
+    e: Tensor | None = None
 
 
 class CoreSizes(NamedTuple):

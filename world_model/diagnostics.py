@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def diagnostics(post: Posterior) -> dict[str, Tensor]:
     """0-d tensors of one update."""
-    states, _, gate = post.trace
+    states, gate = post.trace.states, post.trace.gate
     last = states[-1]
     return {
         "world/kl": kl_divergence(post.post_logp, post.prior_logp).mean(),

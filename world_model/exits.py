@@ -31,10 +31,14 @@ from world_model.outside import check_name, outside
 Memory = tuple[Tensor, ...]
 Metrics = dict[str, Tensor]
 
-THRESHOLDS = {"gate": 0.05, "lookahead": 0.05, "residual": 0.1, "acceleration": 0.1, "kl": 0.01, "paper": 0.5}
-"""What `exit_threshold` is where it is not given: nats, relative sizes, nats, and a probability."""
+NATS = {"gate": 0.05, "lookahead": 0.05, "forecast": 0.05, "kl": 0.01}
+THRESHOLDS = {**NATS, "residual": 0.1, "acceleration": 0.1, "paper": 0.5}
+"""What `exit_threshold` is where it is not given: nats, relative sizes, and a probability."""
 
 RULES = ("fixed", "random", *THRESHOLDS)
+
+GAINS = (-2.0, 2.0)
+"""Nats beyond which a gain counts no more in the training of a rule."""
 
 
 class Moment(NamedTuple):
@@ -47,6 +51,21 @@ class Moment(NamedTuple):
     x: Tensor
     change: Tensor
     log_prior: Callable[[], Tensor]
+
+
+class Lesson(NamedTuple):
+    """What a rule is trained on, all detached: what happened in R loops along (B, T) steps.
+
+    x, change (R, B, T, N, D): states after each loop, and its changes; e (B, T, N, D): the input of the loops;
+    gain (R-1, B, T): the nats by which each further loop lowered the KL of the prior, empty if not `needs_gain`;
+    ran (R, B): 1 where a loop ran.
+    """
+
+    x: Tensor
+    change: Tensor
+    e: Tensor | None
+    gain: Tensor
+    ran: Tensor
 
 
 def size(x: Tensor) -> Tensor:
@@ -62,6 +81,11 @@ class ExitRule(nn.Module):
     needs_gain = False
     """Whether `loss` wants to know what each further loop brought to the prior."""
 
+    def plan(self, e: Tensor, cap: int) -> Tensor | None:
+        """(B,) depths from 1 to cap, by a rule that decides before the first loop, from the input e (B, N, D) of the
+        loops; None by a rule that watches them and is asked after each whether it `stops`."""
+        return None
+
     def begin(self, deter: Tensor) -> Memory:
         """What is remembered of each of the (B, N, D) samples before the first loop."""
         return ()
@@ -70,13 +94,9 @@ class ExitRule(nn.Module):
         """(M,) booleans: which samples stop after this loop; and the memory, with the same M rows."""
         return torch.zeros(len(now.x), dtype=torch.bool, device=now.x.device), memory
 
-    def loss(self, x: Tensor, change: Tensor, gain: Tensor, ran: Tensor) -> tuple[Tensor, Metrics]:
-        """Training of the rule alone, where it has something to learn: a scalar and its metrics.
-
-        x, change (R, B, T, N, D): states and changes, detached; ran (R, B): 1 where a loop ran; gain (R-1, B, T):
-        the nats by which each further loop lowered the KL of the prior, empty if not `needs_gain`.
-        """
-        return x.new_zeros(()), {}
+    def loss(self, lesson: Lesson) -> tuple[Tensor, Metrics]:
+        """Training of the rule alone, where it has something to learn: a scalar and its metrics."""
+        return lesson.x.new_zeros(()), {}
 
 
 class Residual(ExitRule):
@@ -128,11 +148,8 @@ class RandomExit(ExitRule):
             raise ValueError(f"a histogram of exits holds weights of 0 or more, and some above 0, not {histogram}")
         self.register_buffer("histogram", weights, persistent=False)
 
-    def begin(self, deter: Tensor) -> Memory:
-        return (torch.multinomial(self.histogram, len(deter), replacement=True) + 1,)
-
-    def stops(self, now: Moment, memory: Memory) -> tuple[Tensor, Memory]:
-        return memory[0] <= now.loop, memory
+    def plan(self, e: Tensor, cap: int) -> Tensor:
+        return (torch.multinomial(self.histogram, len(e), replacement=True) + 1).clamp(max=cap)
 
 
 class Gate(ExitRule):
@@ -174,14 +191,11 @@ class Gate(ExitRule):
         """
         return gain
 
-    def loss(self, x: Tensor, change: Tensor, gain: Tensor, ran: Tensor) -> tuple[Tensor, Metrics]:
-        gain = gain.clamp(-2.0, 2.0)
-        predicted = self.improvement(x[:-1].flatten(0, 2), change[:-1].flatten(0, 2)).view_as(gain)
-        error = (predicted - self.target(gain, predicted.detach())).square().mean(-1)  # (R-1, B)
-        ran = ran[1:]  # a sequence teaches nothing about loops that it did not run
-        loss = (error * ran).sum() / ran.sum().clamp(min=1)
-        second = (gain[0].mean(-1) * ran[0]).sum() / ran[0].sum().clamp(min=1)
-        return loss, {"loop/exit_loss": loss.detach(), "loop/gain_second": second}
+    def loss(self, lesson: Lesson) -> tuple[Tensor, Metrics]:
+        x, change = (part[:-1].flatten(0, 2) for part in (lesson.x, lesson.change))
+        gain = lesson.gain.clamp(*GAINS)
+        predicted = self.improvement(x, change).view_as(gain)
+        return regression(predicted, self.target(gain, predicted.detach()), lesson)
 
 
 class Lookahead(Gate):
@@ -196,6 +210,36 @@ class Lookahead(Gate):
         ahead = torch.zeros_like(gain)  # nothing was seen behind the last loop: a guess about it would feed on itself
         ahead[:-1] = (predicted[1:] - self.threshold).clamp(min=0.0)
         return gain + ahead
+
+
+class Forecast(ExitRule):
+    """Decide the depth before the first loop: what each loop will bring is read from what happened, the input e.
+
+    A linear read-out of e predicts for every loop of training by how many nats it lowers the KL of the prior. The
+    depth is the one that brings most, if each loop behind the first costs `threshold` nats: a loop that brings nothing
+    is run where the next ones make up for it. Nothing is asked while the loops run, and as the depths are known
+    before, samples can be sorted by them.
+    """
+
+    stops_early = trained = needs_gain = True
+
+    def __init__(self, flat: int, cap: int, threshold: float):
+        super().__init__()
+        self.threshold = threshold
+        # Zeros: a loop that training never ran is never planned.
+        self.read = linear(flat, max(cap - 1, 1), bias=True, scale=0.0)
+
+    def plan(self, e: Tensor, cap: int) -> Tensor:
+        with torch.no_grad():
+            worth = (self.read(e.flatten(1))[:, : cap - 1] - self.threshold).cumsum(1)
+            return torch.cat([worth.new_zeros(len(e), 1), worth], 1).argmax(1) + 1
+
+    def loss(self, lesson: Lesson) -> tuple[Tensor, Metrics]:
+        if lesson.e is None:
+            raise ValueError("the forecast reads the input of the loops, which this core does not tell")
+        gain = lesson.gain.clamp(*GAINS)[: self.read.out_features]
+        predicted = self.read(lesson.e.flatten(2)).movedim(-1, 0)[: len(gain)]
+        return regression(predicted, gain, lesson)
 
 
 class PaperGate(ExitRule):
@@ -217,13 +261,22 @@ class PaperGate(ExitRule):
     def stops(self, now: Moment, memory: Memory) -> tuple[Tensor, Memory]:
         return torch.sigmoid(self.logit(now.x)) > self.threshold, memory
 
-    def loss(self, x: Tensor, change: Tensor, gain: Tensor, ran: Tensor) -> tuple[Tensor, Metrics]:
-        logit = self.logit(x)  # (R, B, T)
+    def loss(self, lesson: Lesson) -> tuple[Tensor, Metrics]:
+        logit = self.logit(lesson.x)  # (R, B, T)
         g = torch.sigmoid(logit)
         entropy = F.softplus(logit) - logit * g
-        loss = -self.alpha * (entropy.mean(-1) * ran).sum(0).mean()
+        loss = -self.alpha * (entropy.mean(-1) * lesson.ran).sum(0).mean()
         spread = g.detach().flatten().std(unbiased=False)
         return loss, {"loop/exit_loss": loss.detach(), "loop/exit_gate": g.detach().mean(), "loop/exit_spread": spread}
+
+
+def regression(predicted: Tensor, target: Tensor, lesson: Lesson) -> tuple[Tensor, Metrics]:
+    """Mean squared error of predicted gains (R-1, B, T), and metrics. A sequence teaches nothing about loops that it
+    did not run."""
+    ran = lesson.ran[1 : len(target) + 1]
+    loss = ((predicted - target).square().mean(-1) * ran).sum() / ran.sum().clamp(min=1)
+    second = (lesson.gain[0].clamp(*GAINS).mean(-1) * ran[0]).sum() / ran[0].sum().clamp(min=1)
+    return loss, {"loop/exit_loss": loss.detach(), "loop/gain_second": second}
 
 
 def make_rule(
@@ -244,5 +297,7 @@ def make_rule(
     plain = {"residual": Residual, "acceleration": Acceleration, "kl": PriorKL}
     if name in plain:
         return plain[name](threshold)
+    if name == "forecast":
+        return Forecast(flat, cap, threshold)
     trained = {"gate": Gate, "lookahead": Lookahead, "paper": PaperGate}
     return trained[name](flat, threshold) if name in trained else ExitRule()

@@ -62,12 +62,12 @@ class LoopConfig:
     initial: Literal["carry", "zero", "noise"] = "carry"
     """Loop state x_0: the state of the last step, nothing, or unit noise."""
     exit: str = "gate"
-    """When a state stops looping in imagination, acting and evaluation: gate, lookahead, residual, acceleration, kl,
-    paper, random, module:Class of your own, or fixed, which always runs `mean_loops` loops."""
+    """When a state stops looping in imagination, acting and evaluation: gate, lookahead, forecast, residual,
+    acceleration, kl, paper, random, module:Class of your own, or fixed, which always runs `mean_loops` loops."""
     max_loops: int | None = None
     """Cap of the loops with exits, or the fixed number; may exceed the training depth."""
     exit_threshold: float | None = None
-    """Of the exit rule. By default 0.05 nats for the gate and lookahead: go on while more is predicted."""
+    """Of the exit rule. By default 0.05 nats for gate, lookahead and forecast: go on while more is predicted."""
     exit_histogram: tuple[float, ...] = ()
     """Weights of 1, 2, .. loops for the random exit; by default equal up to the cap."""
     longest_memory: float = 20.0
@@ -158,7 +158,7 @@ class LoopedCore(GatedCore):
             if isinstance(loops, Tensor):
                 x = torch.where((loops > loop)[:, None, None], x, states[-1])
             states.append(x)
-        return self.finish(deter, states[-1], gate), Trace(states, deter, gate)
+        return self.finish(deter, states[-1], gate), Trace(states, deter, gate, e)
 
     def ungraded(self, loop: int, loops: int | Tensor) -> bool:
         """Whether no sample wants the gradient of this loop (counted from 0)."""
@@ -193,7 +193,11 @@ class LoopedCore(GatedCore):
         compact = not deter.is_cuda if compact is None else compact
         e, gate = self.prelude(deter, inputs)
         injected = e @ prepared.injection.t()
-        batch, x, memory = deter.shape[0], self.first(deter), self.rule.begin(deter)
+        x, planned = self.first(deter), self.rule.plan(e.detach(), cap)
+        if planned is not None:
+            x, residual = self.follow(planned, x, injected, prepared.decay, cap, compact)
+            return self.finish(deter, x, gate), LoopStats(planned, residual)
+        batch, memory = deter.shape[0], self.rule.begin(deter)
         settled: Tensor | None = None  # states by row, once the first rows have exited
         rows = torch.arange(batch, device=deter.device)  # live rows
         live = torch.ones(batch, dtype=torch.bool, device=deter.device)
@@ -202,7 +206,7 @@ class LoopedCore(GatedCore):
         for loop in range(1, cap + 1):
             new = self.refine(x, injected, prepared.decay)
             change = new - x
-            size = change.detach().flatten(1).norm(dim=1) / new.detach().flatten(1).norm(dim=1)
+            size = relative_size(change, new)
             x = new if compact else torch.where(live[:, None, None], new, x)
             residual[rows, loop - 1] = size if compact else size * live
             if loop == cap or not self.rule.stops_early:
@@ -234,10 +238,44 @@ class LoopedCore(GatedCore):
             x = settled.index_copy(0, rows, x) if len(rows) else settled
         return self.finish(deter, x, gate), LoopStats(depth, residual)
 
+    def follow(
+        self, depth: Tensor, x: Tensor, injected: Tensor, decay: Tensor, cap: int, compact: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The loops of samples whose depth (B,) is known before: -> x (B, N, D), residual (B, cap).
+
+        Sorted, deepest first, the samples that go on are always the first ones, and taking the others out of the
+        computation copies nothing.
+        """
+        residual = x.new_zeros(len(x), cap)
+        if not compact:
+            for loop in range(cap):
+                new, runs = self.refine(x, injected, decay), depth > loop
+                residual[:, loop] = relative_size(new - x, new) * runs
+                x = torch.where(runs[:, None, None], new, x)
+            return x, residual
+        order = depth.argsort(descending=True, stable=True)
+        x, injected, done = x[order], injected[order], []
+        for loop, count in enumerate((depth[:, None] > torch.arange(cap)).sum(0).tolist()):
+            if count == 0:
+                break
+            if count < len(x):
+                done.append(x[count:])
+                x, injected = x[:count], injected[:count]
+            new = self.refine(x, injected, decay)
+            residual[:count, loop] = relative_size(new - x, new)
+            x = new
+        back = order.argsort()
+        return torch.cat([x, *reversed(done)])[back], residual[back]
+
     def flops(self, loops: float = 1.0) -> float:
         """Prelude, injection and coda once, the block `loops` times."""
         injection = 2.0 * self.cfg.tokens * self.cfg.width**2
         return self.shell_flops() + injection + loops * self.block.flops()
+
+
+def relative_size(change: Tensor, x: Tensor) -> Tensor:
+    """(M, N, D) twice -> (M,) |change| / |x|, without gradient."""
+    return change.detach().flatten(1).norm(dim=1) / x.detach().flatten(1).norm(dim=1)
 
 
 def sample_depth(cfg: LoopConfig, batch: int, device: torch.device | None = None) -> int | Tensor:

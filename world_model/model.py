@@ -22,6 +22,7 @@ from world_model.controls import check_core, make_core
 from world_model.core import Core, CoreSizes, LoopStats, Traces
 from world_model.diagnostics import diagnostics
 from world_model.distributions import TwoHot, symexp, symlog
+from world_model.exits import Lesson, Metrics
 from world_model.gru import GRUConfig
 from world_model.latent import LatentState, kl_balance, kl_divergence, probabilities, sample_onehot
 from world_model.looped import LoopConfig, LoopedCore, sample_depth
@@ -30,8 +31,6 @@ from world_model.ranges import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, require
 from world_model.stacked import StackConfig
 from world_model.surprise import Surprise
 from world_model.types import Batch, Posterior, Rollout
-
-Metrics = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -219,7 +218,7 @@ class WorldModel(nn.Module):
             stochs.append(state.stoch)
             posts.append(probs)
             traces.append([x.detach() for x in trace.states])
-            before.append((trace.deter.detach(), trace.gate.detach()))
+            before.append([x.detach() for x in trace[1:] if x is not None])
         deter = torch.stack(deters, 1)  # (B, T, N, D)
         states = LatentState(deter, torch.stack(stochs, 1))
         levels = torch.stack([torch.stack(level, 1) for level in zip(*traces, strict=True)])  # (R+1, B, T, N, D)
@@ -334,7 +333,7 @@ class WorldModel(nn.Module):
     def exit_loss(self, post: Posterior) -> tuple[Tensor, Metrics]:
         """The exit rule's own loss. Loop states, and what each further loop brought to the prior, are detached."""
         assert isinstance(self.core, LoopedCore)
-        states, deter, gate = post.trace
+        states, deter, gate, e = post.trace
         x, change = states[1:], states[1:] - states[:-1]  # (R, B, T, N, D)
         loops, size = len(x), post.post_logp.shape[0]
         gain = deter.new_zeros(0)
@@ -347,4 +346,4 @@ class WorldModel(nn.Module):
         ran = torch.ones(loops, size, device=deter.device)
         if isinstance(post.loops, Tensor):
             ran = (post.loops > torch.arange(loops, device=deter.device)[:, None]).float()
-        return self.core.rule.loss(x, change, gain, ran)
+        return self.core.rule.loss(Lesson(x, change, e, gain, ran))

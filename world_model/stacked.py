@@ -66,7 +66,7 @@ class StackedCore(GatedCore):
         states = [deter]
         for layer, dynamics in zip(self.layers, prepared, strict=True):
             states.append(layer(states[-1], e, dynamics))
-        return self.finish(deter, states[-1], gate), Trace(states, deter, gate)
+        return self.finish(deter, states[-1], gate), Trace(states, deter, gate, e)
 
     def flops(self, loops: float = 1.0) -> float:
         """Every layer once, whatever `loops`."""
