@@ -19,7 +19,8 @@ def log_prior(deter):
 
 def exiting(name, **settings):
     """A core whose samples leave at different depths under the rule."""
-    thresholds = {"gate": 0.5, "lookahead": 0.5, "forecast": 0.05, "residual": 0.12, "acceleration": 0.15, "kl": 0.02, "paper": 0.5}
+    thresholds = {"gate": 0.5, "lookahead": 0.5, "forecast": 0.05, "paper": 0.5}
+    thresholds |= {"residual": 0.12, "acceleration": 0.15, "kl": 0.02}
     core = make_core(double=True, exit=name, exit_threshold=thresholds.get(name), **settings)
     gen = torch.Generator().manual_seed(2)
     with torch.no_grad():
