@@ -1,5 +1,6 @@
-"""Small cores, world models and batches that several test files share."""
+"""Small cores, world models, batches and pictures that several test files share."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,3 +71,10 @@ def gradients(world: WorldModel, loss: Tensor) -> dict[str, Tensor | None]:
     names, params = zip(*world.named_parameters(), strict=True)
     grads = torch.autograd.grad(loss, params, allow_unused=True, retain_graph=True)
     return dict(zip(names, grads, strict=True))
+
+
+def moving_square(steps: int = 6, side: int = 16) -> np.ndarray:
+    frames = np.zeros((steps, side, side, 3), np.uint8)
+    for t in range(steps):
+        frames[t, :, 2 * t : 2 * t + 2] = 255
+    return frames

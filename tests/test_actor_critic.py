@@ -1,7 +1,8 @@
-"""Policy, critic and losses of the actor-critic against closed forms and recursions by hand."""
+"""Policy and losses of the actor against closed forms."""
 
 import pytest
 import torch
+from small_behavior import CONTINUOUS, DISCRETE, GAMMA, LAM, make, make_rollout
 from torch import Tensor
 
 from agent.actor_critic import (
@@ -15,46 +16,6 @@ from agent.actor_critic import (
 )
 from agent.scales import EntropyWeight
 from world_model import LatentState, LoopStats, Rollout
-
-GAMMA, LAM = 0.9, 0.8
-DISCRETE, CONTINUOUS = ActionSpec(3, True), ActionSpec(2, False)
-
-
-def make(spec: ActionSpec = CONTINUOUS, seed: int = 0, **cfg) -> ActorCritic:
-    """A small actor-critic on 6 features, with a critic that is not flat."""
-    torch.manual_seed(seed)
-    cfg = {"gamma": GAMMA, "lam": LAM, "units": 16, "layers": 1, "entropy": 0.0, "advantage_floor": 1.0} | cfg
-    cfg = {"actor_gradient": "reinforce"} | cfg
-    ac = ActorCritic(BehaviorConfig(**cfg), 6, spec, 21, 100.0)
-    with torch.no_grad():
-        ac.critic.net.out.weight.normal_(std=0.3)
-        ac.actor.net.out.weight.normal_(std=0.3)
-    return ac
-
-
-def make_rollout(spec: ActionSpec = CONTINUOUS, size: int = 4, horizon: int = 5, seed: int = 1) -> Rollout:
-    """Random states, actions, rewards and continues; features are 2 x 1 tokens and one group of 4."""
-    gen = torch.Generator().manual_seed(seed)
-    states = LatentState(
-        torch.randn(size, horizon + 1, 2, 1, generator=gen),
-        torch.rand(size, horizon + 1, 1, 4, generator=gen),
-    )
-    if spec.discrete:
-        choice = torch.randint(0, spec.size, (size, horizon), generator=gen)
-        actions = torch.nn.functional.one_hot(choice, spec.size).float()
-    else:
-        actions = torch.randn(size, horizon, spec.size, generator=gen)
-    stats = LoopStats(torch.ones(size, horizon), torch.zeros(size, horizon, 1))
-    return Rollout(
-        states,
-        actions,
-        torch.rand(size, horizon, generator=gen) * 0.1,
-        torch.rand(size, horizon, generator=gen),
-        stats,
-        torch.ones(size),
-        states.feat().transpose(0, 1),
-    )
-
 
 # ---------------------------------------------------------------------- the policy
 
@@ -274,99 +235,6 @@ def test_the_value_loss_trains_the_critic_and_nothing_else(gradient):
     if gradient == "reinforce":  # likelihoods alone: neither the critic nor the dream is differentiated
         others = [deter, *ac.critic.net.parameters()]
         assert all(grad is None for grad in torch.autograd.grad(policy_loss, others, allow_unused=True))
-
-
-# ---------------------------------------------------------------------- the critic
-
-
-def test_slow_critic_follows_and_is_never_trained():
-    ac = make(slow_rate=0.25)
-    slow = torch.cat([p.flatten() for p in ac.critic.slow.parameters()])
-    new = torch.cat([p.detach().flatten() for p in ac.critic.net.parameters()])
-    assert not torch.allclose(slow, new)
-    ac.critic.follow()
-    moved = torch.cat([p.flatten() for p in ac.critic.slow.parameters()])
-    assert torch.allclose(moved, slow + 0.25 * (new - slow))
-    assert torch.equal(new, torch.cat([p.detach().flatten() for p in ac.critic.net.parameters()]))
-    policy_loss, value_loss, _, _ = ac.loss(make_rollout())
-    (policy_loss + value_loss).backward()
-    assert all(p.grad is None for p in ac.critic.slow.parameters())
-    for _ in range(100):
-        ac.critic.follow()
-    feat = torch.randn(5, 6)
-    assert torch.allclose(ac.critic.slow(feat), ac.critic.net(feat), atol=1e-4)
-
-
-def test_critic_learns_the_return_of_each_state():
-    ac = make(slow_scale=0.0)
-    rewards = torch.tensor([2.0, -2.0, 5.0, 0.0]).view(4, 1).expand(4, 5)
-    rollout = make_rollout()._replace(rewards=rewards, continues=torch.zeros(4, 5))
-    adam = torch.optim.Adam(ac.critic.net.parameters(), lr=0.03)
-    for _ in range(80):
-        _, loss, returns, _ = ac.loss(rollout)
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-    assert torch.equal(returns, rewards)  # nothing goes on after the first step
-    with torch.no_grad():  # only s_0 is ever reached
-        assert torch.allclose(ac.critic.value(rollout.states.feat()[:, 0]), rewards[:, 0], atol=0.4)
-
-
-def replay_rows() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Rows 0..7 of two environments: a terminal at row 2, a time limit at row 5 of the first."""
-    gen = torch.Generator().manual_seed(3)
-    feat, reward, boot = (torch.randn(2, 8, *s, generator=gen) for s in ((6,), (), ()))
-    terminal, last = torch.zeros(2, 8, dtype=torch.bool), torch.zeros(2, 8, dtype=torch.bool)
-    terminal[0, 2] = last[0, 2] = last[0, 5] = True
-    return feat, reward, terminal, last, boot
-
-
-def test_replay_targets_are_those_of_a_loop_by_hand(monkeypatch):
-    ac = make()
-    feat, reward, terminal, last, boot = replay_rows()
-    expected = torch.zeros(2, 7)
-    for b in range(2):
-        future = float(boot[b, 7])
-        for t in range(6, -1, -1):
-            if terminal[b, t + 1]:
-                future = float(reward[b, t + 1])
-            elif last[b, t + 1]:
-                future = float(reward[b, t + 1] + GAMMA * boot[b, t + 1])
-            else:
-                future = float(reward[b, t + 1] + GAMMA * ((1 - LAM) * boot[b, t + 1] + LAM * future))
-            expected[b, t] = future
-    seen = []
-
-    def loss(logits, feat, target):
-        seen.append(target)
-        return torch.ones_like(target)
-
-    monkeypatch.setattr(ac.critic, "loss", loss)
-    total = ac.replay_loss(feat, reward, terminal, last, boot)
-    counted = ~last[:, :-1]
-    assert torch.allclose(seen[0][counted], expected[counted], atol=1e-5)
-    # Rows 2 and 5 end an episode and count nothing.
-    assert float(total) == pytest.approx(ac.cfg.replay_value_scale * 12 / 14)
-
-
-def test_replay_loss_ignores_what_lies_behind_an_end():
-    ac = make()
-    feat, reward, terminal, last, boot = replay_rows()
-    feat.requires_grad_()
-    (grad,) = torch.autograd.grad(ac.replay_loss(feat, reward, terminal, last, boot), feat)
-    assert (grad[0, [2, 5, 7]] == 0).all()  # two ends, and the row that only gives its bootstrap
-    assert (grad[0, [0, 1, 3, 4, 6]].abs().sum(-1) > 0).all()
-    # Rewards, bootstraps and terminals of later episodes change nothing at rows 0 and 1.
-    reward[0, 3:], boot[0, 2:] = 50.0, -50.0
-    (other,) = torch.autograd.grad(ac.replay_loss(feat, reward, terminal, last, boot), feat)
-    assert torch.equal(grad[0, :2], other[0, :2])
-    assert not torch.equal(grad[0, 3:], other[0, 3:])
-
-
-def test_replay_loss_of_one_row_is_zero():
-    ac = make()
-    feat, *rest = (x[:, :1] for x in replay_rows())
-    assert float(ac.replay_loss(feat, *rest)) == 0.0
 
 
 @pytest.mark.parametrize("wrong", [{"horizon": 0}, {"starts": -1}, {"gamma": 0.0}, {"gamma": 1.1}, {"lam": 1.5}])

@@ -1,6 +1,7 @@
-"""Cores and exit rules of a person's own, named on the command line."""
+"""Cores and exit rules of a person's own, named on the command line: those of the README."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,37 +15,13 @@ from world_model import LoopConfig, ModelConfig, WorldModel, make_rule
 
 ROOT = Path(__file__).resolve().parents[1]
 
-MINE = """
-import torch
-from torch import nn
-from world_model import Core, ExitRule, Trace
-
-class Plain(Core):
-    def __init__(self, loop, sizes):
-        super().__init__()
-        flat = loop.tokens * loop.width
-        self.start = nn.Parameter(torch.randn(loop.tokens, loop.width))
-        self.layer = nn.Linear(flat + sizes.groups * sizes.classes + sizes.actions, flat)
-    def prepare(self):
-        return None
-    def forward(self, deter, inputs, loops, prepared):
-        new = torch.tanh(self.layer(torch.cat([deter.flatten(1), inputs], -1))).view_as(deter)
-        return new, Trace([deter, new], deter, torch.ones_like(deter))
-    def flops(self, loops=1.0):
-        return 2.0 * self.layer.weight.numel()
-
-class Twice(ExitRule):
-    stops_early = True
-    def __init__(self, flat, cap, threshold):
-        super().__init__()
-    def stops(self, now, memory):
-        return torch.full((len(now.x),), now.loop == 2), memory
-"""
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "from world_model import" in block]
 
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
-    (tmp_path / "my_cores.py").write_text(MINE)
+    (tmp_path / "my_cores.py").write_text("\n".join(EXAMPLES))
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
     sys.modules.pop("my_cores", None)
@@ -59,10 +36,13 @@ def test_a_world_model_takes_a_core_of_ones_own(mine):
 
 
 def test_the_loop_takes_an_exit_rule_of_ones_own(mine):
-    loop = LoopConfig(exit="my_cores:Twice", mean_loops=4.0)
-    world = WorldModel(ModelConfig(loop=loop), {"state": 3}, 2)
-    _, stats = world.dream_step(world.initial(4), torch.zeros(4, 2), world.core.prepare())
-    assert stats.depth.tolist() == [2] * 4
+    depths = {}
+    for threshold in (1e-6, 100.0):
+        loop = LoopConfig(exit="my_cores:Calm", exit_threshold=threshold, mean_loops=4.0)
+        world = WorldModel(ModelConfig(loop=loop), {"state": 3}, 2)
+        _, stats = world.dream_step(world.initial(4), torch.zeros(4, 2), world.core.prepare())
+        depths[threshold] = stats.depth.tolist()
+    assert depths == {1e-6: [8] * 4, 100.0: [1] * 4}
 
 
 @pytest.mark.parametrize(
@@ -72,7 +52,7 @@ def test_the_loop_takes_an_exit_rule_of_ones_own(mine):
         ({"core": "lstm"}, "module:Class"),
         ({"core": "my_cores:Missing"}, "my_cores:Missing"),
         ({"core": "no_such_module:Core"}, "PYTHONPATH"),
-        ({"core": "my_cores:Twice"}, "subclass of world_model.Core"),
+        ({"core": "my_cores:Calm"}, "subclass of world_model.Core"),
         ({"core": "my_cores:Plain", "match": "params"}, "its own"),
     ],
 )
@@ -93,7 +73,7 @@ def test_a_rule_that_is_not_there_is_explained(mine):
 def test_the_command_line_trains_and_loads_them(mine, tmp_path):
     env = {**os.environ, "PYTHONPATH": str(mine)}
     run = tmp_path / "run"
-    train = "toy:cue --preset debug --model.loop.exit my_cores:Twice --steps 300 --no-video"
+    train = "toy:cue --preset debug --model.loop.exit my_cores:Calm --steps 300 --no-video"
 
     def call(*words):
         done = subprocess.run([sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True)

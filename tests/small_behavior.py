@@ -1,0 +1,45 @@
+"""A small actor-critic and random dreams for it."""
+
+import torch
+
+from agent.actor_critic import ActionSpec, ActorCritic, BehaviorConfig
+from world_model import LatentState, LoopStats, Rollout
+
+GAMMA, LAM = 0.9, 0.8
+DISCRETE, CONTINUOUS = ActionSpec(3, True), ActionSpec(2, False)
+
+
+def make(spec: ActionSpec = CONTINUOUS, seed: int = 0, **cfg) -> ActorCritic:
+    """A small actor-critic on 6 features, with a critic that is not flat."""
+    torch.manual_seed(seed)
+    cfg = {"gamma": GAMMA, "lam": LAM, "units": 16, "layers": 1, "entropy": 0.0, "advantage_floor": 1.0} | cfg
+    cfg = {"actor_gradient": "reinforce"} | cfg
+    ac = ActorCritic(BehaviorConfig(**cfg), 6, spec, 21, 100.0)
+    with torch.no_grad():
+        ac.critic.net.out.weight.normal_(std=0.3)
+        ac.actor.net.out.weight.normal_(std=0.3)
+    return ac
+
+
+def make_rollout(spec: ActionSpec = CONTINUOUS, size: int = 4, horizon: int = 5, seed: int = 1) -> Rollout:
+    """Random states, actions, rewards and continues; features are 2 x 1 tokens and one group of 4."""
+    gen = torch.Generator().manual_seed(seed)
+    states = LatentState(
+        torch.randn(size, horizon + 1, 2, 1, generator=gen),
+        torch.rand(size, horizon + 1, 1, 4, generator=gen),
+    )
+    if spec.discrete:
+        choice = torch.randint(0, spec.size, (size, horizon), generator=gen)
+        actions = torch.nn.functional.one_hot(choice, spec.size).float()
+    else:
+        actions = torch.randn(size, horizon, spec.size, generator=gen)
+    stats = LoopStats(torch.ones(size, horizon), torch.zeros(size, horizon, 1))
+    return Rollout(
+        states,
+        actions,
+        torch.rand(size, horizon, generator=gen) * 0.1,
+        torch.rand(size, horizon, generator=gen),
+        stats,
+        torch.ones(size),
+        states.feat().transpose(0, 1),
+    )
