@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 Table = dict[tuple[int, str, int], list[float]]
 """(update, depth, horizon) -> errors by seed."""
@@ -30,6 +31,20 @@ def read(runs: list[Path]) -> Table:
                 key = int(row["update"]), row["depth"], int(row["horizon"])
                 table.setdefault(key, []).append(float(row["error"]))
     return table
+
+
+def write_rows(groups: dict[str, list[Path]], out: Path) -> None:
+    """All rows of all runs in one file, with the group and the run's seed in front."""
+    with out.open("w", encoding="utf-8", newline="") as target:
+        writer = csv.writer(target)
+        for name, runs in groups.items():
+            for run in runs:
+                seed = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["seed"]
+                with (run / "open_loop.csv").open(encoding="utf-8", newline="") as file:
+                    rows = list(csv.reader(file))
+                if target.tell() == 0:
+                    writer.writerow(["core", "seed", *rows[0]])
+                writer.writerows([name, seed, *row] for row in rows[1:])
 
 
 def core_of(run: Path) -> str:
@@ -49,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="+", help="NAME=RUN,RUN,.. (folders, or their open_loop.csv)")
     parser.add_argument("--out", type=Path, help="draw error over updates there")
+    parser.add_argument("--csv", type=Path, help="write all rows of all runs there (needs run folders)")
     args = parser.parse_args()
     groups: dict[str, list[Path]] = {}
     for text in args.groups:
@@ -74,6 +90,8 @@ def main() -> None:
             print("|---" * (len(horizons) + 1) + "|")
             for depth in depths:
                 print(f"| {depth} | " + " | ".join(cell(table[last, str(depth), h]) for h in horizons) + " |")
+    if args.csv:
+        write_rows(groups, args.csv)
     if args.out:
         draw(tables, horizons, args.out)
 
