@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import tyro
 
-from agent.checkpoint import UsageError, check_spaces, find_checkpoint, plain_spaces, read_checkpoint, spaces_of
+from agent.checkpoint import UsageError, check_spaces, find_checkpoint, read_checkpoint
 from agent.commands import Collect, Compare, Dataset, Export, Model, Policy
 from agent.compare import Comparison, as_text
 from agent.config import COUNTS, Config
@@ -40,6 +40,7 @@ from agent.rollout_error import content_of, describe, rollout_errors, save_resul
 from agent.rollout_pictures import draw_all, save_all
 from agent.runs import find_runs, load_run
 from agent.settings import from_dict
+from agent.spaces import spaces_of
 from agent.statistics import format_summary
 from envs import TaskError, TaskId, make_env, make_vector_env, position_entries, prepare_rendering
 
@@ -171,9 +172,10 @@ def compare(args: Compare, write: Write) -> None:
 
 def dataset(args: Dataset, write: Write) -> None:
     """Export the replay of one run."""
-    saved = read_checkpoint(find_checkpoint(args.run))
+    path = find_checkpoint(args.run)
+    saved = read_checkpoint(path)
     kept = (position_entries(saved["task"]), "@nov") if args.nov else ()
-    facts = export_dataset(saved, args.folder, str(args.run), *kept)
+    facts = export_dataset(saved, args.folder, path, *kept)
     print(
         f"{facts['task']}: {facts['episodes']} whole episodes, {facts['rows']:,} rows, mean return "
         f"{facts['mean_return']:.4g}, best {facts['best_return']:.4g}, in {args.folder}"
@@ -197,7 +199,7 @@ def collect(args: Collect, write: Write) -> None:
     pieces = [collected(part.episodes, part.terminal) for part in parts]
     rows = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     source = f"random actions, and {args.run}" if args.run else "random actions"
-    facts = write_dataset(rows, args.folder, {"task": str(task), "spaces": plain_spaces(spaces), "source": source})
+    facts = write_dataset(rows, args.folder, {"task": str(task), "spaces": spaces.plain(), "source": source})
     print(f"{facts['task']}: {facts['episodes']} episodes, {facts['rows']:,} rows, mean return "
           f"{facts['mean_return']:.4g}, best {facts['best_return']:.4g}, in {args.folder}")  # fmt: skip
 

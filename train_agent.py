@@ -23,14 +23,14 @@ from agent.checkpoint import (
     UsageError,
     check_fits,
     check_spaces,
+    images_folder,
     make_store,
     new_run_dir,
     seed_everything,
-    spaces_of,
 )
 from agent.config import Config, keep_memory, parse_cli, preset, resolve_device, save_yaml, set_threads
 from agent.dataset import check_dataset, load_dataset
-from agent.dreamer import Dreamer, Spaces
+from agent.dreamer import Dreamer
 from agent.evaluation import Actor, Evaluator, save_video
 from agent.grid import take_grid
 from agent.logger import Logger
@@ -39,6 +39,7 @@ from agent.optimizer import NonFiniteError
 from agent.pictures import draw_curves
 from agent.replay import ReplayBuffer
 from agent.settings import differences, to_dict, value_of
+from agent.spaces import Spaces, spaces_of
 from agent.sweep import run_sweep
 from agent.trainer import EnvironmentFailure, Trainer
 from envs import EPISODE_LIMIT, TaskError, TaskId, endless, make_env, make_vector_env, prepare_rendering
@@ -88,6 +89,7 @@ def train(argv: list[str]) -> int:
         check_fits(saved, run_dir, agent, replay)
     else:
         run_dir = new_run_dir(config.run_dir, task.slug, name)
+        replay.keep_images(images_folder(run_dir))
     try:
         logger = Logger(run_dir, config.train.steps, saved["step"] if saved else 0)
     except ValueError as error:

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol
 
-from agent.dreamer import Spaces
 from agent.evaluation import Episode, summarise
+from agent.spaces import Spaces
 from agent.statistics import format_summary
 
 

@@ -22,11 +22,12 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from agent.checkpoint import Store, UsageError
-from agent.dream import HORIZON, Dreams, dream_spaces, fall_asleep
-from agent.dreamer import Memory, Spaces
+from agent.dream import HORIZON, Dreams, dream_spaces, fall_asleep, gym_spaces
+from agent.dreamer import Memory
 from agent.evaluation import Episode, Interrupted
 from agent.logger import Logger
 from agent.schedule import Every, ctrl_c
+from agent.spaces import Spaces
 from agent.trainer import TrainConfig
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"sac": SAC, "ppo": PPO, "dqn": DQN}
@@ -61,7 +62,7 @@ class DreamVecEnv(VecEnv):
         agent = sleeper.agent
         self.dreams = Dreams(agent.averaged.world, agent.spaces.action, sleeper.starts, count, horizon, seed)
         self.render_mode = None
-        size, action = sum(agent.spaces.obs.values()), dream_spaces(agent)[1]
+        size, action = width_of(agent.spaces), dream_spaces(agent)[1]
         super().__init__(count, gym.spaces.Box(-np.inf, np.inf, (size,), np.float32), action)
         self.totals, self.actions = np.zeros(count), np.zeros(0)
 
@@ -110,6 +111,15 @@ def one_env(make_env: Callable[[], gym.Env[Any, Any]]) -> VecEnv:
     return DummyVecEnv([lambda: Monitor(Vector(make_env()))])
 
 
+def width_of(spaces: Spaces) -> int:
+    """Numbers of an observation, side by side. Raises UsageError where there are images."""
+    sizes = list(spaces.obs.values())
+    vectors = [size for size in sizes if isinstance(size, int)]
+    if len(vectors) < len(sizes):
+        raise UsageError("the baselines see vectors only, and this task shows images; leave --agent out")
+    return sum(vectors)
+
+
 class Baseline:
     """One algorithm of stable-baselines3 on spaces like ours. Raises UsageError where it cannot act in them."""
 
@@ -124,6 +134,7 @@ class Baseline:
         if kinds.get(name, mine) != mine:
             fitting = "ppo or dqn" if spaces.action.discrete else "ppo or sac"
             raise UsageError(f"--agent {name} cannot act here: the task's actions are {mine}; use {fitting}")
+        width_of(spaces)
         self.name, self.spaces = name, spaces
         env = env or one_env(lambda: Blank(spaces))
         settings: dict[str, Any] = {"seed": seed, "device": device}
@@ -157,12 +168,11 @@ class Baseline:
     @classmethod
     def from_checkpoint(cls, saved: Mapping[str, Any], device: str = "cpu") -> Baseline:
         """The agent of a checkpoint, to act. Raises UsageError."""
-        from agent.actor_critic import ActionSpec
         from agent.config import Config, resolve_device
         from agent.settings import from_dict
 
         config = from_dict(Config, saved["config"])
-        spaces = Spaces(saved["spaces"]["obs"], ActionSpec(**saved["spaces"]["action"]))
+        spaces = Spaces.of(saved["spaces"])
         agent = cls(config.agent, spaces, None, config.train, device=resolve_device(device))
         try:
             agent.model.policy.load_state_dict(saved["agent"]["policy"])
@@ -175,13 +185,8 @@ class Blank(gym.Env[dict[str, np.ndarray], Any]):
     """Spaces without a world, for an agent that only acts."""
 
     def __init__(self, spaces: Spaces):
-        box = gym.spaces.Box
-        entries: dict[str, gym.Space[Any]] = {
-            name: box(-np.inf, np.inf, (size,), np.float32) for name, size in spaces.obs.items()
-        }
-        self.observation_space = cast(gym.Space[dict[str, np.ndarray]], gym.spaces.Dict(entries))
-        size = spaces.action.size
-        self.action_space = gym.spaces.Discrete(size) if spaces.action.discrete else box(-1.0, 1.0, (size,), np.float32)
+        seen, self.action_space = gym_spaces(spaces)
+        self.observation_space = cast(gym.Space[dict[str, np.ndarray]], seen)
 
 
 class BaselineTrainer:

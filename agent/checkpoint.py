@@ -23,14 +23,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
 
-from agent.actor_critic import ActionSpec
-from agent.dreamer import Dreamer, Spaces
-from agent.replay import ReplayBuffer
+from agent.dreamer import Dreamer
+from agent.replay import ReplayBuffer, with_images
+from agent.spaces import Spaces
 
 Store = Callable[[str, Mapping[str, Any]], None]
 
@@ -143,7 +142,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
 
 def make_store(run_dir: Path, task: str, config: Mapping[str, Any], spaces: Spaces) -> Store:
     """How the trainer saves: store("latest", content) writes checkpoints/latest.pt, complete."""
-    header = {"task": task, "config": config, "spaces": plain_spaces(spaces)}
+    header = {"task": task, "config": config, "spaces": spaces.plain()}
 
     def store(name: str, content: Mapping[str, Any]) -> None:
         write_checkpoint(run_dir / "checkpoints" / f"{name}.pt", {**header, **content})
@@ -151,26 +150,12 @@ def make_store(run_dir: Path, task: str, config: Mapping[str, Any], spaces: Spac
     return store
 
 
-def spaces_of(envs: gym.vector.VectorEnv[Any, Any, Any]) -> Spaces:
-    """The sizes that the agent needs to know of environments with vector observations."""
-    obs, action = envs.single_observation_space, envs.single_action_space
-    assert isinstance(obs, gym.spaces.Dict)
-    sizes = {name: gym.spaces.flatdim(space) for name, space in obs.items()}
-    discrete = isinstance(action, gym.spaces.Discrete)
-    return Spaces(sizes, ActionSpec(gym.spaces.flatdim(action), discrete))
-
-
-def plain_spaces(spaces: Spaces) -> dict[str, Any]:
-    action = {"size": spaces.action.size, "discrete": spaces.action.discrete}
-    return {"obs": dict(spaces.obs), "action": action}
-
-
 def check_spaces(saved: Mapping[str, Any], spaces: Spaces) -> None:
     """Raise UsageError when the environments are no longer those that the checkpoint was trained in."""
-    if saved["spaces"] != plain_spaces(spaces):
+    if saved["spaces"] != spaces.plain():
         raise UsageError(
             f"the checkpoint of {saved['task']} has other observations or actions ({saved['spaces']}) than "
-            f"the task has now ({plain_spaces(spaces)}); use the environment it was trained in"
+            f"the task has now ({spaces.plain()}); use the environment it was trained in"
         )
 
 
@@ -187,6 +172,7 @@ def check_fits(saved: Mapping[str, Any], run_dir: Path, agent: Dreamer, replay: 
         if missing or not isinstance(saved["step"], int):
             raise KeyError(", ".join(missing) or "step")
         agent.load_state_dict(saved["agent"])
+        replay.keep_images(images_folder(run_dir))
         replay.load_state_dict(saved["replay"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         what = str(error).splitlines()[0]
@@ -194,6 +180,22 @@ def check_fits(saved: Mapping[str, Any], run_dir: Path, agent: Dreamer, replay: 
             f"the run {run_dir} cannot go on: its latest.pt is incomplete or of another version ({what}); the agent "
             "may still be good: evaluate.py policy RUN"
         ) from error
+
+
+def images_folder(run_dir: Path) -> Path:
+    """Where a run keeps the images of its replay."""
+    return run_dir / "replay"
+
+
+def replay_of(saved: Mapping[str, Any], checkpoint: Path) -> Mapping[str, Any]:
+    """The replay in a checkpoint of its run's folder, images included. Raises UsageError where there is none."""
+    if "replay" not in saved:
+        raise UsageError(f"{checkpoint} holds no experience: give the run's folder or its latest.pt")
+    try:
+        folder = images_folder(checkpoint.absolute().parent.parent)
+        return with_images(saved["replay"], Spaces.of(saved["spaces"]).obs, folder)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _compact(tree: Any) -> Any:

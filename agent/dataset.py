@@ -20,10 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from agent.actor_critic import ActionSpec
-from agent.checkpoint import UsageError
-from agent.dreamer import Spaces
+from agent.checkpoint import UsageError, replay_of
 from agent.replay import LATENTS
+from agent.spaces import Spaces
 
 HELD_OUT = 10
 """One episode of so many is held out."""
@@ -41,9 +40,9 @@ class Dataset(NamedTuple):
 
 
 class Episodes(NamedTuple):
-    """Episodes side by side, padded with zeros: obs {name: (E, T, O)}, prev_action (E, T, A), reward (E, T).
+    """Episodes side by side, padded with zeros: obs {name: (E, T, O) or (E, T, H, W, C)}, prev_action (E, T, A).
 
-    length (E,) counts the rows of each.
+    reward (E, T); length (E,) counts the rows of each.
     """
 
     obs: dict[str, torch.Tensor]
@@ -58,21 +57,19 @@ class Episodes(NamedTuple):
 
 
 def export_dataset(
-    saved: Mapping[str, Any], folder: Path | str, source: str, keep: np.ndarray | None = None, variant: str = ""
+    saved: Mapping[str, Any], folder: Path | str, source: Path, keep: np.ndarray | None = None, variant: str = ""
 ) -> dict[str, Any]:
-    """Write the experience in a run's checkpoint to the new folder; returns what dataset.json holds.
+    """Write the experience in the checkpoint `source` to the new folder; returns what dataset.json holds.
 
     Episodes without an end, of which the replay lost the beginning or which were under way, are left out.
     keep (O,): which numbers of the state observation stay, in a data set of the task's `variant`.
     Raises UsageError when the checkpoint holds no replay, and as `write_dataset`.
     """
-    if "replay" not in saved:
-        raise UsageError(f"{source} holds no experience: give the run's folder or its latest.pt")
-    rows, spaces = whole_episodes(saved["replay"]), saved["spaces"]
+    rows, spaces = whole_episodes(replay_of(saved, source)), saved["spaces"]
     if keep is not None:
         rows["obs/state"] = rows["obs/state"][:, keep]
         spaces = {**spaces, "obs": {"state": int(keep.sum())}}
-    return write_dataset(rows, folder, {"task": saved["task"] + variant, "spaces": spaces, "source": source})
+    return write_dataset(rows, folder, {"task": saved["task"] + variant, "spaces": spaces, "source": str(source)})
 
 
 def collected(episodes: Episodes, terminal: torch.Tensor) -> Rows:
@@ -125,7 +122,7 @@ def load_dataset(folder: Path | str) -> Dataset:
         facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
         with np.load(folder / "rows.npz") as found:
             rows = {name: found[name] for name in found.files}
-        spaces = Spaces(facts["spaces"]["obs"], ActionSpec(**facts["spaces"]["action"]))
+        spaces = Spaces.of(facts["spaces"])
         task, episode = facts["task"], np.cumsum(rows["is_first"]) - 1
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(
@@ -147,15 +144,16 @@ def check_dataset(dataset: Dataset, task: str) -> None:
 
 
 def whole_episodes(replay: Mapping[str, Any]) -> Rows:
-    """The rows of `ReplayBuffer.state_dict` in the order of time, environment after environment."""
-    rows = {name: value.numpy() for name, value in replay["rows"].items() if name not in LATENTS}
+    """The rows of `ReplayBuffer.state_dict` in the order of time, environment after environment; see `with_images`."""
+    rows = {name: np.asarray(value) for name, value in replay["rows"].items() if name not in LATENTS}
     envs, held = rows["reward"].shape
     order = (replay["count"] + np.arange(held)) % held if replay["count"] > held else np.arange(held)
+    order = order[max(0, replay.get("oldest_whole", 0) - (replay["count"] - held)) :]
     pieces = []
     for env in range(envs):
         first, last = rows["is_first"][env, order], rows["is_last"][env, order]
         starts = np.flatnonzero(first)
-        for start, end in zip(starts, [*(starts[1:] - 1), held - 1], strict=False):  # none: no end either
+        for start, end in zip(starts, [*(starts[1:] - 1), len(order) - 1], strict=False):  # none: no end either
             if last[end]:
                 pieces.append((env, order[start : end + 1]))
     return {
@@ -170,7 +168,8 @@ def pad_episodes(rows: Rows) -> Episodes:
     lengths = np.diff([*starts, len(rows["is_first"])])
 
     def padded(value: np.ndarray) -> torch.Tensor:
-        out = np.zeros((len(starts), lengths.max(), *value.shape[1:]), np.float32)
+        kind = np.uint8 if value.dtype == np.uint8 else np.float32
+        out = np.zeros((len(starts), lengths.max(), *value.shape[1:]), kind)
         for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
             out[row, :length] = value[start : start + length]
         return torch.from_numpy(out)

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from agent.actor_critic import ActionSpec, from_env
-from agent.checkpoint import UsageError, find_checkpoint, read_checkpoint
+from agent.checkpoint import UsageError, find_checkpoint, read_checkpoint, replay_of
 from agent.dataset import pad_episodes, whole_episodes
 from agent.dreamer import Dreamer
 from agent.open_loop import watch
+from agent.spaces import Spaces
 from world_model import LatentState, WorldModel
 
 HORIZON = 50
@@ -81,8 +82,10 @@ class Dreams:
 
     @torch.no_grad()
     def show(self) -> dict[str, np.ndarray]:
-        """The decoded observations."""
-        return {name: value.numpy() for name, value in self.world.decode(self.state).items()}
+        """The decoded observations; colours are 0 to 255, as in the task."""
+        seen = {name: value.numpy() for name, value in self.world.decode(self.state).items()}
+        images = self.world.senses.images.shapes if self.world.senses.images else {}
+        return seen | {name: np.rint(255.0 * seen[name]).astype(np.uint8) for name in images}
 
 
 class Sleeper(NamedTuple):
@@ -99,10 +102,10 @@ def fall_asleep(run: str | Path) -> Sleeper:
     saved = read_checkpoint(path)
     if saved["config"].get("agent", "dreamer") != "dreamer":
         raise UsageError(f"{run} is a run of {saved['config']['agent']}, which has no world model to dream with")
-    if "replay" not in saved:
-        raise UsageError(f"{run} holds no experience to begin dreams in: give the run's folder or its latest.pt")
     agent = Dreamer.from_checkpoint(saved, "cpu")
-    rows = whole_episodes(saved["replay"])
+    if agent.world.senses.blind:
+        raise UsageError(f"{run} was trained without a decoder: its dreams show nothing")
+    rows = whole_episodes(replay_of(saved, path))
     if not len(rows["reward"]):
         raise UsageError(f"{run} holds no whole episode to begin dreams in")
     episodes = pad_episodes(rows)
@@ -114,9 +117,15 @@ def fall_asleep(run: str | Path) -> Sleeper:
 
 def dream_spaces(agent: Dreamer) -> tuple[gym.spaces.Dict, gym.Space[Any]]:
     """The spaces of observations and actions, those of the real task."""
-    box, spec = gym.spaces.Box, agent.spaces.action
+    return gym_spaces(agent.spaces)
+
+
+def gym_spaces(spaces: Spaces) -> tuple[gym.spaces.Dict, gym.Space[Any]]:
+    """Gymnasium's observation and action space of these sizes."""
+    box, spec = gym.spaces.Box, spaces.action
     entries: dict[str, gym.Space[Any]] = {
-        name: box(-np.inf, np.inf, (size,), np.float32) for name, size in agent.spaces.obs.items()
+        name: box(-np.inf, np.inf, (size,), np.float32) if isinstance(size, int) else box(0, 255, size, np.uint8)
+        for name, size in spaces.obs.items()
     }
     action = gym.spaces.Discrete(spec.size) if spec.discrete else box(-1.0, 1.0, (spec.size,), np.float32)
     return gym.spaces.Dict(entries), action

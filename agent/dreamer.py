@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agent.actor_critic import ActionSpec, ActorCritic, BehaviorConfig, to_env
+from agent.actor_critic import ActorCritic, BehaviorConfig, to_env
 from agent.optimizer import FlatAdam, NonFiniteError, flatten
+from agent.spaces import Spaces
 from world_model import Batch, LatentState, LoopedCore, ModelConfig, WorldModel, make_rule
 from world_model.ranges import ABOVE_ZERO, NOT_NEGATIVE, SHARE, require
 
@@ -44,13 +45,6 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         rates = dict.fromkeys(("model_lr", "actor_lr", "critic_lr", "warmup"), NOT_NEGATIVE)
         require(self, "--optimizer.", **rates, clip=ABOVE_ZERO, hold=SHARE, final=SHARE, average=(0.0, 0.999999))
-
-
-class Spaces(NamedTuple):
-    """Sizes of the environment, all that the agent knows of it: obs {name: O} and the action."""
-
-    obs: dict[str, int]
-    action: ActionSpec
 
 
 class Memory(NamedTuple):
@@ -133,7 +127,7 @@ class Dreamer:
         explore: bool = True,
         max_loops: int | None = None,
     ) -> tuple[np.ndarray, Memory, np.ndarray]:
-        """obs {name: (E, O)} -> environment actions (E, A) or (E,), memory, loops used (E,).
+        """obs {name: (E, O) or (E, H, W, C)} -> environment actions (E, A) or (E,), memory, loops used (E,).
 
         Exploring acts with the newest weights and samples; otherwise the averaged weights give the mean
         action from the most probable latents.
@@ -153,13 +147,15 @@ class Dreamer:
     ) -> tuple[np.ndarray, Memory]:
         """action, state = agent.predict(observation, state), the protocol of stable-baselines3's models.
 
-        observation: (S,) or (E, S), or a dictionary of such; state: what the last call returned, None to begin;
+        observation: a vector (O,) or image (H, W, C), many of them, or a dictionary of such; state: what the last
+        call returned, None to begin;
         episode_start: True, or (E,) booleans, where an episode begins (not needed where state is None).
         deterministic: averaged weights and the mean action, or newest weights and a sample.
         """
         given = observation if isinstance(observation, dict) else {next(iter(self.spaces.obs)): observation}
-        obs = {name: np.asarray(given[name], np.float32) for name in self.spaces.obs}
-        single = next(iter(obs.values())).ndim == 1
+        obs = self.spaces.arrays(given)
+        name, size = next(iter(self.spaces.obs.items()))
+        single = obs[name].ndim == (1 if isinstance(size, int) else 3)
         if single:
             obs = {name: value[None] for name, value in obs.items()}
         count = len(next(iter(obs.values())))
@@ -319,10 +315,10 @@ class Dreamer:
         from agent.config import Config, resolve_device
         from agent.settings import from_dict
 
-        config, spaces = from_dict(Config, saved["config"]), saved["spaces"]
+        config = from_dict(Config, saved["config"])
         parts = config.model, config.behavior, config.optimizer
         try:
-            agent = cls(*parts, Spaces(spaces["obs"], ActionSpec(**spaces["action"])), resolve_device(device))
+            agent = cls(*parts, Spaces.of(saved["spaces"]), resolve_device(device))
         except ValueError as error:
             raise UsageError(str(error)) from error
         try:

@@ -36,7 +36,8 @@ class ActingPath(nn.Module):
         self, obs: Tensor, action: Tensor, first: Tensor, deter: Tensor, stoch: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         world = self.policy.world
-        parts = dict(zip(world.obs_sizes, obs.split(list(world.obs_sizes.values()), -1), strict=True))
+        sizes = world.senses.vectors
+        parts = dict(zip(sizes, obs.split(list(sizes.values()), -1), strict=True))
         state, _ = world.observe(parts, action, first, LatentState(deter, stoch), sample=False, max_loops=self.loops)
         taken = self.policy.behavior.actor.act(state.feat(), sample=False)
         return taken, state.deter, state.stoch
@@ -49,7 +50,9 @@ def export_policy(agent: Dreamer, path: Path, loops: int) -> ActingPath:
     """
     acting = ActingPath(copy.deepcopy(agent.averaged).cpu(), loops).eval()
     world = acting.policy.world
-    size = sum(world.obs_sizes.values())
+    if world.senses.images:
+        raise UsageError("agents that see images cannot be exported: the program takes vectors only")
+    size = sum(world.senses.vectors.values())
     example = (torch.randn(3, size), *_with_first(acting, 3))
     with exit_rule(world, ExitRule()), torch.no_grad():
         batch = torch.export.Dim("envs", min=1, max=1024)

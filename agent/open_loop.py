@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from agent.dataset import Episodes
-from world_model import ExitRule, LatentState, LoopedCore, WorldModel, symlog
+from world_model import ExitRule, LatentState, LoopedCore, WorldModel
 
 CONTEXT = 20
 """Rows of an episode that are seen before the eyes close, at least; half of the longest episode where that is less."""
@@ -112,12 +112,12 @@ def open_loop(
         states = watch(world, episodes, max_loops)[0] if watched is None else watched
         start = states.map(lambda leaf: leaf[episode, row].repeat_interleave(SAMPLES, 0))
         dream = world.imagine(start, actions.repeat_interleave(SAMPLES, 0), longest, max_loops=max_loops)
-    truth = world.flatten({name: symlog(value) for name, value in episodes.obs.items()})
+    truth = world.senses.truth(episodes.obs)
     seen = torch.arange(truth.shape[1], device=truth.device) < episodes.length[:, None]
     variance = truth[seen].var(0)
     # An entry that hardly moves would decide the mean by its noise.
     counts = variance > 1e-3 * variance.max()
-    guess = world.decoder(dream.feat[1:]).transpose(0, 1).unflatten(0, (windows, SAMPLES)).mean(1)  # (W, H, O)
+    guess = world.senses.guess(dream.feat[1:]).transpose(0, 1).unflatten(0, (windows, SAMPLES)).mean(1)  # (W, H, O)
     wrong = (guess - truth[episode[:, None], ahead]).square()[..., counts] / variance[counts]
     reward = dream.rewards.unflatten(0, (windows, SAMPLES)).mean(1)
     missed = (reward - episodes.reward[episode[:, None], ahead]).abs()

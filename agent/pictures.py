@@ -66,13 +66,39 @@ def open_loop_picture(agent: Dreamer, replay: ReplayBuffer, seed: int, length: i
         rollout = world.imagine(states.map(lambda leaf: leaf[:, -1]), actions, span - context)
         dreamt = world.decode(rollout.states.map(lambda leaf: leaf[:, 1:]))
     lines: list[tuple[str, np.ndarray, np.ndarray]] = []
+    strips = []
     for name, value in batch.obs.items():
+        if name not in world.senses.vectors:
+            if name in dreamt:
+                strips.append(film_strip(value[pick, context:span], dreamt[name][0]))
+            continue
         truth, guess = value[pick, :span].numpy(force=True), dreamt[name][0].numpy(force=True)
         order = np.argsort(-truth.std(0), kind="stable")[:4]  # the parts that move most
         lines += [(f"{name}[{i}]", truth[:, i], guess[:, i]) for i in sorted(order)]
     reward = batch.reward[pick, :span].numpy(force=True)
     lines.append(("reward", reward, rollout.rewards[0].numpy(force=True)))
-    return _draw_lines(lines, context)
+    return _stacked([*strips, _draw_lines(lines, context)])
+
+
+def film_strip(truth: torch.Tensor, guess: torch.Tensor, frames: int = 10) -> np.ndarray:
+    """Up to `frames` moments of (T, H, W, C) uint8 and of the dream (from 0 to 1): truth, dream and difference."""
+    pick = np.unique(np.linspace(0, len(truth) - 1, frames).round().astype(int))
+    real = truth[pick].numpy(force=True)[:, : guess.shape[1]] / 255.0
+    rows = [np.concatenate(list(part), 1) for part in compared(real, guess[pick].numpy(force=True))]
+    return np.concatenate(rows)
+
+
+def compared(truth: np.ndarray, guess: np.ndarray) -> list[np.ndarray]:
+    """(T, H, W, C) from 0 to 1 each -> truth, guess and their difference (grey where there is none), RGB uint8."""
+    parts = truth, guess, (guess - truth + 1.0) / 2.0
+    return [np.broadcast_to(np.rint(255.0 * x).astype(np.uint8), (*x.shape[:3], 3)) for x in parts]
+
+
+def _stacked(pictures: list[np.ndarray]) -> np.ndarray:
+    """One above the other, on white."""
+    width = max(picture.shape[1] for picture in pictures)
+    space = [((0, 4), (0, width - picture.shape[1]), (0, 0)) for picture in pictures]
+    return np.concatenate([np.pad(one, pad, constant_values=255) for one, pad in zip(pictures, space, strict=True)])
 
 
 def _rows_of(batch: Batch, pick: int, length: int) -> Batch:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from agent.actor_critic import from_env
 from agent.dataset import Episodes
-from agent.dreamer import Spaces
 from agent.evaluation import EVAL_SEEDS, Actor, MakeEnvs
+from agent.spaces import Spaces
 
 PolicyName = Literal["agent", "random"]
 
@@ -51,7 +51,7 @@ def record(
             seeds = [RECORDING_SEEDS + seed + i for i in range(count)]
             obs, info = envs.reset(seed=seeds)  # type: ignore[arg-type]
             while True:
-                seen = {name: np.array(obs[name], np.float32) for name in spaces.obs}
+                seen = spaces.arrays(obs)
                 rows.append((seen, action, reward, np.asarray(info.get("contacts", np.zeros(0)))))
                 lengths += under_way
                 under_way &= ~last
@@ -70,7 +70,8 @@ def record(
 
     def joined(parts: list[np.ndarray]) -> Tensor:
         """(E, T, ...), zero behind the end of an episode."""
-        whole = torch.from_numpy(np.stack(parts, 1).astype(np.float32))
+        whole = torch.from_numpy(np.stack(parts, 1))
+        whole = whole if whole.dtype == torch.uint8 else whole.float()
         real = torch.arange(len(rows)) < torch.from_numpy(lengths)[:, None]
         return whole * real.view(*real.shape, *[1] * (whole.ndim - 2))
 

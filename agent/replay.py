@@ -13,17 +13,21 @@ Row t is what the agent knows on arrival at observation t; nothing is shifted wh
 This is what Gymnasium vector environments give with NEXT_STEP autoreset. Each environment has its own ring.
 With every row the latent state inferred on arrival is kept, half precision: a sampled sequence starts from
 the latent of the row before it, and the trained latents are written back (DreamerV3's replay context).
+
+Vectors are saved with the checkpoint. Images are not: they lie in a memory-mapped file of the run (`image_rows.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from world_model import Batch, LatentState
+from agent.image_rows import ImageRows
+from world_model import Batch, LatentState, ObsSize
 
 FLAGS = ("is_first", "is_last", "is_terminal")
 LATENTS = ("deter", "stoch")
@@ -32,14 +36,14 @@ LATENTS = ("deter", "stoch")
 class ReplayBuffer:
     """Rings of `capacity // envs` rows for each of `envs` environments.
 
-    obs_sizes {name: O}, action_size A, and the latent's shapes deter (N, D), stoch (S, K).
+    obs_sizes {name: O, or (H, W, C)}, action_size A, and the latent's shapes deter (N, D), stoch (S, K).
     """
 
     def __init__(
         self,
         capacity: int,
         envs: int,
-        obs_sizes: Mapping[str, int],
+        obs_sizes: Mapping[str, ObsSize],
         action_size: int,
         deter: tuple[int, int],
         stoch: tuple[int, int],
@@ -49,25 +53,49 @@ class ReplayBuffer:
         self.obs_names = tuple(obs_sizes)
         shape = (envs, self.length)
         self.rows: dict[str, np.ndarray] = {
-            **{f"obs/{name}": np.zeros((*shape, size), np.float32) for name, size in obs_sizes.items()},
+            **{
+                f"obs/{name}": np.zeros((*shape, size), np.float32)
+                for name, size in obs_sizes.items()
+                if isinstance(size, int)
+            },
             "prev_action": np.zeros((*shape, action_size), np.float32),
             "reward": np.zeros(shape, np.float32),
             **{name: np.zeros(shape, bool) for name in FLAGS},
             "deter": np.zeros((*shape, *deter), np.float16),
             "stoch": np.zeros((*shape, stoch[0]), np.uint8),  # class indices
         }
+        self.image_sizes = {f"obs/{name}": size for name, size in obs_sizes.items() if not isinstance(size, int)}
+        self.images: dict[str, ImageRows] = {}
+        if self.image_sizes:
+            self.keep_images(None)
         self.count = 0  # rows ever written, per environment
+        self.oldest_whole = 0  # rows before this one have lost their images
         self.rng = np.random.default_rng(seed)
+
+    def keep_images(self, folder: Path | None) -> None:
+        """Keep the images in files of `folder`, or with None in memory; to be called before the first row."""
+        for name, size in self.image_sizes.items():
+            path = folder / f"{name.removeprefix('obs/')}.images" if folder else None
+            self.images[name] = ImageRows(path, (self.envs, self.length, *size))
+            self.rows[name] = self.images[name].values
+
+    @property
+    def oldest(self) -> int:
+        """Number of the oldest row held."""
+        return max(0, self.count - self.length, self.oldest_whole)
 
     def __len__(self) -> int:
         """Rows held, over all environments."""
-        return min(self.count, self.length) * self.envs
+        return (self.count - self.oldest) * self.envs
 
     def add(self, row: Mapping[str, np.ndarray], state: LatentState) -> None:
         """Append one row per environment: every value (E, ...), observations under "obs/NAME"."""
         at = self.count % self.length
+        for name, images in self.images.items():  # first, because a full disk shows here
+            images.write(self.count, row[name])
         for name, value in row.items():
-            self.rows[name][:, at] = value
+            if name not in self.images:
+                self.rows[name][:, at] = value
         self.rows["deter"][:, at] = state.deter.numpy(force=True)
         self.rows["stoch"][:, at] = state.stoch.argmax(-1).numpy(force=True)
         self.count += 1
@@ -89,17 +117,18 @@ class ReplayBuffer:
         Sequences may cross episodes (is_first marks it) and never the write pointer. Returns the batch and the
         (2, B, T) ring positions (environment, row) for `write_back`. Raises ValueError with too few rows.
         """
-        held = min(self.count, self.length)
+        held = self.count - self.oldest
         if held < length + 1:
             raise ValueError(f"replay holds {held} rows per environment, a sequence needs {length + 1}")
-        oldest = self.count - held
-        first = self.rng.integers(oldest + 1, self.count - length + 1, batch_size)
+        first = self.rng.integers(self.oldest + 1, self.count - length + 1, batch_size)
         env = self.rng.integers(0, self.envs, batch_size)
         at = (first[:, None] + np.arange(-1, length)) % self.length  # (B, 1 + T), the context row first
         where = (env[:, None], at[:, 1:])
 
         def tensor(name: str) -> torch.Tensor:
-            return torch.from_numpy(self.rows[name][where]).to(device, non_blocking=True)
+            found = torch.from_numpy(np.asarray(self.rows[name][where]))
+            on_gpu = torch.device(device).type == "cuda"
+            return (found.pin_memory() if on_gpu else found).to(device, non_blocking=True)
 
         start = LatentState(
             torch.from_numpy(self.rows["deter"][env, at[:, 0]]).to(device).float(),
@@ -124,12 +153,13 @@ class ReplayBuffer:
     def state_dict(self) -> dict[str, Any]:
         """The rows held and the sampling state, as tensors and plain values (loads with weights_only)."""
         held = min(self.count, self.length)
-        rows = {name: torch.from_numpy(value[:, :held]) for name, value in self.rows.items()}
-        return {"rows": rows, "count": self.count, "rng": self.rng.bit_generator.state}
+        rows = {name: torch.from_numpy(value[:, :held]) for name, value in self.rows.items() if name not in self.images}
+        whole = {"oldest_whole": self.oldest_whole} if self.images else {}
+        return {"rows": rows, "count": self.count, "rng": self.rng.bit_generator.state, **whole}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore `state_dict`; raises ValueError when the shapes are those of another task or model."""
-        if saved["rows"].keys() != self.rows.keys():
+        if saved["rows"].keys() != self.rows.keys() - self.images.keys():
             raise ValueError(f"the saved replay does not fit: it holds {sorted(saved['rows'])}")
         for name, value in saved["rows"].items():
             mine = self.rows[name]
@@ -140,4 +170,25 @@ class ReplayBuffer:
         for name, value in saved["rows"].items():
             self.rows[name][:, : value.shape[1]] = value.numpy()
         self.count = saved["count"]
+        if self.images:
+            written = [int(images.written[0]) for images in self.images.values()]
+            if min(written) < self.count:
+                raise ValueError("the images of the replay are missing: they lie in the run's folder, in replay/")
+            # Rows that were written after the checkpoint have taken the place of older ones.
+            self.oldest_whole = max(saved["oldest_whole"], max(written) - self.length)
         self.rng.bit_generator.state = saved["rng"]
+
+
+def with_images(saved: Mapping[str, Any], obs: Mapping[str, ObsSize], folder: Path) -> dict[str, Any]:
+    """`state_dict` with the images that lie in files of `folder`. Raises ValueError where they are missing."""
+    envs, held = saved["rows"]["reward"].shape
+    rows = dict(saved["rows"])
+    for name, size in obs.items():
+        if isinstance(size, int):
+            continue
+        path = folder / f"{name}.images"
+        if not path.exists():
+            raise ValueError(f"the images of the replay are missing: {path}")
+        values = np.memmap(path, np.uint8, "r").reshape(envs, -1, *size)
+        rows[f"obs/{name}"] = values[:, :held]
+    return {**saved, "rows": rows}

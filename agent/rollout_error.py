@@ -21,7 +21,7 @@ from agent.actor_critic import ActorCritic, lambda_return
 from agent.checkpoint import UsageError
 from agent.open_loop import SAMPLES, Places, choose_places, context_of, exit_rule, watch
 from agent.recording import Recording
-from world_model import ExitRule, LatentState, WorldModel, symlog
+from world_model import ExitRule, LatentState, WorldModel
 
 LONG = 1000
 """Steps over which the size of the state is watched."""
@@ -75,7 +75,7 @@ class Yardstick:
 
 def flat_truth(world: WorldModel, recording: Recording) -> Tensor:
     """(E, T, O) recorded observations in symlog units, side by side."""
-    return world.flatten({name: symlog(value) for name, value in recording.episodes.obs.items()})
+    return world.senses.truth(recording.episodes.obs)
 
 
 def longest_horizon(recordings: Sequence[Recording]) -> int:
@@ -142,7 +142,7 @@ def measure(
     dream = world.imagine(start, actions, horizon, max_loops=max_loops)
     truth, rewards = flat_truth(world, recording), recording.episodes.reward
     real, real_reward = truth[episode[:, None], ahead], rewards[episode[:, None], ahead]  # (W, H, O), (W, H)
-    guess = world.decoder(dream.feat[1:]).transpose(0, 1).unflatten(0, (windows, SAMPLES)).mean(1)
+    guess = world.senses.guess(dream.feat[1:]).transpose(0, 1).unflatten(0, (windows, SAMPLES)).mean(1)
     reward = dream.rewards.unflatten(0, (windows, SAMPLES)).mean(1)
     deter = dream.states.deter[:, 1:].flatten(2).unflatten(0, (windows, SAMPLES))  # (W, SAMPLES, H, N*D)
     posterior = states.deter[episode[:, None], ahead].flatten(2)

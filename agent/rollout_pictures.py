@@ -87,9 +87,13 @@ def draw_truth(world: WorldModel, recording: Recording, horizon: int, entries: i
     with torch.random.fork_rng():
         torch.manual_seed(0)
         dream = world.imagine(start, actions, horizon)
-    guess = symexp(world.decoder(dream.feat[1:])).transpose(0, 1).numpy()  # (SAMPLES, H, O)
-    truth = world.flatten(episodes.obs)[pick, : row + 1 + horizon].numpy()
-    names = [f"{name}[{i}]" for name, size in world.obs_sizes.items() for i in range(size)]
+    senses = world.senses
+    if senses.decoder:
+        guess = symexp(senses.decoder(dream.feat[1:])).transpose(0, 1).numpy()  # (SAMPLES, H, O)
+        truth = senses.flatten(episodes.obs)[pick, : row + 1 + horizon].numpy()
+    else:  # images are shown by `open_loop_video`
+        guess, truth = np.zeros((SAMPLES, horizon, 0)), np.zeros((row + 1 + horizon, 0))
+    names = [f"{name}[{i}]" for name, size in senses.vectors.items() for i in range(size)]
     chosen = sorted(np.argsort(-truth.std(0), kind="stable")[:entries])
     figure, axes = new_figure(9.0, 1.2 * (len(chosen) + 1), len(chosen) + 1, share_x=True)
     ahead = np.arange(row + 1, row + 1 + horizon)

@@ -223,7 +223,7 @@ class Trainer:
         self, obs: Mapping[str, np.ndarray], prev_action: np.ndarray, reward: np.ndarray, *flags: np.ndarray
     ) -> dict[str, np.ndarray]:
         """A row of the replay, every value (E, ...); observations are copied, environments reuse theirs."""
-        row = {f"obs/{name}": np.array(obs[name], np.float32) for name in self.agent.spaces.obs}
+        row = {f"obs/{name}": value for name, value in self.agent.spaces.arrays(obs).items()}
         row |= {"prev_action": prev_action, "reward": np.asarray(reward, np.float32)}
         return row | dict(zip(FLAGS, flags, strict=True))
 

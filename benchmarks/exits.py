@@ -35,7 +35,7 @@ from agent.dreamer import Dreamer, Memory  # noqa: E402
 from agent.open_loop import choose_places, exit_rule, open_loop, usable_horizons, watch  # noqa: E402
 from agent.settings import from_dict  # noqa: E402
 from envs import make_env  # noqa: E402
-from world_model import ExitRule, LatentState, WorldModel, make_rule, symlog  # noqa: E402
+from world_model import ExitRule, LatentState, WorldModel, make_rule  # noqa: E402
 
 HORIZON = 15
 OTHERS = {"residual": (0.05, 0.1, 0.2), "kl": (0.01, 0.05), "acceleration": (0.05, 0.1, 0.2)}
@@ -119,7 +119,7 @@ class Bench:
 def events(world: WorldModel, episodes: Episodes) -> dict[str, torch.Tensor]:
     """(E, T) sizes of what happened between a row and the one before; the first rows are left out by the caller."""
     seen = torch.arange(episodes.reward.shape[1]) < episodes.length[:, None]
-    obs = world.flatten({name: symlog(value) for name, value in episodes.obs.items()})
+    obs = world.senses.truth(episodes.obs)
     obs = obs / obs[seen].std(0).clamp(min=1e-3)
     step = obs.diff(dim=1, prepend=obs[:, :1])
     bend = step.diff(dim=1, prepend=step[:, :1])

@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agent.actor_critic import ActionSpec  # noqa: E402
 from agent.config import Config, keep_memory  # noqa: E402
-from agent.dreamer import Dreamer, Spaces  # noqa: E402
+from agent.dreamer import Dreamer  # noqa: E402
+from agent.spaces import Spaces  # noqa: E402
 from world_model import Batch  # noqa: E402
 
 SPACES = Spaces({"state": 5}, ActionSpec(1, False))  # those of dmc:cartpole_swingup

@@ -13,13 +13,14 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from agent.checkpoint import make_store, seed_everything, spaces_of
+from agent.checkpoint import make_store, seed_everything
 from agent.config import preset
 from agent.dreamer import Dreamer
 from agent.evaluation import Evaluator
 from agent.logger import Logger
 from agent.replay import ReplayBuffer
 from agent.settings import to_dict
+from agent.spaces import spaces_of
 from agent.trainer import Trainer
 from envs import make_vector_env
 

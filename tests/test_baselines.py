@@ -9,11 +9,12 @@ import torch
 from conftest import Metronome, metronomes
 
 from agent.baselines import Baseline, BaselineTrainer, one_env
-from agent.checkpoint import UsageError, make_store, read_checkpoint, spaces_of
+from agent.checkpoint import UsageError, make_store, read_checkpoint
 from agent.config import Config
 from agent.evaluation import Evaluator, run_episodes
 from agent.logger import Logger
 from agent.settings import to_dict
+from agent.spaces import spaces_of
 from agent.trainer import TrainConfig
 
 WORDS = ("--preset", "debug", "--no-video", "--eval.episodes", 2, "--run-dir", "run")

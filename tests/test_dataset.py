@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from conftest import counters, metronomes
 from small import make_world
 
-from agent.checkpoint import UsageError, plain_spaces, spaces_of
+from agent.checkpoint import UsageError
 from agent.config import preset
 from agent.dataset import (
     Episodes,
@@ -27,6 +28,7 @@ from agent.offline import OfflineConfig, OfflineTrainer
 from agent.open_loop import CONTEXT, SAMPLES, exit_rule, open_loop, usable_horizons, watch
 from agent.recording import record
 from agent.replay import FLAGS, ReplayBuffer
+from agent.spaces import spaces_of
 from world_model import ExitRule, LatentState
 
 LENGTH = 60
@@ -75,7 +77,7 @@ def test_only_whole_episodes_are_kept_in_their_order(capacity):
 
 
 def test_a_data_set_comes_back_with_every_tenth_episode_held_out(tmp_path):
-    facts = export_dataset(checkpoint(counting_replay(20 * LENGTH)), tmp_path / "data", "somewhere")
+    facts = export_dataset(checkpoint(counting_replay(20 * LENGTH)), tmp_path / "data", Path("somewhere"))
     assert facts["episodes"] == 60
     assert facts["mean_return"] == pytest.approx((20 * sum(range(60)) + 40 * sum(range(30))) / 60)
     assert json.loads((tmp_path / "data" / "dataset.json").read_text())["source"] == "somewhere"
@@ -95,7 +97,7 @@ def test_a_data_set_of_a_variant_leaves_numbers_out(tmp_path):
     rows = saved["replay"]["rows"]
     rows["obs/state"] = torch.cat([rows["obs/state"], -rows["obs/state"]], -1)
     saved["spaces"]["obs"]["state"] = 2
-    export_dataset(saved, tmp_path / "data", "run", np.array([False, True]), "@nov")
+    export_dataset(saved, tmp_path / "data", Path("run"), np.array([False, True]), "@nov")
     found = load_dataset(tmp_path / "data")
     assert (found.task, found.spaces.obs) == ("toy:counter@nov", {"state": 1})
     assert found.train["obs/state"].shape[1:] == (1,)
@@ -104,13 +106,13 @@ def test_a_data_set_of_a_variant_leaves_numbers_out(tmp_path):
 
 def test_data_sets_are_not_overwritten_and_need_episodes(tmp_path):
     saved = checkpoint(counting_replay(20 * LENGTH))
-    export_dataset(saved, tmp_path / "data", "run")
+    export_dataset(saved, tmp_path / "data", Path("run"))
     with pytest.raises(UsageError, match="exists"):
-        export_dataset(saved, tmp_path / "data", "run")
+        export_dataset(saved, tmp_path / "data", Path("run"))
     with pytest.raises(UsageError, match="at least 10"):
-        export_dataset(checkpoint(counting_replay(LENGTH)), tmp_path / "few", "run")
+        export_dataset(checkpoint(counting_replay(LENGTH)), tmp_path / "few", Path("run"))
     with pytest.raises(UsageError, match=r"latest\.pt"):
-        export_dataset({"task": "toy:counter"}, tmp_path / "none", "run")
+        export_dataset({"task": "toy:counter"}, tmp_path / "none", Path("run"))
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match=r"evaluate\.py dataset"):
@@ -236,8 +238,8 @@ def metronome_dataset(tmp_path, rows=1500):
         first, last = last, truncated
         action, reward = action * ~first[:, None], reward * ~first
     spaces = spaces_of(envs)
-    saved = {"task": "toy:metronome", "spaces": plain_spaces(spaces), "step": rows, "replay": replay.state_dict()}
-    export_dataset(saved, tmp_path / "data", "test")
+    saved = {"task": "toy:metronome", "spaces": spaces.plain(), "step": rows, "replay": replay.state_dict()}
+    export_dataset(saved, tmp_path / "data", Path("test"))
     return load_dataset(tmp_path / "data")
 
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from agent.actor_critic import ActionSpec, BehaviorConfig
-from agent.dreamer import Dreamer, OptimizerConfig, Spaces
+from agent.dreamer import Dreamer, OptimizerConfig
 from agent.optimizer import NonFiniteError
+from agent.spaces import Spaces
 from world_model import Batch, LoopConfig, ModelConfig
 
 CONTINUOUS, DISCRETE = ActionSpec(2, False), ActionSpec(3, True)

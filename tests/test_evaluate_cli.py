@@ -201,7 +201,8 @@ def test_what_cannot_go_on_is_refused_before_anything_is_touched(finished, refus
     )
     torch.save(whole, latest)
     flipped = bytearray(latest.read_bytes())
-    flipped[len(flipped) // 2] ^= 255
+    middle = len(flipped) // 2
+    flipped[middle : middle + 256] = bytes(256)  # more than the padding between two entries
     latest.write_bytes(flipped)
     assert "is damaged" in refused(*words)
     torch.save(whole, tmp_path / "loose.pt")

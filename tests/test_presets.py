@@ -10,7 +10,8 @@ from small import ACTIONS, SIZES, make_batch
 from agent import config
 from agent.actor_critic import ActionSpec
 from agent.config import PRESETS, preset, set_threads
-from agent.dreamer import Dreamer, Spaces
+from agent.dreamer import Dreamer
+from agent.spaces import Spaces
 
 
 @pytest.mark.parametrize("name", PRESETS)

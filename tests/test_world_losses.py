@@ -87,7 +87,7 @@ def test_the_exit_gate_learns_from_no_loop_that_was_not_run():
 @pytest.mark.parametrize(("scales", "side"), [((1.0, 0.0), "prior."), ((0.0, 1.0), "post_")])
 def test_each_kl_loss_trains_its_own_head(scales, side):
     world = make_world()
-    for head in (world.decoder, world.reward, world.cont):  # leave the KL as the only loss on the states
+    for head in (world.senses.decoder, world.reward, world.cont):  # leave the KL as the only loss on the states
         torch.nn.init.zeros_(head.out.weight)
     cfg = dataclasses.replace(world.cfg, free_nats=0.0, dyn_scale=scales[0], rep_scale=scales[1])
     world.cfg = cfg
@@ -144,7 +144,7 @@ def test_reconstruction_counts_as_often_as_its_weight_says():
     losses = []
     for scale in (1.0, 3.0):
         world = make_world()
-        world.cfg = dataclasses.replace(world.cfg, rec_scale=scale)
+        world.senses.rec_scale = scale
         torch.manual_seed(3)
         losses.append(world.loss(make_batch(world))[2]["world/reconstruction_loss"])
     assert losses[1] == pytest.approx(3.0 * float(losses[0]))

@@ -127,7 +127,7 @@ def test_acting_without_sampling_takes_the_most_probable_latents():
     state, _ = world.observe(*args, sample=False)
     again, _ = world.observe(*args, sample=False)
     assert torch.equal(state.stoch, again.stoch)
-    probs = world.posterior(state.deter, world.embed(obs))
+    probs = world.posterior(state.deter, world.post_embed(world.senses(obs)))
     assert torch.equal(state.stoch.argmax(-1), probs.argmax(-1))
     draws = {str(world.observe(*args)[0].stoch.argmax(-1).tolist()) for _ in range(20)}
     assert len(draws) > 1

@@ -9,6 +9,7 @@ from world_model.gru import GRUConfig
 from world_model.latent import LatentState
 from world_model.looped import LoopConfig, LoopedCore
 from world_model.model import ModelConfig, WorldModel
+from world_model.senses import ObsSize
 from world_model.stacked import StackConfig
 from world_model.types import Batch, Posterior, Rollout
 
@@ -25,6 +26,7 @@ __all__ = [
     "LoopedCore",
     "ModelConfig",
     "Moment",
+    "ObsSize",
     "Posterior",
     "Rollout",
     "StackConfig",

@@ -10,7 +10,7 @@ K classes, R loops, F = N*D + S*K features, U units.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,16 +21,18 @@ from torch import Tensor, nn
 from world_model.controls import check_core, make_core
 from world_model.core import Core, CoreSizes, LoopStats, Traces
 from world_model.diagnostics import diagnostics
-from world_model.distributions import TwoHot, symexp, symlog
+from world_model.distributions import TwoHot
 from world_model.exits import Lesson, Metrics
 from world_model.gru import GRUConfig
 from world_model.latent import LatentState, kl_balance, kl_divergence, probabilities, sample_onehot
 from world_model.looped import LoopConfig, LoopedCore, sample_depth
 from world_model.nets import MLP, Norm, clipped, linear
 from world_model.ranges import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, require
+from world_model.senses import ObsSize, Senses
 from world_model.stacked import StackConfig
 from world_model.surprise import Surprise
 from world_model.types import Batch, Posterior, Rollout
+from world_model.vision import ImageConfig
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,10 @@ class ModelConfig:
     """Share of the uniform distribution in every categorical."""
     free_nats: float = 0.1
     """Below this, the KL losses do not push (nats, after the sum over the groups)."""
+    image: ImageConfig = field(default_factory=ImageConfig)
+    """Image observations."""
     rec_scale: float = 10.0
-    """Weight of the reconstruction loss: the inverse of the observation noise that the decoder assumes, halved."""
+    """Weight of the vectors' reconstruction: the inverse of the observation noise that the decoder assumes, halved."""
     dyn_scale: float = 1.0
     """Weight of the dynamics loss KL(sg(posterior) || prior)."""
     rep_scale: float = 0.1
@@ -85,24 +89,23 @@ class ModelConfig:
 
 
 class WorldModel(nn.Module):
-    """obs_sizes {name: O}; action_size A (one-hot size for discrete actions)."""
+    """obs_sizes {name: O, or (H, W, C) for an image}; action_size A (one-hot size for discrete actions)."""
 
-    def __init__(self, cfg: ModelConfig, obs_sizes: dict[str, int], action_size: int):
+    def __init__(self, cfg: ModelConfig, obs_sizes: Mapping[str, ObsSize], action_size: int):
         super().__init__()
         self.cfg, self.obs_sizes, self.action_size = cfg, dict(obs_sizes), action_size
         loop, stoch, units = cfg.loop, cfg.groups * cfg.classes, cfg.units
-        flat, total = loop.tokens * loop.width, sum(obs_sizes.values())
+        flat = loop.tokens * loop.width
         self.feat_size = flat + stoch
         sizes = CoreSizes(cfg.groups, cfg.classes, action_size)
         self.core: Core = make_core(cfg.core, loop, cfg.stack, cfg.gru, sizes, cfg.match)
-        self.encoder = MLP(total, units, 1)
+        self.senses = Senses(obs_sizes, self.feat_size, units, cfg.decoder_layers, cfg.rec_scale, cfg.image)
         # The posterior's first layer is split, so that its observation half runs outside of the scan.
         self.post_deter = linear(flat, units)
         self.post_embed = linear(units, units)
         self.post_norm = Norm(units)
         self.post_out = linear(units, stoch, bias=True)
         self.prior = MLP(flat, units, 1, stoch)
-        self.decoder = MLP(self.feat_size, units, cfg.decoder_layers, total)
         self.twohot = TwoHot(cfg.bins, cfg.bin_limit)
         self.reward = MLP(self.feat_size, units, 1, cfg.bins, out_scale=0.0)
         self.cont = MLP(self.feat_size, units, 1, 1)
@@ -125,15 +128,6 @@ class WorldModel(nn.Module):
         """The initial state where keep (B,) is 0, the given state where it is 1."""
         keep = keep[:, None, None]
         return LatentState(torch.lerp(self.core.start, state.deter, keep), state.stoch * keep)
-
-    def embed(self, obs: dict[str, Tensor]) -> Tensor:
-        """{name: (..., O)} -> (..., U), the observation's half of the posterior's first layer."""
-        return self.post_embed(self.encoder(symlog(self.flatten(obs))))
-
-    def flatten(self, obs: dict[str, Tensor]) -> Tensor:
-        """The observation vectors side by side, (..., sum of O)."""
-        parts = [obs[name] for name in self.obs_sizes]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def unflatten(self, feat: Tensor) -> LatentState:
         """(..., F) features -> the state that they are made of, as views."""
@@ -189,7 +183,7 @@ class WorldModel(nn.Module):
         state = self.carried(self.reset(state, keep))
         inputs = self.inputs(state, clipped(prev_action) * keep[:, None])
         deter, stats = self.core.settle(state.deter, inputs, self.core.prepare(), max_loops, log_prior=self.log_prior)
-        probs = self.posterior(deter, self.embed(obs))
+        probs = self.posterior(deter, self.post_embed(self.senses(obs)))
         return LatentState(deter, sample_onehot(probs, self.level(probs, sample))), stats
 
     # ------------------------------------------------------------------ sequences
@@ -200,7 +194,8 @@ class WorldModel(nn.Module):
         state = self.initial(size) if batch.start is None else batch.start
         loops = sample_depth(self.cfg.loop, size, batch.reward.device) if loops is None else loops
         prepared = self.core.prepare()
-        embeds = self.embed(batch.obs).unbind(1)
+        seen = self.senses(batch.obs)
+        embeds = self.post_embed(seen).unbind(1)
         actions = clipped(batch.prev_action).unbind(1)
         levels = torch.rand(length, size, self.cfg.groups, 1, device=batch.reward.device)
         resets = batch.is_first.any(0).tolist()
@@ -229,6 +224,7 @@ class WorldModel(nn.Module):
             Traces(levels, *(torch.stack(part, 1) for part in zip(*before, strict=True))),
             loops,
             deters,
+            seen,
         )
 
     def imagine(
@@ -284,9 +280,8 @@ class WorldModel(nn.Module):
         return LatentState(deter, sample_onehot(probs, self.level(probs, sample)).to(deter.dtype)), stats
 
     def decode(self, state: LatentState) -> dict[str, Tensor]:
-        """(..., N, D), (..., S, K) -> {name: (..., O)} predicted observations."""
-        parts = symexp(self.decoder(state.feat())).split(list(self.obs_sizes.values()), -1)
-        return dict(zip(self.obs_sizes, parts, strict=True))
+        """(..., N, D), (..., S, K) -> {name: (..., O), or (..., H, W, C) from 0 to 1} predicted observations."""
+        return self.senses.decode(state.feat())
 
     # ------------------------------------------------------------------ losses
 
@@ -311,10 +306,9 @@ class WorldModel(nn.Module):
     def losses(self, post: Posterior, batch: Batch) -> dict[str, Tensor]:
         """The weighted losses of every row, (B, T) each."""
         feat = post.states.feat()
-        target = symlog(self.flatten(batch.obs))
         dyn, rep = kl_balance(post.post_logp, post.prior_logp, self.cfg.free_nats)
         losses = {
-            "reconstruction": self.cfg.rec_scale * (self.decoder(feat) - target).square().sum(-1),
+            **self.senses.losses(feat, batch.obs, post.seen),
             "reward": self.twohot.loss(self.reward(feat), batch.reward),
             "continue": F.binary_cross_entropy_with_logits(
                 self.cont(feat).squeeze(-1), 1.0 - batch.is_terminal.float(), reduction="none"

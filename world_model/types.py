@@ -34,6 +34,7 @@ class Posterior(NamedTuple):
 
     trace holds the loop states of every step, detached, for the exit rule and the metrics.
     deters are the states' deter (B, N, D) row by row, as later rows were computed from them.
+    seen (B, T, U) is what the encoder made of the observations.
     """
 
     states: LatentState
@@ -42,6 +43,7 @@ class Posterior(NamedTuple):
     trace: Traces
     loops: int | Tensor
     deters: list[Tensor]
+    seen: Tensor
 
 
 class Rollout(NamedTuple):

@@ -1,0 +1,59 @@
+"""Images of a replay in a memory-mapped file, which is itself the saved replay."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+CHUNK = 1 << 24
+"""Bytes that are taken from the disk at a time, before they are written: a full disk is then an error that says so, and
+not the end of the process in the middle of a write."""
+
+
+class ImageRows:
+    """Rings of images, shape (E, L, H, W, C) uint8, in the file `path`; without a path in memory.
+
+    However large it may become, the file starts at once, because it takes no room before rows are written. `written`
+    (1,), in a second file beside it, counts them: after a crash it tells which images are newer than the checkpoint.
+    An existing file is gone on with; ValueError where it has another size.
+    """
+
+    def __init__(self, path: Path | None, shape: tuple[int, ...]):
+        self.path = path
+        if path is None:
+            self.values: np.ndarray = np.zeros(shape, np.uint8)
+            self.written = np.zeros(1, np.int64)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        counter = path.with_suffix(".count")
+        old = path.exists()
+        if old and (path.stat().st_size != np.prod(shape) or not counter.exists()):
+            raise ValueError(f"{path} has another capacity: keep --train.replay_rows as it was")
+        self.values = np.memmap(path, np.uint8, "r+" if old else "w+", shape=shape)
+        self.written = np.memmap(counter, np.int64, "r+" if old else "w+", shape=(1,))
+        self.step = max(1, CHUNK // self.values[0, 0].size)  # rows of a chunk
+        self.reserved = np.zeros(-(-shape[1] // self.step), bool)
+
+    def write(self, number: int, images: np.ndarray) -> None:
+        """Put (E, H, W, C) into the rings as row number `number` ever. Raises OSError when the disk is full."""
+        at = number % self.values.shape[1]
+        if self.path is not None and not self.reserved[at // self.step]:
+            self.reserve(at // self.step)
+        self.values[:, at] = images
+        self.written[0] = number + 1
+
+    def reserve(self, chunk: int) -> None:
+        """Take the room of a chunk of rows of every ring from the disk."""
+        envs, length = self.values.shape[:2]
+        row, first = self.values[0, 0].size, chunk * self.step
+        rows = min(self.step, length - first)
+        if self.path is not None and hasattr(os, "posix_fallocate"):
+            file = os.open(self.path, os.O_RDWR)
+            try:
+                for env in range(envs):
+                    os.posix_fallocate(file, (env * length + first) * row, rows * row)
+            finally:
+                os.close(file)
+        self.reserved[chunk] = True

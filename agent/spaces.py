@@ -1,0 +1,47 @@
+"""What an agent knows of an environment: sizes of its observations and of its actions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+
+import gymnasium as gym
+import numpy as np
+
+from agent.actor_critic import ActionSpec
+from world_model import ObsSize
+
+
+class Spaces(NamedTuple):
+    """Sizes of the environment, all that the agent knows of it: obs {name: O, or (H, W, C) of an image}, the action."""
+
+    obs: dict[str, ObsSize]
+    action: ActionSpec
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Spaces:
+        """From plain values, as a checkpoint or data set holds them: see `plain`."""
+        obs = {name: size if isinstance(size, int) else tuple(size) for name, size in plain["obs"].items()}
+        return cls(obs, ActionSpec(**plain["action"]))
+
+    def plain(self) -> dict[str, Any]:
+        """As numbers, lists and dictionaries."""
+        obs = {name: size if isinstance(size, int) else list(size) for name, size in self.obs.items()}
+        return {"obs": obs, "action": {"size": self.action.size, "discrete": self.action.discrete}}
+
+    def arrays(self, obs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Copies of the observations: float32 vectors (..., O), uint8 images (..., H, W, C)."""
+        kinds = {name: np.float32 if isinstance(size, int) else np.uint8 for name, size in self.obs.items()}
+        return {name: np.array(obs[name], kind) for name, kind in kinds.items()}
+
+
+def spaces_of(envs: gym.vector.VectorEnv[Any, Any, Any]) -> Spaces:
+    """The sizes that the agent needs to know of environments with observations of vectors and uint8 images."""
+    obs, action = envs.single_observation_space, envs.single_action_space
+    assert isinstance(obs, gym.spaces.Dict)
+    sizes: dict[str, ObsSize] = {}
+    for name, space in obs.items():
+        image = space.dtype == np.uint8
+        sizes[name] = cast(ObsSize, space.shape) if image else gym.spaces.flatdim(space)
+    discrete = isinstance(action, gym.spaces.Discrete)
+    return Spaces(sizes, ActionSpec(gym.spaces.flatdim(action), discrete))

@@ -1,0 +1,126 @@
+"""Images in the world model: shapes, losses, and that they teach what they show."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from world_model import Batch, LoopConfig, ModelConfig, WorldModel
+from world_model.vision import ConvDecoder, ConvEncoder, ImageConfig, redundancy_loss
+
+SHAPE = (32, 48, 3)
+
+
+def make_world(**image) -> WorldModel:
+    torch.manual_seed(0)
+    loop = LoopConfig(tokens=2, width=8, heads=2, units=16)
+    cfg = ModelConfig(loop=loop, image=ImageConfig(depth=2, **image), groups=3, classes=4, units=16, bins=21)
+    return WorldModel(cfg, {"camera": SHAPE, "joints": 3}, 2)
+
+
+def make_batch(size: int = 3, length: int = 4) -> Batch:
+    gen = torch.Generator().manual_seed(1)
+    off = torch.zeros(size, length, dtype=torch.bool)
+    return Batch(
+        {
+            "camera": torch.randint(256, (size, length, *SHAPE), generator=gen, dtype=torch.uint8),
+            "joints": torch.randn(size, length, 3, generator=gen),
+        },
+        torch.rand(size, length, 2, generator=gen),
+        torch.randn(size, length, generator=gen),
+        off.clone(),
+        off.clone(),
+        off.clone(),
+    )
+
+
+@pytest.mark.parametrize("halve", ["stride", "pool"])
+def test_encoder_and_decoder_keep_to_their_shapes(halve):
+    cfg = ImageConfig(depth=2, halve=halve)
+    images = torch.randint(256, (5, *SHAPE), dtype=torch.uint8)
+    assert ConvEncoder(SHAPE, cfg, 7)(images).shape == (5, 7)
+    out = ConvDecoder(SHAPE, cfg, 6)(torch.randn(5, 6))
+    assert out.shape == (5, *SHAPE)
+    assert 0 < out.min() < out.max() < 1
+
+
+@pytest.mark.parametrize("halve", ["stride", "pool"])
+def test_a_decoder_learns_an_image(halve):
+    torch.manual_seed(0)
+    decoder, feat = ConvDecoder((16, 16, 1), ImageConfig(depth=4, halve=halve), 2), torch.eye(2)
+    target = torch.zeros(2, 16, 16, 1)
+    target[0, :8], target[1, :, 4:9] = 1.0, 1.0
+    adam = torch.optim.Adam(decoder.parameters(), 1e-2)
+    for _ in range(150):
+        loss = (decoder(feat) - target).square().sum((1, 2, 3)).mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    assert float(loss.detach()) < 0.05 * 128
+
+
+def test_losses_and_predictions_of_images_and_vectors_side_by_side():
+    world, batch = make_world(scale=2.0), make_batch()
+    post = world.observe_sequence(batch)
+    losses = world.losses(post, batch)
+    guess = world.decode(post.states)
+    assert guess["camera"].shape == (3, 4, *SHAPE)
+    assert guess["joints"].shape == (3, 4, 3)
+    wrong = guess["camera"] - batch.obs["camera"] / 255.0
+    assert torch.allclose(losses["image"], 2.0 * wrong.square().sum((2, 3, 4)), rtol=1e-4)
+    assert {"image", "reconstruction"} <= losses.keys()
+    numbers = world.senses.truth(batch.obs), world.senses.guess(post.states.feat())
+    assert [x.shape for x in numbers] == [(3, 4, 3 + 32 * 48 * 3)] * 2
+    assert torch.allclose(numbers[1][..., 3:], guess["camera"].flatten(2))
+
+
+def test_the_latents_know_the_image():
+    """Two images, told apart by nothing else: after some training the decoded ones differ as they do."""
+    world = make_world()
+    batch = make_batch(8, 2)
+    dark = torch.arange(8) % 2 == 0
+    batch.obs["camera"][dark], batch.obs["camera"][~dark] = 0, 255
+    batch.obs["joints"][:] = 0.0
+    adam = torch.optim.Adam(world.parameters(), 3e-3)
+    for _ in range(60):
+        loss, post, _ = world.loss(batch)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    shown = world.decode(post.states)["camera"].mean((1, 2, 3, 4))
+    assert shown[dark].max() < 0.3
+    assert shown[~dark].min() > 0.7
+
+
+def test_without_a_decoder_latents_learn_to_name_the_embedding():
+    world, batch = make_world(objective="redundancy"), make_batch(8, 4)
+    assert world.decode(world.observe_sequence(batch).states).keys() == {"joints"}
+    history = []
+    adam = torch.optim.Adam(world.parameters(), 3e-3)
+    for _ in range(40):
+        torch.manual_seed(5)
+        loss, _, metrics = world.loss(batch)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        history.append(float(metrics["world/redundancy_loss"]))
+    assert history[-1] < 0.9 * history[0]
+
+
+def test_redundancy_is_zero_for_what_is_right_and_independent():
+    x = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    assert float(redundancy_loss(3.0 * x + 2.0, x, 1.0)[0]) == pytest.approx(0.0, abs=1e-4)
+    assert float(redundancy_loss(-x, x, 1.0)[0]) == pytest.approx(8.0, rel=1e-2)  # both wrong: 2 * (1 + 1)^2
+    same = x[:, :1].expand(4, 2)  # both numbers say the same: C = 1 everywhere
+    assert float(redundancy_loss(same, same, 0.5)[0]) == pytest.approx(0.5 * 2, rel=1e-2)
+
+
+def test_impossible_images_are_refused():
+    for wrong in ((30, 32, 3), (32, 32, 2), (8, 16, 3)):
+        with pytest.raises(ValueError, match="camera"):
+            WorldModel(make_world().cfg, {"camera": wrong}, 2)
+    with pytest.raises(ValueError, match="odd"):
+        ImageConfig(kernel=4)
+    cfg = dataclasses.replace(make_world().cfg, image=ImageConfig(depth=2, objective="redundancy"))
+    assert WorldModel(cfg, {"camera": SHAPE}, 2).senses.blind
+    assert not WorldModel(cfg, {"camera": SHAPE, "joints": 3}, 2).senses.blind

@@ -1,0 +1,203 @@
+"""Images: convolutional encoder and decoder in DreamerV3's form, and an objective that needs no decoder.
+
+Images are uint8, (..., H, W, C), and stay so until they are on the device of the model. Four stages halve (encoder)
+or double (decoder) the sides, so H and W are multiples of 16 and the inner map of a 64 x 64 image is 4 x 4.
+
+Symbols: M images, H, W sides, C colours, U units, F features of a state, P numbers of the inner map.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from world_model.nets import Norm, linear
+from world_model.ranges import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, require
+
+Shape = tuple[int, int, int]
+"""(H, W, C)."""
+
+STAGES = (2, 3, 4, 4)
+"""Channels of the stages in units of `depth` (DreamerV3)."""
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """Image observations."""
+
+    depth: int = 8
+    """Channels of the convolutions: 2, 3, 4 and 4 times this from stage to stage (DreamerV3: 4 to 96 by size)."""
+    kernel: int = 5
+    """Side of the kernels (odd)."""
+    halve: Literal["stride", "pool"] = "stride"
+    """How a stage changes the sides: by strided convolutions, or at full size and then pooled (DreamerV3; four times
+    the work)."""
+    objective: Literal["decode", "redundancy"] = "decode"
+    """What latents of images are trained by: decoding the image, or predicting its embedding without redundancy."""
+    scale: float = 1.0
+    """Weight of the squared error of decoded images, summed over the pixels (colours from 0 to 1)."""
+    redundancy_scale: float = 0.05
+    """Weight of the objective without a decoder."""
+    redundancy_off: float = 5e-4
+    """Weight of its off-diagonal part."""
+
+    def __post_init__(self) -> None:
+        require(self, "", depth=AT_LEAST_ONE, kernel=AT_LEAST_ONE, scale=ABOVE_ZERO)
+        require(self, "", redundancy_scale=ABOVE_ZERO, redundancy_off=NOT_NEGATIVE)
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd, got {self.kernel}")
+
+    def channels(self) -> list[int]:
+        """Of the four stages."""
+        return [self.depth * stage for stage in STAGES]
+
+
+def check_shape(name: str, shape: Shape) -> None:
+    """Raise ValueError unless the sides suit four stages and the colours are grey or RGB."""
+    height, width, colours = shape
+    if height % 16 or width % 16 or min(height, width) < 16 or colours not in (1, 3):
+        raise ValueError(
+            f"the image {name!r} has shape {shape}; expected sides that are multiples of 16, and 1 or 3 colours"
+        )
+
+
+class ChannelNorm(nn.Module):
+    """Normalisation over the channels at every place: (M, C, H, W) -> the same."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = Norm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """With a truncated-normal fan-in initialisation, and zero bias."""
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
+    std = 1.0 / math.sqrt(inputs * kernel**2) / 0.8796
+    nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+class ConvEncoder(nn.Module):
+    """(M, H, W, C) uint8 -> (M, U)."""
+
+    def __init__(self, shape: Shape, cfg: ImageConfig, units: int):
+        super().__init__()
+        stages: list[nn.Module] = []
+        before = shape[2]
+        for channels in cfg.channels():
+            stages.append(convolution(before, channels, cfg.kernel, 2 if cfg.halve == "stride" else 1))
+            stages += [nn.MaxPool2d(2)] if cfg.halve == "pool" else []
+            stages += [ChannelNorm(channels), nn.SiLU()]
+            before = channels
+        self.stages = nn.Sequential(*stages)
+        self.out = linear(before * (shape[0] // 16) * (shape[1] // 16), units)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = image.movedim(-1, 1).to(self.out.weight.dtype) / 255.0 - 0.5
+        return self.out(self.stages(x.contiguous(memory_format=torch.channels_last)).flatten(1))
+
+
+class Doubled(nn.Module):
+    """Twice the sides and `outputs` channels: by a transposed convolution, or repeated and then convolved."""
+
+    def __init__(self, inputs: int, outputs: int, cfg: ImageConfig):
+        super().__init__()
+        self.repeat = cfg.halve == "pool"
+        if self.repeat:
+            self.layer: nn.Module = convolution(inputs, outputs, cfg.kernel)
+        else:
+            self.layer = nn.ConvTranspose2d(inputs, outputs, cfg.kernel, 2, cfg.kernel // 2, output_padding=1)
+            std = 2.0 / math.sqrt(inputs * cfg.kernel**2) / 0.8796  # every fourth weight meets a place
+            nn.init.trunc_normal_(self.layer.weight, std=std, a=-2 * std, b=2 * std)
+            nn.init.zeros_(self.layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(F.interpolate(x, scale_factor=2.0, mode="nearest") if self.repeat else x)
+        return out
+
+
+class ConvDecoder(nn.Module):
+    """(M, F) -> (M, H, W, C) colours from 0 to 1."""
+
+    def __init__(self, shape: Shape, cfg: ImageConfig, feat: int):
+        super().__init__()
+        channels = cfg.channels()[::-1]
+        self.inner = channels[0], shape[0] // 16, shape[1] // 16
+        self.start = linear(feat, math.prod(self.inner), bias=True)
+        stages: list[nn.Module] = [ChannelNorm(channels[0]), nn.SiLU()]
+        for before, after in zip(channels, channels[1:], strict=False):
+            stages += [Doubled(before, after, cfg), ChannelNorm(after), nn.SiLU()]
+        self.stages = nn.Sequential(*stages, Doubled(channels[-1], shape[2], cfg))
+
+    def forward(self, feat: Tensor) -> Tensor:
+        x = self.start(feat).view(-1, *self.inner)
+        return torch.sigmoid(self.stages(x.contiguous(memory_format=torch.channels_last))).movedim(1, -1)
+
+
+def redundancy_loss(guess: Tensor, truth: Tensor, off: float) -> Tensor:
+    """(M, U) twice -> (M,) each sample's part of sum_i (1 - C_ii)^2 + off * sum_{i != j} C_ij^2.
+
+    C is the cross-correlation over the M samples of what the state says about the embedding and the embedding
+    itself: each number is to be predicted, and no two are to say the same (R2-Dreamer, arXiv 2603.18202, after
+    Barlow Twins, arXiv 2103.03230). It is one number for all samples, spread evenly over them.
+    """
+    one, two = ((x - x.mean(0)) / (x.std(0, unbiased=False) + 1e-3) for x in (guess, truth))
+    correlation = one.t() @ two / len(guess)
+    diagonal = correlation.diagonal()
+    loss = (1.0 - diagonal).square().sum() + off * (correlation.square().sum() - diagonal.square().sum())
+    return loss.expand(len(guess))
+
+
+class Images(nn.Module):
+    """All image observations of a world model: what they say, what states say about them, and the loss between.
+
+    shapes {name: (H, W, C)}; F features, U units.
+    """
+
+    def __init__(self, cfg: ImageConfig, shapes: Mapping[str, Shape], feat: int, units: int):
+        super().__init__()
+        for name, shape in shapes.items():
+            check_shape(name, shape)
+        self.cfg, self.shapes, self.decodes = cfg, dict(shapes), cfg.objective == "decode"
+        self.encoders = nn.ModuleDict({name: ConvEncoder(shape, cfg, units) for name, shape in shapes.items()})
+        if self.decodes:
+            self.decoders = nn.ModuleDict({name: ConvDecoder(shape, cfg, feat) for name, shape in shapes.items()})
+        else:
+            self.guess = linear(feat, units)
+
+    def embed(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """{name: (..., H, W, C)} -> (..., U)"""
+        parts = []
+        for name, encoder in self.encoders.items():
+            image = obs[name]
+            parts.append(encoder(image.flatten(0, -4)).view(*image.shape[:-3], -1))
+        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+
+    def decode(self, feat: Tensor) -> dict[str, Tensor]:
+        """(..., F) -> {name: (..., H, W, C)} colours from 0 to 1; nothing where there is no decoder."""
+        if not self.decodes:
+            return {}
+        flat = feat.flatten(0, -2)
+        return {name: net(flat).view(*feat.shape[:-1], *self.shapes[name]) for name, net in self.decoders.items()}
+
+    def losses(self, feat: Tensor, obs: Mapping[str, Tensor], embed: Tensor) -> dict[str, Tensor]:
+        """feat (B, T, F), obs {name: (B, T, H, W, C)}, embed (B, T, U) as `embed` gave it -> weighted losses (B, T)."""
+        if not self.decodes:
+            guess, truth = self.guess(feat).flatten(0, 1), embed.detach().flatten(0, 1)
+            loss = redundancy_loss(guess, truth, self.cfg.redundancy_off).view(feat.shape[:2])
+            return {"redundancy": self.cfg.redundancy_scale * loss}
+        wrong = [
+            (guess - obs[name].to(guess.dtype) / 255.0).square().flatten(2).sum(-1)
+            for name, guess in self.decode(feat).items()
+        ]
+        return {"image": self.cfg.scale * torch.stack(wrong).sum(0)}
