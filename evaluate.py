@@ -66,13 +66,13 @@ def policy(args: Policy, write: Write) -> None:
         except ValueError as error:
             raise UsageError(f"--exit {args.exit}: {error}") from error
     torch.set_num_threads(config.train.threads or 1)  # ten rows at a time: more threads are no help
-    cannot_draw = prepare_rendering(args.video and task.suite == "dmc")
+    cannot_draw = prepare_rendering(task.draws or (args.video and task.suite == "dmc"))
 
     envs = make_vector_env(task, 1, args.seed)
     envs.close()
     check_spaces(saved, spaces_of(envs))
     make_envs = partial(make_vector_env, task, seed=cfg.first_seed)
-    episodes = Evaluator(cfg, agent, make_envs, task.action_repeat)(final=True)
+    episodes = Evaluator(cfg, agent, make_envs, task.action_repeat, task.judged_by)(final=True)
     result = summarise(episodes)
     print(f"{task}, {path}, step {saved['step']:,}")
     print(format_summary(result))

@@ -66,12 +66,13 @@ def train(argv: list[str]) -> int:
     if saved and saved["task"] != str(task):
         raise UsageError(f"{config.resume} is a run of {saved['task']}, not of {task}: leave the task out")
     check_steps(config, task)
-    cannot_draw = prepare_rendering(config.video and task.suite == "dmc")
+    cannot_draw = prepare_rendering(task.draws or (config.video and task.suite == "dmc"))
     set_threads(config.train.threads)
     keep_memory()
     seed_everything(config.seed)
 
-    envs = make_vector_env(task, config.train.envs, config.seed)
+    apart = task.is_slow and config.train.envs > 1
+    envs = make_vector_env(task, config.train.envs, config.seed, config.train.lives_end, apart)
     spaces, model = spaces_of(envs), config.model
     if saved:
         check_spaces(saved, spaces)
@@ -81,7 +82,7 @@ def train(argv: list[str]) -> int:
         config.train.replay_rows, envs.num_envs, spaces.obs, spaces.action.size, *latent, config.seed
     )
     make_envs = partial(make_vector_env, task, seed=config.eval.first_seed)
-    evaluate = Evaluator(config.eval, agent, make_envs, task.action_repeat)
+    evaluate = Evaluator(config.eval, agent, make_envs, task.action_repeat, task.judged_by)
 
     name = f"{config.preset}-s{config.seed}"
     if saved:

@@ -23,7 +23,7 @@ class Finished(Protocol):
 
 def announce(header: str, spaces: Spaces, counts: dict[str, int], machine: str, run_dir: Path, *notes: str) -> None:
     """Say what is about to run and how to watch it."""
-    obs = ", ".join(f"{name} ({size},)" for name, size in spaces.obs.items())
+    obs = ", ".join(f"{name} {size if isinstance(size, tuple) else f'({size},)'}" for name, size in spaces.obs.items())
     action = spaces.action
     print(f"task         {header}")
     print(f"observation  {obs}")

@@ -17,8 +17,8 @@ class Policy:
 
     run: tyro.conf.Positional[str]
     """Run folder, or a checkpoint file."""
-    episodes: int = 10
-    """Number of episodes."""
+    episodes: int | None = None
+    """Number of episodes; by default 10, and 100 for atari100k."""
     seed: int = 0
     """Which episodes; 0 begins with those of the evaluation at the end of training."""
     max_loops: int | None = None

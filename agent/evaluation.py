@@ -55,8 +55,8 @@ def never() -> bool:
 class EvalConfig:
     """Evaluation episodes, played with averaged weights, mean actions, and seeds that training never sees."""
 
-    episodes: int = 10
-    """Episodes of the final evaluation."""
+    episodes: int | None = None
+    """Episodes of the final evaluation; by default 10, and 100 for atari100k."""
     interim_episodes: int = 5
     """Episodes of each evaluation during training."""
     seed: int = 0
@@ -88,10 +88,12 @@ class Evaluator:
     agent: Actor
     make_envs: MakeEnvs
     repeat: int
+    judged_by: int = 10
+    """Episodes of the final evaluation where `cfg` names no number."""
 
     def __call__(self, final: bool, stop: Callable[[], bool] = never) -> list[Episode]:
         """Raises Interrupted as soon as stop() is true: a person pressed Ctrl-C."""
-        count, seed = self.cfg.episodes, self.cfg.first_seed
+        count, seed = self.cfg.episodes or self.judged_by, self.cfg.first_seed
         if not final:
             count, seed = self.cfg.interim_episodes, seed + INTERIM_OFFSET
         cap = self.cfg.max_loops

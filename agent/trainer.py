@@ -37,6 +37,8 @@ class TrainConfig:
     """Wall-clock minutes after which training ends, if its steps are not done before; 0 = no limit."""
     envs: int = 1
     """Environments that step together."""
+    lives_end: bool = False
+    """Atari: the loss of a life ends an episode in training (never in evaluations)."""
     prefill: int = 1000
     """Agent steps with random actions before the first update."""
     pretrain: int = 100

@@ -1,4 +1,4 @@
-"""Bring any Gymnasium environment with vector observations to this package's one format."""
+"""Bring any Gymnasium environment with vectors and images as observations to this package's one format."""
 
 import math
 from typing import Any
@@ -8,11 +8,12 @@ import numpy as np
 from gymnasium import spaces
 
 from envs.errors import TaskError
+from envs.images import check_image, image_space, is_image, resized
 
 _NO_BOUND = 1e10  # some environments write "no bound" as a huge number; scaling to it would be useless
 _ACTIONS_HELP = "supported are Discrete and Box of floating point numbers"
 _OBSERVATIONS_HELP = (
-    "supported are Box (vectors), Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
+    "supported are Box (vectors, uint8 images), Discrete, MultiDiscrete, MultiBinary, Dict of these, Tuple of vectors"
 )
 
 
@@ -21,6 +22,8 @@ class GymAdapter(gym.Wrapper[dict[str, Any], Any, Any, Any]):
 
     Observations: a Box is flattened; Discrete and MultiDiscrete become one-hot; the entries of a Dict (in
     the order of its space, which Gymnasium sorts by name) or Tuple are laid end to end. Bounds are dropped.
+    Images, (H, W), (H, W, 1) or (H, W, 3) uint8, become entries of their own, 64 x 64: "image" where the whole
+    observation is one, the images of a Dict under their names beside "state", which holds all the rest.
 
     Actions: each number of a Box action with two bounds is scaled from [-1, 1] to these bounds and clipped.
     A number that misses a bound (infinite, or 1e10 and more) is clipped to [-1, 1], and to the one bound it
@@ -31,19 +34,22 @@ class GymAdapter(gym.Wrapper[dict[str, Any], Any, Any, Any]):
         env: the environment to wrap.
 
     Raises:
-        TaskError: for images, and for spaces that are not listed above.
+        TaskError: for spaces that are not listed above.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
         self._name = env.spec.id if env.spec else type(env.unwrapped).__name__
-        _check_observations(env.observation_space, self._name)
-        self._size = _flat_size(env.observation_space)
-        if self._size == 0:
+        self._images, self._rest = _split(env.observation_space, self._name)
+        entries: dict[str, spaces.Space[Any]] = {name: image_space(each) for name, each in self._images.items()}
+        self._size = 0
+        if self._rest is not None:
+            _check_observations(self._rest, self._name)
+            self._size = _flat_size(self._rest)
+            entries["state"] = spaces.Box(-np.inf, np.inf, shape=(self._size,), dtype=np.float32)
+        if self._size == 0 and not self._images:
             raise TaskError(f"{self._name} has an empty observation; {_OBSERVATIONS_HELP}")
-        self.observation_space = spaces.Dict(
-            {"state": spaces.Box(-np.inf, np.inf, shape=(self._size,), dtype=np.float32)}
-        )
+        self.observation_space = spaces.Dict(entries)
         inner = env.action_space
         if isinstance(inner, spaces.Discrete):
             self.action_space = spaces.Discrete(int(inner.n))
@@ -67,18 +73,18 @@ class GymAdapter(gym.Wrapper[dict[str, Any], Any, Any, Any]):
             TaskError: the observation does not have the size that its space announces.
         """
         observation, info = self.env.reset(seed=seed, options=options)
-        state = self._flatten(observation)
-        if state.shape != (self._size,):
+        seen = self._observe(observation)
+        if "state" in seen and seen["state"].shape != (self._size,):
             raise TaskError(
-                f"{self._name} returns {state.size} numbers per observation, "
+                f"{self._name} returns {seen['state'].size} numbers per observation, "
                 f"but its observation space says {self._size}"
             )
-        return {"state": state}, info
+        return seen, info
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Step with an action of `action_space`."""
         observation, reward, terminated, truncated, info = self.env.step(self._translate(action))
-        return {"state": self._flatten(observation)}, float(reward), bool(terminated), bool(truncated), info
+        return self._observe(observation), float(reward), bool(terminated), bool(truncated), info
 
     def render(self) -> Any:
         """Draw one frame, (H, W, 3) uint8 where the environment keeps to the "rgb_array" convention.
@@ -91,8 +97,13 @@ class GymAdapter(gym.Wrapper[dict[str, Any], Any, Any, Any]):
         except gym.error.DependencyNotInstalled as error:
             raise TaskError(f"drawing {self._name} needs a package that is missing: {error}") from error
 
-    def _flatten(self, observation: Any) -> np.ndarray:
-        return np.asarray(spaces.flatten(self.env.observation_space, observation), dtype=np.float32)
+    def _observe(self, observation: Any) -> dict[str, np.ndarray]:
+        whole = not isinstance(self.env.observation_space, spaces.Dict)
+        seen = {name: resized(observation if whole else observation[name]) for name in self._images}
+        if self._rest is not None:
+            rest = {name: observation[name] for name in self._rest.spaces} if self._images else observation
+            seen["state"] = np.asarray(spaces.flatten(self._rest, rest), dtype=np.float32)
+        return seen
 
     def _translate(self, action: Any) -> Any:
         inner = self.env.action_space
@@ -121,6 +132,24 @@ class SeedFirstReset(gym.Wrapper[Any, Any, Any, Any]):
         return self.env.reset(seed=first if seed is None else seed, options=options)
 
 
+def _split(space: spaces.Space[Any], name: str) -> tuple[dict[str, int], Any]:
+    """-> the colours of each image by its name, and the space of all the rest (None where there is none)."""
+    if is_image(space):
+        assert isinstance(space, spaces.Box)
+        return {"image": check_image(space, name)}, None
+    if not isinstance(space, spaces.Dict):
+        return {}, space
+    images = {key: part for key, part in space.spaces.items() if is_image(part)}
+    if not images:
+        return {}, space
+    for key in images:
+        if key == "state" or "." in key:
+            raise TaskError(f"{name} calls an image {key!r}: rename it; 'state' is the name of all vectors together")
+    rest = {key: part for key, part in space.spaces.items() if key not in images}
+    colours = {key: check_image(part, name) for key, part in images.items() if isinstance(part, spaces.Box)}
+    return colours, spaces.Dict(rest) if rest else None
+
+
 def _check_observations(space: spaces.Space[Any], name: str) -> None:
     """Raise `TaskError` unless every part of `space` flattens to a vector and none is an image."""
     if isinstance(space, spaces.Dict):
@@ -129,13 +158,9 @@ def _check_observations(space: spaces.Space[Any], name: str) -> None:
         parts = list(space.spaces)
     else:
         parts = []
-        if isinstance(space, spaces.Box):
-            rank = len(space.shape)
-            if rank >= 3 or (rank == 2 and space.dtype == np.uint8):
-                raise TaskError(
-                    f"{name} observes images of shape {space.shape}; pixels are not supported yet"
-                )
-        elif not isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        if is_image(space):
+            raise TaskError(f"{name} has an image inside of another Dict or Tuple; {_OBSERVATIONS_HELP}")
+        if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
             raise TaskError(f"{name} has the observation space {space}; {_OBSERVATIONS_HELP}")
     for part in parts:
         _check_observations(part, name)

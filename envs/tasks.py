@@ -6,18 +6,27 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from envs import dmc, toy
+from envs import atari, dmc, toy
 from envs.errors import TaskError
 from envs.gym_adapter import GymAdapter, SeedFirstReset
 from envs.rendering import prepare_rendering
 
-EXAMPLES = {"dmc": "dmc:walker_walk", "gym": "gym:Pendulum-v1", "toy": "toy:cue"}
+EXAMPLES = {
+    "dmc": "dmc:walker_walk",
+    "gym": "gym:Pendulum-v1",
+    "toy": "toy:cue",
+    "atari": "atari:breakout",
+    "atari100k": "atari100k:pong",
+}
+PIXELS = {"pixels": "field", "fast_pixels": "fast"}
+"""Variants of dmc tasks that show pictures."""
 _SUITES = "the suites are " + ", ".join(f"{suite} ({example})" for suite, example in EXAMPLES.items())
 
 
@@ -26,7 +35,7 @@ class TaskId:
     """The name of a task. Make it with `TaskId.parse`, which checks that the task exists.
 
     Attributes:
-        suite: "dmc", "gym" or "toy".
+        suite: "dmc", "gym", "toy", "atari" or "atari100k".
         name: the suite's own name of the task, for example "walker_walk" or "my_package:MyEnv-v0".
     """
 
@@ -35,8 +44,9 @@ class TaskId:
 
     @classmethod
     def parse(cls, text: str) -> "TaskId":
-        """Read "suite:name", split at the first colon. In dmc names '-' may stand for '_', and
-        "@nov" behind one leaves the velocities out of the observation ("dmc:walker_walk@nov").
+        """Read "suite:name", split at the first colon. In dmc names '-' may stand for '_', and behind one
+        "@nov" leaves the velocities out of the observation ("dmc:walker_walk@nov"), "@pixels" shows 64 x 64 pictures
+        instead, and "@fast_pixels" such without shadows and reflections, drawn 7 to 10 times as fast.
 
         A Gymnasium id may be led by the module that registers it, "gym:my_package:MyEnv-v0"; the module is
         imported. dm_control is not imported here, so drawing can still be prepared after this call.
@@ -66,20 +76,39 @@ class TaskId:
 
     @property
     def variant(self) -> str:
-        """What stands behind an '@' in dmc names: "nov", positions without velocities; or nothing."""
+        """What stands behind an '@' in dmc names: nov, pixels, fast_pixels; or nothing."""
         return self.name.partition("@")[2] if self.suite == "dmc" else ""
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether a step takes long enough for copies to run in processes of their own."""
+        return self.draws or self.suite in atari.STICKY
 
-def make_env(task: TaskId | str, seed: int | None = None, render: bool = False) -> gym.Env[Any, Any]:
+    @property
+    def judged_by(self) -> int:
+        """Episodes of a final evaluation, as the field has it."""
+        return 100 if self.suite == "atari100k" else 10
+
+    @property
+    def draws(self) -> bool:
+        """Whether observing this task takes OpenGL."""
+        return self.variant in PIXELS
+
+
+def make_env(
+    task: TaskId | str, seed: int | None = None, render: bool = False, lives_end: bool = False
+) -> gym.Env[Any, Any]:
     """Build one environment.
 
-    Observations are `{"state": (S,) float32}`. Actions are (A,) float32 in [-1, 1] or an integer from 0.
+    Observations are `{"state": (S,) float32}`, or images `{"image": (64, 64, 3) uint8}`, or both. Actions are (A,)
+    float32 in [-1, 1] or an integer from 0.
     What happens to the spaces of a Gymnasium task, unbounded actions among them, is told in `GymAdapter`.
 
     Args:
         task: a `TaskId` or its text.
         seed: for the first `reset` that brings no seed of its own; also seeds `action_space.sample`.
         render: make `env.render()` return frames, (H, W, 3) uint8.
+        lives_end: end an Atari episode with the loss of a life (for training alone).
 
     Returns:
         An environment whose `close` must be called by whoever made it.
@@ -92,7 +121,10 @@ def make_env(task: TaskId | str, seed: int | None = None, render: bool = False) 
     env: gym.Env[Any, Any]
     if task.suite == "dmc":
         names = dmc.TASKS[task.name.partition("@")[0]]
-        env = dmc.DMControl(*names, seed=seed, render_mode=mode, velocities=task.variant != "nov")
+        look = PIXELS.get(task.variant)
+        env = dmc.DMControl(*names, seed=seed, render_mode=mode, velocities=task.variant != "nov", pixels=look)
+    elif task.suite in atari.STICKY:
+        env = atari.Atari(task.suite, task.name, mode, lives_end)
     elif task.suite == "toy":
         env = toy.make_toy(task.name, mode)
     else:
@@ -116,7 +148,9 @@ def position_entries(task: TaskId | str) -> np.ndarray:
     return env.is_position
 
 
-def make_vector_env(task: TaskId | str, num_envs: int, seed: int) -> SyncVectorEnv[Any, Any]:
+def make_vector_env(
+    task: TaskId | str, num_envs: int, seed: int, lives_end: bool = False, apart: bool = False
+) -> gym.vector.VectorEnv[Any, Any, Any]:
     """Build `num_envs` copies that step together, in this process.
 
     Observations are `{"state": (E, S) float32}`, rewards (E,) float64. After the last row of an episode
@@ -126,6 +160,8 @@ def make_vector_env(task: TaskId | str, num_envs: int, seed: int) -> SyncVectorE
         task: a `TaskId` or its text.
         num_envs: number of copies E, at least 1.
         seed: copy i is seeded with `seed` + i, as `reset(seed=seed)` of the result would do.
+        lives_end: as in `make_env`.
+        apart: run each copy in a process of its own, which pays where a step takes long: pictures, Atari.
 
     Raises:
         ValueError: `num_envs` is less than 1.
@@ -135,9 +171,14 @@ def make_vector_env(task: TaskId | str, num_envs: int, seed: int) -> SyncVectorE
         raise ValueError(f"num_envs must be at least 1, not {num_envs}")
 
     def maker(index: int) -> Callable[[], gym.Env[Any, Any]]:
-        return lambda: make_env(task, seed + index)
+        return lambda: make_env(task, seed + index, lives_end=lives_end)
 
-    return SyncVectorEnv([maker(i) for i in range(num_envs)], autoreset_mode=AutoresetMode.NEXT_STEP)
+    makers = [maker(i) for i in range(num_envs)]
+    if apart:
+        if TaskId.parse(str(task)).draws and (problem := prepare_rendering(True)):
+            raise TaskError(problem)  # before processes begin that would each say it
+        return AsyncVectorEnv(makers, context="spawn", autoreset_mode=AutoresetMode.NEXT_STEP)
+    return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
 
 
 EPISODE_LIMIT = 10_000
@@ -188,9 +229,12 @@ def _check_dmc(name: str) -> str:
     name, at, variant = name.replace("-", "_").partition("@")
     if name not in dmc.TASKS:
         raise TaskError(f"there is no dmc task {name!r}; {_near(name, dmc.TASKS, 'dmc')}")
-    if at and variant != "nov":
-        raise TaskError(f"there is no variant @{variant}; dmc:{name}@nov has positions without velocities")
-    if at and name not in dmc.WITHOUT_VELOCITIES:
+    if at and variant not in ("nov", *PIXELS):
+        raise TaskError(
+            f"there is no variant @{variant}; dmc:{name}@nov has positions without velocities, @pixels and "
+            "@fast_pixels have pictures"
+        )
+    if variant == "nov" and name not in dmc.WITHOUT_VELOCITIES:
         raise TaskError(f"dmc:{name} mixes positions and velocities, so there is no dmc:{name}@nov")
     return name + at + variant
 
@@ -227,7 +271,12 @@ def _check_toy(name: str) -> str:
     return name
 
 
-_CHECKS: dict[str, Callable[[str], str]] = {"dmc": _check_dmc, "gym": _check_gym, "toy": _check_toy}
+_CHECKS: dict[str, Callable[[str], str]] = {
+    "dmc": _check_dmc,
+    "gym": _check_gym,
+    "toy": _check_toy,
+    **{suite: partial(atari.check_game, suite) for suite in atari.STICKY},
+}
 
 
 def _with_suites(text: str, name: str) -> list[str]:

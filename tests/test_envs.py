@@ -65,7 +65,7 @@ def test_task_id_text_slug_and_repeat() -> None:
         ("walker-wlak", ["did you mean dmc:walker_walk?"]),
         ("Pendulum-v1", ["did you mean gym:Pendulum-v1?"]),
         ("cue5", ["did you mean toy:cue5?"]),
-        ("atari:Pong", ["no suite 'atari'", "dmc:walker_walk", "gym:Pendulum-v1", "toy:cue"]),
+        ("procgen:coinrun", ["no suite 'procgen'", "dmc:walker_walk", "gym:Pendulum-v1", "toy:cue"]),
         ("dm:walker_walk", ["did you mean dmc:walker_walk?"]),
         ("my_package:MyEnv-v0", ["did you mean gym:my_package:MyEnv-v0?"]),
         ("dmc:walker_wlak", ["no dmc task 'walker_wlak'", "did you mean dmc:walker_walk"]),

@@ -57,9 +57,6 @@ def test_vector_observations_become_one_float32_vector(space: spaces.Space, size
 
 
 def test_unsupported_spaces_are_refused_with_a_reason() -> None:
-    for image in (spaces.Box(0, 255, (8, 8, 3), np.uint8), spaces.Box(0, 255, (8, 8), np.uint8)):
-        with pytest.raises(TaskError, match="pixels are not supported yet"):
-            GymAdapter(Recorder(spaces.Dict(image=image), NONE))
     with pytest.raises(TaskError, match="supported are Box"):
         GymAdapter(Recorder(spaces.Text(3), NONE))
     for action in (spaces.MultiDiscrete([2, 2]), spaces.Tuple([NONE]), spaces.Box(0, 5, (1,), np.int64)):

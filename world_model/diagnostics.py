@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from world_model.model import WorldModel
 
 
+SEEN = ("reconstruction", "image", "redundancy")
+"""The losses of what a state says about observations."""
+
+
 @torch.no_grad()
 def diagnostics(post: Posterior) -> dict[str, Tensor]:
     """0-d tensors of one update."""
@@ -73,7 +77,8 @@ def _over_time(world: WorldModel, batch: Batch, depth: int) -> dict[str, Tensor]
     """How much the model's error in the last row still depends on the states of the rows before."""
     with torch.enable_grad():
         post = world.observe_sequence(batch._replace(is_first=torch.zeros_like(batch.is_first)), depth)
-        loss = world.losses(post, batch)["reconstruction"][:, -1].sum()
+        losses = world.losses(post, batch)
+        loss = torch.stack([losses[name][:, -1].sum() for name in SEEN if name in losses]).sum()
         grads = torch.autograd.grad(loss, post.deters, allow_unused=True, materialize_grads=True)
     norms = torch.stack([grad.flatten(1).norm(dim=1).mean() for grad in grads]).flip(0)
     lags = [lag for lag in (1, 2, 4, 8, 16, 32, 64) if lag < len(norms)]

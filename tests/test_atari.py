@@ -1,0 +1,81 @@
+"""Atari games: names, the two protocols, and lives."""
+
+import numpy as np
+import pytest
+
+from envs import TaskError, TaskId, make_env, make_vector_env
+
+pytest.importorskip("ale_py", reason="the Atari games are not installed")
+pytest.importorskip("cv2", reason="the Atari games are not installed")
+
+
+@pytest.mark.parametrize("text", ["atari:SpaceInvaders", "atari:space-invaders", "Atari:space_invaders"])
+def test_a_games_name_may_be_written_in_many_ways(text):
+    assert str(TaskId.parse(text)) == "atari:space_invaders"
+
+
+@pytest.mark.parametrize(("text", "hint"), [("atari:pongg", "atari:pong"), ("atari100k:boxxing", "atari100k:boxing")])
+def test_unknown_games_come_with_a_suggestion(text, hint):
+    with pytest.raises(TaskError, match=f"did you mean {hint}"):
+        TaskId.parse(text)
+
+
+def test_the_hundred_thousand_protocol():
+    task = TaskId.parse("atari100k:pong")
+    env = make_env(task, seed=0)
+    obs, _ = env.reset()
+    ale = env.unwrapped.ale
+    assert obs["image"].shape == (64, 64, 3)
+    assert obs["image"].dtype == np.uint8
+    assert env.action_space.n == 6
+    assert ale.getFloat("repeat_action_probability") == 0.0
+    before = ale.getEpisodeFrameNumber()
+    assert before <= 30 + 1
+    env.step(0)
+    assert ale.getEpisodeFrameNumber() == before + 4
+    assert (task.action_repeat, task.judged_by) == (1, 100)
+    env.close()
+    assert make_env("atari:pong").unwrapped.ale.getFloat("repeat_action_probability") == 0.25
+
+
+def test_the_same_seed_plays_the_same_game():
+    def play(seed):
+        env = make_env("atari:breakout", seed=seed)
+        images = [env.reset()[0]["image"]]
+        images += [env.step(i % env.action_space.n)[0]["image"] for i in range(40)]
+        env.close()
+        return np.stack(images)
+
+    assert np.array_equal(play(1), play(1))
+    assert not np.array_equal(play(1), play(2))
+
+
+def lose_lives(lives_end: bool, steps: int = 1500) -> list[tuple[int, bool]]:
+    """(lives before the reset, whether the game itself was over) of every ending of Breakout without moving."""
+    env = make_env("atari100k:breakout", seed=0, lives_end=lives_end)
+    env.reset()
+    endings = []
+    for step in range(steps):
+        *_, terminated, truncated, info = env.step(1 if step % 3 == 0 else 0)  # fire, or nothing
+        if terminated or truncated:
+            endings.append((info["lives"], env.unwrapped.ale.game_over()))
+            env.reset()
+    env.close()
+    return endings
+
+
+def test_the_loss_of_a_life_ends_an_episode_where_it_is_wanted_and_the_game_goes_on():
+    endings = lose_lives(True)
+    assert [lives for lives, _ in endings[:5]] == [4, 3, 2, 1, 0]
+    assert [over for _, over in endings[:5]] == [False] * 4 + [True]
+    assert all(over for _, over in lose_lives(False))
+
+
+def test_games_in_processes_of_their_own():
+    envs = make_vector_env("atari:pong", 2, seed=3, apart=True)
+    same = make_vector_env("atari:pong", 2, seed=3)
+    one, other = envs.reset(seed=3)[0], same.reset(seed=3)[0]
+    assert one["image"].shape == (2, 64, 64, 3)
+    assert np.array_equal(one["image"], other["image"])
+    envs.close()
+    same.close()

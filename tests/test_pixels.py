@@ -1,0 +1,112 @@
+"""Pictures as observations: dm_control drawn, and images of Gymnasium environments."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from envs import TaskError, TaskId, make_env, make_vector_env, rendering_backend
+from envs.gym_adapter import GymAdapter
+from envs.images import resized
+
+drawing = pytest.mark.skipif(rendering_backend() is None, reason="no OpenGL backend works here")
+
+
+class Camera(gym.Env):
+    """Returns what it is told to."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, space, value):
+        self.observation_space, self.value = space, value
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.value, {}
+
+    def step(self, action):
+        return self.value, 0.0, False, False, {}
+
+
+def picture(*shape):
+    return spaces.Box(0, 255, shape, np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 3), (96, 80, 3), (32, 40), (50, 50, 1)])
+def test_an_image_becomes_a_square_of_64(shape):
+    frame = np.zeros(shape, np.uint8)
+    frame[: shape[0] // 2] = 200
+    env = GymAdapter(Camera(picture(*shape), frame))
+    seen = env.reset()[0]["image"]
+    colours = shape[2] if len(shape) == 3 else 1
+    assert env.observation_space["image"].shape == seen.shape == (64, 64, colours)
+    assert seen.dtype == np.uint8
+    assert (seen[:31] == 200).all()
+    assert (seen[33:] == 0).all()
+    assert env.step(0)[0]["image"].shape == (64, 64, colours)
+
+
+def test_shrinking_takes_the_mean_of_an_area():
+    checks = np.indices((128, 128)).sum(0) % 2 * 200
+    assert (resized(checks.astype(np.uint8)) == 100).all()
+
+
+def test_images_and_vectors_of_a_dictionary():
+    space = spaces.Dict(eye=picture(64, 64, 3), arm=spaces.Box(-1, 1, (2,)), foot=spaces.Discrete(3))
+    value = {"eye": np.full((64, 64, 3), 7, np.uint8), "arm": np.array([0.5, -0.5], np.float32), "foot": 1}
+    env = GymAdapter(Camera(space, value))
+    seen = env.reset()[0]
+    assert seen.keys() == env.observation_space.spaces.keys() == {"eye", "state"}
+    assert seen["state"].tolist() == [0.5, -0.5, 0.0, 1.0, 0.0]
+    assert (seen["eye"] == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        (spaces.Box(0, 1, (64, 64, 3), np.float32), "uint8"),
+        (picture(3, 64, 64), "colours last"),
+        (picture(4, 64, 64, 3), "colours last"),
+        (spaces.Dict(state=picture(64, 64, 3)), "rename"),
+        (spaces.Dict(deep=spaces.Dict(eye=picture(64, 64, 3))), "inside of another"),
+    ],
+)
+def test_what_is_no_image_is_refused(space, words):
+    with pytest.raises(TaskError, match=words):
+        GymAdapter(Camera(space, None))
+
+
+def test_names_of_drawn_tasks():
+    task = TaskId.parse("dmc:cartpole-balance@fast_pixels")
+    assert (task.slug, task.draws, task.is_slow) == ("dmc-cartpole_balance-fast_pixels", True, True)
+    assert not TaskId.parse("dmc:cartpole_balance@nov").draws
+    with pytest.raises(TaskError, match="@pixels"):
+        TaskId.parse("dmc:cartpole_balance@pixel")
+
+
+@drawing
+@pytest.mark.parametrize("look", ["pixels", "fast_pixels"])
+def test_a_drawn_task_shows_what_moves(look):
+    env, state = make_env(f"dmc:walker_walk@{look}", seed=1), make_env("dmc:walker_walk", seed=1)
+    first, _ = env.reset()
+    state.reset()
+    assert env.observation_space["image"].contains(first["image"])
+    assert first["image"].std() > 10
+    for _ in range(10):
+        action = np.ones(6, np.float32)
+        seen, reward, *_ = env.step(action)
+        assert reward == pytest.approx(state.step(action)[1])
+    assert (seen["image"] != first["image"]).mean() > 0.02
+    env.close()
+    state.close()
+
+
+@drawing
+def test_drawn_copies_in_processes_of_their_own():
+    envs = make_vector_env("dmc:cartpole_balance@fast_pixels", 2, seed=0, apart=True)
+    seen, _ = envs.reset(seed=0)
+    assert seen["image"].shape == (2, 64, 64, 3)
+    assert not np.array_equal(seen["image"][0], seen["image"][1])
+    _, reward, *_ = envs.step(envs.action_space.sample())
+    assert reward.shape == (2,)
+    envs.close()
