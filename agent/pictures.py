@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from agent.dreamer import Dreamer
-from agent.logger import LOOPS_METRIC
+from agent.logger import LOOPS_METRIC, Logger
 from agent.replay import ReplayBuffer
+from agent.video import depth_strip, write_video
 from world_model import Batch
 
 if TYPE_CHECKING:
@@ -38,10 +39,25 @@ def pixels_of(figure: Figure) -> np.ndarray:
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]
 
 
-def open_loop_picture(agent: Dreamer, replay: ReplayBuffer, seed: int, length: int = 48) -> np.ndarray | None:
-    """What the world model predicts with closed eyes, beside what happened: (H, W, 3) uint8.
+FILM_FPS = 5.0
+"""Frames per second of open-loop films: slow enough to see where a dream leaves the truth."""
 
-    It sees the first rows of a replayed episode and then only the actions. None while the replay is short.
+
+class Prediction(NamedTuple):
+    """What a world model predicts with closed eyes, beside what happened.
+
+    picture (H, W, 3) uint8: lines of numbers, and moments of images; films {name of an image: (T, H, W, 3) uint8}:
+    truth, dream and difference side by side, with the loops of each step below.
+    """
+
+    picture: np.ndarray
+    films: dict[str, np.ndarray]
+
+
+def predict_open_loop(agent: Dreamer, replay: ReplayBuffer, seed: int, length: int = 48) -> Prediction | None:
+    """Dream from a place in the replay with the actions that were taken there.
+
+    The model sees the first rows of a replayed episode and then only the actions. None while the replay is short.
     """
     length = min(length, len(replay) // replay.envs - 1)
     if length < 4:
@@ -66,32 +82,50 @@ def open_loop_picture(agent: Dreamer, replay: ReplayBuffer, seed: int, length: i
         rollout = world.imagine(states.map(lambda leaf: leaf[:, -1]), actions, span - context)
         dreamt = world.decode(rollout.states.map(lambda leaf: leaf[:, 1:]))
     lines: list[tuple[str, np.ndarray, np.ndarray]] = []
-    strips = []
+    strips, films, loops = [], {}, rollout.loops.depth[0].numpy(force=True)
     for name, value in batch.obs.items():
         if name not in world.senses.vectors:
             if name in dreamt:
-                strips.append(film_strip(value[pick, context:span], dreamt[name][0]))
+                parts = compared(value[pick, context:span], dreamt[name][0])
+                strips.append(film_strip(parts))
+                films[name] = film(parts, loops, world.run_cap)
             continue
         truth, guess = value[pick, :span].numpy(force=True), dreamt[name][0].numpy(force=True)
         order = np.argsort(-truth.std(0), kind="stable")[:4]  # the parts that move most
         lines += [(f"{name}[{i}]", truth[:, i], guess[:, i]) for i in sorted(order)]
     reward = batch.reward[pick, :span].numpy(force=True)
     lines.append(("reward", reward, rollout.rewards[0].numpy(force=True)))
-    return _stacked([*strips, _draw_lines(lines, context)])
+    return Prediction(_stacked([*strips, _draw_lines(lines, context)]), films)
 
 
-def film_strip(truth: torch.Tensor, guess: torch.Tensor, frames: int = 10) -> np.ndarray:
-    """Up to `frames` moments of (T, H, W, C) uint8 and of the dream (from 0 to 1): truth, dream and difference."""
-    pick = np.unique(np.linspace(0, len(truth) - 1, frames).round().astype(int))
-    real = truth[pick].numpy(force=True)[:, : guess.shape[1]] / 255.0
-    rows = [np.concatenate(list(part), 1) for part in compared(real, guess[pick].numpy(force=True))]
-    return np.concatenate(rows)
+def log_open_loop(logger: Logger, step: int, agent: Dreamer, replay: ReplayBuffer, seed: int) -> None:
+    """Show a prediction in TensorBoard, its films also as videos/open_loop_NAME.gif, the newest only."""
+    shown = predict_open_loop(agent, replay, seed)
+    if shown is None:
+        return
+    logger.image(step, "open_loop", shown.picture)
+    for name, frames in shown.films.items():
+        logger.gif(step, f"open_loop/{name}", frames, FILM_FPS)
+        write_video(Path(logger.run_dir) / "videos" / f"open_loop_{name}.gif", frames, FILM_FPS)
 
 
-def compared(truth: np.ndarray, guess: np.ndarray) -> list[np.ndarray]:
-    """(T, H, W, C) from 0 to 1 each -> truth, guess and their difference (grey where there is none), RGB uint8."""
-    parts = truth, guess, (guess - truth + 1.0) / 2.0
+def compared(truth: torch.Tensor, guess: torch.Tensor) -> list[np.ndarray]:
+    """(T, H, W, C) uint8 and from 0 to 1 -> truth, guess and their difference (grey: none), each (T, H, W, 3) uint8."""
+    real, dreamt = truth.numpy(force=True) / 255.0, guess.numpy(force=True)
+    parts = real, dreamt, (dreamt - real + 1.0) / 2.0
     return [np.broadcast_to(np.rint(255.0 * x).astype(np.uint8), (*x.shape[:3], 3)) for x in parts]
+
+
+def film_strip(parts: list[np.ndarray], frames: int = 10) -> np.ndarray:
+    """Up to `frames` moments side by side, the parts one above the other: (H, W, 3)."""
+    pick = np.unique(np.linspace(0, len(parts[0]) - 1, frames).round().astype(int))
+    return np.concatenate([np.concatenate(list(part[pick]), 1) for part in parts])
+
+
+def film(parts: list[np.ndarray], loops: np.ndarray, most: int, scale: int = 3) -> np.ndarray:
+    """The parts side by side, `scale` times as large, the loops of each step below: (T, H, W, 3)."""
+    frames = np.concatenate(parts, 2).repeat(scale, 1).repeat(scale, 2)
+    return depth_strip(frames, loops, most)
 
 
 def _stacked(pictures: list[np.ndarray]) -> np.ndarray:

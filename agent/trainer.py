@@ -20,7 +20,7 @@ from agent.dreamer import Dreamer, Memory
 from agent.evaluation import EVAL_SEEDS, Episode, Interrupted
 from agent.logger import Logger
 from agent.optimizer import NonFiniteError
-from agent.pictures import open_loop_picture
+from agent.pictures import log_open_loop
 from agent.replay import FLAGS, ReplayBuffer
 from agent.schedule import Every, Progress, Ratio, ctrl_c
 from world_model import Batch, LatentState, stability
@@ -246,9 +246,7 @@ class Trainer:
         self.evaluations.append(float(np.mean([episode["return"] for episode in episodes])))
         self.evaluated = self.step
         with self.timed("log"):
-            picture = open_loop_picture(self.agent, self.replay, self.seed)
-            if picture is not None:
-                self.logger.image(self.step, "open_loop", picture)
+            log_open_loop(self.logger, self.step, self.agent, self.replay, self.seed)
 
     def finish(self) -> None:
         """After the last step: save, evaluate, and save that it is done."""

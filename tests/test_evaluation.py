@@ -7,7 +7,7 @@ from conftest import counters, untrained
 
 from agent.config import preset
 from agent.evaluation import record_episode, run_episodes, save_video
-from agent.pictures import open_loop_picture
+from agent.pictures import predict_open_loop
 from envs import make_env
 
 
@@ -39,17 +39,18 @@ def test_evaluation_obeys_the_loop_limit():
         run_episodes(agent, counters, 0, 0)
 
 
-def test_an_open_loop_picture_leaves_the_generators_alone(make_trainer, tmp_path):
+def test_an_open_loop_prediction_leaves_the_generators_alone(make_trainer, tmp_path):
     trainer = make_trainer(tmp_path, counters, steps=120, ratio=0.0, pretrain=0, eval_every=0)
-    assert open_loop_picture(trainer.agent, trainer.replay, 0) is None  # nothing to show yet
+    assert predict_open_loop(trainer.agent, trainer.replay, 0) is None  # nothing to show yet
     trainer.run()
     before = torch.get_rng_state(), trainer.replay.state_dict()["rng"]
-    one, same = (open_loop_picture(trainer.agent, trainer.replay, 0) for _ in range(2))
+    one, same = (predict_open_loop(trainer.agent, trainer.replay, 0) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert trainer.replay.state_dict()["rng"] == before[1]
-    assert one.dtype == np.uint8
-    assert one.shape[2] == 3
-    assert np.array_equal(one, same)
+    assert one.picture.dtype == np.uint8
+    assert one.picture.shape[2] == 3
+    assert np.array_equal(one.picture, same.picture)
+    assert one.films == {}
 
 
 def test_a_video_shows_every_step(tmp_path):

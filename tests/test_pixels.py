@@ -1,5 +1,7 @@
 """Pictures as observations: dm_control drawn, and images of Gymnasium environments."""
 
+import shutil
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -110,3 +112,46 @@ def test_drawn_copies_in_processes_of_their_own():
     _, reward, *_ = envs.step(envs.action_space.sample())
     assert reward.shape == (2,)
     envs.close()
+
+
+class Blinker(gym.Env):
+    """An image that turns from dark to bright and back, whatever is done; 12 steps."""
+
+    observation_space = spaces.Dict(eye=picture(64, 64, 3), clock=spaces.Box(0, 1, (1,), np.float32))
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def look(self):
+        bright = self.time % 2 * 255
+        return {"eye": np.full((64, 64, 3), bright, np.uint8), "clock": np.array([self.time / 12], np.float32)}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self.look(), {}
+
+    def step(self, action):
+        self.time += 1
+        return self.look(), float(self.time % 2), False, self.time == 12, {}
+
+
+def test_an_agent_learns_from_images_and_leaves_what_can_be_looked_at(script, tmp_path):
+    gym.register("Blinker-v0", entry_point=Blinker)
+    run = tmp_path / "run"
+    words = ("train_agent.py", "gym:Blinker-v0", "--preset", "debug", "--no-video", "--eval.episodes", 1)
+    done = script(*words, "--steps", 200, "--train.eval-every", 150, "--run-dir", run, "--model.image.depth", 2)
+    assert done.returncode == 0, done.stderr
+    assert "eye (64, 64, 3)" in done.stdout
+    assert (run / "videos" / "open_loop_eye.gif").exists()
+    assert (run / "replay" / "eye.images").exists()
+    more = script("train_agent.py", "--resume", run, "--steps", 240)
+    assert more.returncode == 0, more.stderr
+    data = script("evaluate.py", "dataset", run, tmp_path / "data")
+    assert data.returncode == 0, data.stderr
+    with np.load(tmp_path / "data" / "rows.npz") as rows:
+        assert rows["obs/eye"].dtype == np.uint8
+        even = np.rint(rows["obs/state"][:, 0] * 12) % 2
+        assert np.array_equal(rows["obs/eye"][:, 0, 0, 0], 255 * even)
+    shutil.rmtree(run / "replay")
+    lost = script("train_agent.py", "--resume", run, "--steps", 300)
+    assert lost.returncode == 2
+    assert "missing" in lost.stderr
