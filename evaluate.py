@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import tyro
 
+from agent.atari_scores import human_normalised
 from agent.checkpoint import UsageError, check_spaces, find_checkpoint, read_checkpoint
 from agent.commands import Collect, Compare, Dataset, Export, Model, Policy
 from agent.compare import Comparison, as_text
@@ -76,10 +77,13 @@ def policy(args: Policy, write: Write) -> None:
     result = summarise(episodes)
     print(f"{task}, {path}, step {saved['step']:,}")
     print(format_summary(result))
+    human = human_normalised(str(task), result["mean"])
+    if human is not None:
+        print(f"human-normalised {human:.3f}")
     write({
         "task": str(task), "checkpoint": str(path), "step": saved["step"], "max_loops": cfg.max_loops,
         "exit": args.exit or config.model.loop.exit,
-        "summary": result, "episodes": episodes,
+        "summary": result, "human_normalised": human, "episodes": episodes,
     })  # fmt: skip
     if args.video:
         target = run_folder(path) / "videos" / f"policy_{path.stem}_{args.seed}.mp4"

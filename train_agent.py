@@ -162,7 +162,7 @@ def show(
     config: Config, task: TaskId, agent: Actor, trainer: Finished, meta: Meta, run_dir: Path, cannot_draw: str | None
 ) -> None:
     """After the last step: the numbers, the curve and a video."""
-    meta.update(results=report(trainer))
+    meta.update(results=report(trainer, str(task)))
     print(f"curve  {draw_curves(run_dir, f'{task}, {config.agent}, seed {config.seed}')}")
     if config.video:
         path, make = run_dir / "videos" / "eval_final.mp4", partial(make_env, task, render=True)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol
 
+from agent.atari_scores import human_normalised
 from agent.evaluation import Episode, summarise
 from agent.spaces import Spaces
 from agent.statistics import format_summary
@@ -36,13 +37,17 @@ def announce(header: str, spaces: Spaces, counts: dict[str, int], machine: str, 
         print(note)
 
 
-def report(trainer: Finished) -> dict[str, Any]:
+def report(trainer: Finished, task: str) -> dict[str, Any]:
     """Print what the agent is worth, and return it for meta.json."""
     final, recent = summarise(trainer.episodes), trainer.recent()
     print(f"final evaluation: {format_summary(final)}")
     for label, value in recent.items():
         print(f"mean of the {label.replace('_', ' ')}: {value:.4g}")
-    return {"final": final, **recent}
+    human = human_normalised(task, final["mean"])
+    if human is None:
+        return {"final": final, **recent}
+    print(f"human-normalised {human:.3f}")
+    return {"final": final, **recent, "human_normalised": human}
 
 
 def resume_command(run_dir: Path) -> str:

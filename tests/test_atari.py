@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from agent.atari_scores import human_normalised, scores
 from envs import TaskError, TaskId, make_env, make_vector_env
+from envs.atari import games
 
 pytest.importorskip("ale_py", reason="the Atari games are not installed")
 pytest.importorskip("cv2", reason="the Atari games are not installed")
@@ -79,3 +81,13 @@ def test_games_in_processes_of_their_own():
     assert np.array_equal(one["image"], other["image"])
     envs.close()
     same.close()
+
+
+def test_scores_are_put_between_random_play_and_a_human():
+    assert human_normalised("atari100k:pong", -20.7) == 0.0
+    assert human_normalised("atari:pong", 14.6) == pytest.approx(1.0)
+    assert human_normalised("atari100k:boxing", 79.0) == pytest.approx((79.0 - 0.1) / (12.1 - 0.1))
+    assert human_normalised("dmc:walker_walk", 900.0) is None
+    assert human_normalised("atari:tetris", 900.0) is None
+    assert len(scores()) == 26
+    assert set(scores()) <= set(games())
