@@ -14,7 +14,8 @@ SHAPE = (32, 48, 3)
 def make_world(**image) -> WorldModel:
     torch.manual_seed(0)
     loop = LoopConfig(tokens=2, width=8, heads=2, units=16)
-    cfg = ModelConfig(loop=loop, image=ImageConfig(depth=2, **image), groups=3, classes=4, units=16, bins=21)
+    eyes = ImageConfig(**{"depth": 2, "precision": "float32"} | image)
+    cfg = ModelConfig(loop=loop, image=eyes, groups=3, classes=4, units=16, bins=21)
     return WorldModel(cfg, {"camera": SHAPE, "joints": 3}, 2)
 
 
@@ -124,3 +125,18 @@ def test_impossible_images_are_refused():
     cfg = dataclasses.replace(make_world().cfg, image=ImageConfig(depth=2, objective="redundancy"))
     assert WorldModel(cfg, {"camera": SHAPE}, 2).senses.blind
     assert not WorldModel(cfg, {"camera": SHAPE, "joints": 3}, 2).senses.blind
+
+
+def test_half_precision_is_near_full_precision_and_trains():
+    batch = make_batch()
+    worlds = {name: make_world(precision=name) for name in ("float32", "bfloat16")}
+    losses = {}
+    for name, world in worlds.items():
+        torch.manual_seed(2)
+        loss, _, metrics = world.loss(batch, 2)
+        loss.backward()
+        losses[name] = float(metrics["world/image_loss"])
+        assert world.senses(batch.obs).dtype == torch.float32
+        assert all(p.grad is None or p.grad.isfinite().all() for p in world.parameters())
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=2e-2)
+    assert losses["bfloat16"] != losses["float32"]

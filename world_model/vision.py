@@ -38,6 +38,8 @@ class ImageConfig:
     halve: Literal["stride", "pool"] = "stride"
     """How a stage changes the sides: by strided convolutions, or at full size and then pooled (DreamerV3; four times
     the work)."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Numbers that the convolutions compute with; auto: bfloat16 on GPUs and on CPUs that have it in hardware."""
     objective: Literal["decode", "redundancy"] = "decode"
     """What latents of images are trained by: decoding the image, or predicting its embedding without redundancy."""
     scale: float = 1.0
@@ -65,6 +67,14 @@ def check_shape(name: str, shape: Shape) -> None:
         raise ValueError(
             f"the image {name!r} has shape {shape}; expected sides that are multiples of 16, and 1 or 3 colours"
         )
+
+
+def computes_in(precision: str, device: torch.device) -> torch.dtype:
+    """What `ImageConfig.precision` means on this device."""
+    if precision == "auto":
+        able = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.bfloat16 if able else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
 class ChannelNorm(nn.Module):
@@ -175,12 +185,19 @@ class Images(nn.Module):
         else:
             self.guess = linear(feat, units)
 
+    def fast(self, device: torch.device) -> torch.autocast:
+        """Inside of this, convolutions compute with the numbers of `cfg.precision`; weights stay float32."""
+        kind = computes_in(self.cfg.precision, device)
+        return torch.autocast(device.type, kind, enabled=kind != torch.float32)
+
     def embed(self, obs: Mapping[str, Tensor]) -> Tensor:
         """{name: (..., H, W, C)} -> (..., U)"""
         parts = []
         for name, encoder in self.encoders.items():
             image = obs[name]
-            parts.append(encoder(image.flatten(0, -4)).view(*image.shape[:-3], -1))
+            with self.fast(image.device):
+                seen = encoder(image.flatten(0, -4))
+            parts.append(seen.float().view(*image.shape[:-3], -1))
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
     def decode(self, feat: Tensor) -> dict[str, Tensor]:
@@ -188,7 +205,9 @@ class Images(nn.Module):
         if not self.decodes:
             return {}
         flat = feat.flatten(0, -2)
-        return {name: net(flat).view(*feat.shape[:-1], *self.shapes[name]) for name, net in self.decoders.items()}
+        with self.fast(feat.device):
+            shown = {name: net(flat) for name, net in self.decoders.items()}
+        return {name: image.float().view(*feat.shape[:-1], *self.shapes[name]) for name, image in shown.items()}
 
     def losses(self, feat: Tensor, obs: Mapping[str, Tensor], embed: Tensor) -> dict[str, Tensor]:
         """feat (B, T, F), obs {name: (B, T, H, W, C)}, embed (B, T, U) as `embed` gave it -> weighted losses (B, T)."""
