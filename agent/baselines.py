@@ -56,7 +56,7 @@ class DreamVecEnv(VecEnv):
     def __init__(
         self, run: str | Path, task: str | None = None, count: int = 16, horizon: int = HORIZON, seed: int = 0
     ):
-        sleeper = fall_asleep(run)
+        sleeper = fall_asleep(run, vectors_only=True)
         if task not in (None, sleeper.task):
             raise UsageError(f"{run} dreams of {sleeper.task}, not of {task}")
         agent = sleeper.agent

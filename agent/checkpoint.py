@@ -2,7 +2,7 @@
 
 runs/dmc-cartpole_swingup/small-s0-20261123-1456/
   config.yaml  meta.json  metrics.jsonl  episodes.csv  eval.csv  curve.png  events.out.tfevents.*
-  checkpoints/latest.pt    everything, to go on with --resume
+  checkpoints/latest.pt    everything but the images of the replay, to go on with --resume
   checkpoints/best.pt      the agent of the best evaluation, without replay
   videos/eval_final.mp4
 """
@@ -172,7 +172,7 @@ def check_fits(saved: Mapping[str, Any], run_dir: Path, agent: Dreamer, replay: 
         if missing or not isinstance(saved["step"], int):
             raise KeyError(", ".join(missing) or "step")
         agent.load_state_dict(saved["agent"])
-        replay.keep_images(images_folder(run_dir))
+        replay.keep_images(images_folder(run_dir), exists=True)
         replay.load_state_dict(saved["replay"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         what = str(error).splitlines()[0]

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from agent.actor_critic import ActionSpec, from_env
 from agent.checkpoint import UsageError, find_checkpoint, read_checkpoint, replay_of
-from agent.dataset import pad_episodes, whole_episodes
+from agent.dataset import whole_episodes
 from agent.dreamer import Dreamer
-from agent.open_loop import watch
+from agent.open_loop import watch_rows
 from agent.spaces import Spaces
 from world_model import LatentState, WorldModel
 
@@ -96,23 +96,24 @@ class Sleeper(NamedTuple):
     starts: LatentState
 
 
-def fall_asleep(run: str | Path) -> Sleeper:
+def fall_asleep(run: str | Path, vectors_only: bool = False) -> Sleeper:
     """Load a finished run with its replay. Raises UsageError where there is none, or it is no run of a Dreamer."""
     path = find_checkpoint(run)
     saved = read_checkpoint(path)
     if saved["config"].get("agent", "dreamer") != "dreamer":
         raise UsageError(f"{run} is a run of {saved['config']['agent']}, which has no world model to dream with")
     agent = Dreamer.from_checkpoint(saved, "cpu")
-    if agent.world.senses.blind:
-        raise UsageError(f"{run} was trained without a decoder: its dreams show nothing")
+    images = agent.world.senses.images
+    if images and vectors_only:
+        raise UsageError(f"{run} dreams of images, and the baselines see vectors only")
+    if images and not images.decodes:
+        raise UsageError(f"{run} was trained without a decoder of images: its dreams do not show them")
     rows = whole_episodes(replay_of(saved, path))
     if not len(rows["reward"]):
         raise UsageError(f"{run} holds no whole episode to begin dreams in")
-    episodes = pad_episodes(rows)
-    states, _ = watch(agent.averaged.world, episodes)
-    # The last row of an episode is left out: nothing follows it.
-    real = torch.arange(episodes.reward.shape[1]) < episodes.length[:, None] - 1
-    return Sleeper(saved["task"], agent, states.map(lambda leaf: leaf[real]))
+    states = watch_rows(agent.averaged.world, rows, "cpu")
+    goes_on = torch.from_numpy(~rows["is_last"])  # nothing follows the last row of an episode
+    return Sleeper(saved["task"], agent, states.map(lambda leaf: leaf[goes_on]))
 
 
 def dream_spaces(agent: Dreamer) -> tuple[gym.spaces.Dict, gym.Space[Any]]:

@@ -17,22 +17,23 @@ class ImageRows:
 
     However large it may become, the file starts at once, because it takes no room before rows are written. `written`
     (1,), in a second file beside it, counts them: after a crash it tells which images are newer than the checkpoint.
-    An existing file is gone on with; ValueError where it has another size.
+    With `exists` the file must be there, and be of this size: ValueError where it is not.
     """
 
-    def __init__(self, path: Path | None, shape: tuple[int, ...]):
+    def __init__(self, path: Path | None, shape: tuple[int, ...], exists: bool = False):
         self.path = path
         if path is None:
             self.values: np.ndarray = np.zeros(shape, np.uint8)
             self.written = np.zeros(1, np.int64)
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         counter = path.with_suffix(".count")
-        old = path.exists()
-        if old and (path.stat().st_size != np.prod(shape) or not counter.exists()):
+        if exists and not (path.exists() and counter.exists()):
+            raise ValueError(f"the images of the replay are missing: {path}")
+        if exists and path.stat().st_size != np.prod(shape):
             raise ValueError(f"{path} has another capacity: keep --train.replay_rows as it was")
-        self.values = np.memmap(path, np.uint8, "r+" if old else "w+", shape=shape)
-        self.written = np.memmap(counter, np.int64, "r+" if old else "w+", shape=(1,))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.values = np.memmap(path, np.uint8, "r+" if exists else "w+", shape=shape)
+        self.written = np.memmap(counter, np.int64, "r+" if exists else "w+", shape=(1,))
         self.step = max(1, CHUNK // self.values[0, 0].size)  # rows of a chunk
         self.reserved = np.zeros(-(-shape[1] // self.step), bool)
 
@@ -41,8 +42,9 @@ class ImageRows:
         at = number % self.values.shape[1]
         if self.path is not None and not self.reserved[at // self.step]:
             self.reserve(at // self.step)
+        # First the number, which never falls: what was here is lost from now on, whatever happens next.
+        self.written[0] = max(self.written[0], number + 1)
         self.values[:, at] = images
-        self.written[0] = number + 1
 
     def reserve(self, chunk: int) -> None:
         """Take the room of a chunk of rows of every ring from the disk."""

@@ -13,9 +13,10 @@ from agent.checkpoint import Store, UsageError
 from agent.dataset import Dataset, pad_episodes
 from agent.dreamer import Dreamer
 from agent.logger import Logger
-from agent.open_loop import exit_rule, open_loop, usable_horizons, watch
+from agent.open_loop import exit_rule, open_loop, usable_horizons, watch_rows
 from agent.replay import ReplayBuffer
 from agent.schedule import Every
+from agent.yardstick import Yardstick
 from world_model import ExitRule, stability
 
 COLUMNS = ("update", "depth", "loops", "horizon", "error", "reward_error")
@@ -75,10 +76,9 @@ class OfflineTrainer:
         latent = (loop.tokens, loop.width), (model.groups, model.classes)
         rows = len(dataset.train["reward"])
         self.replay = ReplayBuffer(rows, 1, dataset.spaces.obs, dataset.spaces.action.size, *latent, seed)
-        seen = pad_episodes(dataset.train).to(agent.device)
-        states, real = watch(agent.world, seen)[0], torch.arange(seen.reward.shape[1], device=agent.device)
-        self.replay.fill(dataset.train, states.map(lambda leaf: leaf[real < seen.length[:, None]]))
+        self.replay.fill(dataset.train, watch_rows(agent.world, dataset.train, agent.device))
         self.episodes = pad_episodes(dataset.held_out).to(agent.device)
+        self.yardstick = Yardstick.of(agent.world.senses, [self.episodes])
         self.horizons = usable_horizons(self.episodes, cfg.horizons)
         self.step, self.finished = 0, False
         self.results: dict[str, float] = {}
@@ -119,7 +119,9 @@ class OfflineTrainer:
         """Open-loop errors of the averaged weights, at a fixed depth or with the exit rule, into open_loop.csv."""
         world = (self.agent.averaged if self.agent.optimizer.average else self.agent.policy).world
         with exit_rule(world, None if depth is None else ExitRule()):
-            found = open_loop(world, self.episodes, self.horizons, self.cfg.windows, max_loops=depth).means()
+            found = open_loop(
+                world, self.episodes, self.horizons, self.cfg.windows, max_loops=depth, yardstick=self.yardstick
+            ).means()
         path = Path(self.logger.run_dir) / "open_loop.csv"
         fresh = not path.exists()
         with path.open("a", encoding="utf-8", newline="") as file:

@@ -10,11 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agent.dataset import Episodes
+from agent.dataset import Episodes, Rows, pad_episodes
+from agent.yardstick import Yardstick, guess_at, truth_at
 from world_model import ExitRule, LatentState, LoopedCore, WorldModel
 
 CONTEXT = 20
 """Rows of an episode that are seen before the eyes close, at least; half of the longest episode where that is less."""
+
+WATCHED = 1 << 28
+"""Bytes of observations that are watched at once."""
 
 SAMPLES = 8
 """Dreams per prediction; their mean is scored, or a model would be punished for knowing what it does not know."""
@@ -97,12 +101,13 @@ def open_loop(
     seed: int = 0,
     max_loops: int | None = None,
     watched: LatentState | None = None,
+    yardstick: Yardstick | None = None,
 ) -> OpenLoop:
     """Watch whole episodes, and from `windows` places in them predict on from the actions alone.
 
     Latents are the most probable ones while watching and sampled while predicting, as in dreams; depth is by the
-    world model's exit rule in both. watched: the states of `watch`, where they are known. Raises ValueError when no
-    episode is long enough for the longest horizon.
+    world model's exit rule in both. watched and yardstick: states of `watch` and variances, if known. Raises
+    ValueError when no episode is long enough for the longest horizon.
     """
     longest = max(horizons)
     episode, row, ahead = choose_places(episodes, longest, windows, seed)
@@ -112,18 +117,34 @@ def open_loop(
         states = watch(world, episodes, max_loops)[0] if watched is None else watched
         start = states.map(lambda leaf: leaf[episode, row].repeat_interleave(SAMPLES, 0))
         dream = world.imagine(start, actions.repeat_interleave(SAMPLES, 0), longest, max_loops=max_loops)
-    truth = world.senses.truth(episodes.obs)
-    seen = torch.arange(truth.shape[1], device=truth.device) < episodes.length[:, None]
-    variance = truth[seen].var(0)
-    # An entry that hardly moves would decide the mean by its noise.
-    counts = variance > 1e-3 * variance.max()
-    guess = world.senses.guess(dream.feat[1:]).transpose(0, 1).unflatten(0, (windows, SAMPLES)).mean(1)  # (W, H, O)
-    wrong = (guess - truth[episode[:, None], ahead]).square()[..., counts] / variance[counts]
+    yardstick = yardstick or Yardstick.of(world.senses, [episodes])
+    wrong = {
+        h: yardstick.error(
+            guess_at(world.senses, dream.feat[h], SAMPLES), truth_at(world.senses, episodes, episode, ahead[:, h - 1])
+        )
+        for h in horizons
+    }
     reward = dream.rewards.unflatten(0, (windows, SAMPLES)).mean(1)
     missed = (reward - episodes.reward[episode[:, None], ahead]).abs()
-    return OpenLoop(
-        {h: wrong[:, h - 1].mean(-1) for h in horizons}, {h: missed[:, h - 1] for h in horizons}, dream.loops.depth
-    )
+    return OpenLoop(wrong, {h: missed[:, h - 1] for h in horizons}, dream.loops.depth)
+
+
+def watch_rows(world: WorldModel, rows: Rows, device: torch.device | str) -> LatentState:
+    """Whole episodes, (L, ...) rows one after the other -> the states (L, ...) of an agent that sees them.
+
+    A few episodes at a time, as many as fit into WATCHED bytes when they are padded.
+    """
+    starts = [*np.flatnonzero(rows["is_first"]), len(rows["is_first"])]
+    longest = max(np.diff(starts))
+    seen = sum(value[0].nbytes for name, value in rows.items() if name.startswith("obs/"))
+    step = max(1, int(WATCHED // (longest * max(1, seen))))
+    parts = []
+    for first in range(0, len(starts) - 1, step):
+        begin, end = starts[first], starts[min(first + step, len(starts) - 1)]
+        episodes = pad_episodes({name: value[begin:end] for name, value in rows.items()}).to(device)
+        real = torch.arange(episodes.reward.shape[1], device=episodes.reward.device) < episodes.length[:, None]
+        parts.append([leaf[real] for leaf in watch(world, episodes)[0]])
+    return LatentState(*(torch.cat(leaves) for leaves in zip(*parts, strict=True)))
 
 
 @torch.no_grad()

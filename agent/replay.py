@@ -66,17 +66,18 @@ class ReplayBuffer:
         }
         self.image_sizes = {f"obs/{name}": size for name, size in obs_sizes.items() if not isinstance(size, int)}
         self.images: dict[str, ImageRows] = {}
-        if self.image_sizes:
-            self.keep_images(None)
         self.count = 0  # rows ever written, per environment
         self.oldest_whole = 0  # rows before this one have lost their images
         self.rng = np.random.default_rng(seed)
 
-    def keep_images(self, folder: Path | None) -> None:
-        """Keep the images in files of `folder`, or with None in memory; to be called before the first row."""
+    def keep_images(self, folder: Path | None, exists: bool = False) -> None:
+        """Keep the images in files of `folder`; to be called before the first row, or they are kept in memory.
+
+        exists: go on with the files of an earlier run; ValueError where they are missing or of another size.
+        """
         for name, size in self.image_sizes.items():
             path = folder / f"{name.removeprefix('obs/')}.images" if folder else None
-            self.images[name] = ImageRows(path, (self.envs, self.length, *size))
+            self.images[name] = ImageRows(path, (self.envs, self.length, *size), exists)
             self.rows[name] = self.images[name].values
 
     @property
@@ -84,13 +85,20 @@ class ReplayBuffer:
         """Number of the oldest row held."""
         return max(0, self.count - self.length, self.oldest_whole)
 
+    @property
+    def held(self) -> int:
+        """Rows held of each environment."""
+        return self.count - self.oldest
+
     def __len__(self) -> int:
         """Rows held, over all environments."""
-        return (self.count - self.oldest) * self.envs
+        return self.held * self.envs
 
     def add(self, row: Mapping[str, np.ndarray], state: LatentState) -> None:
         """Append one row per environment: every value (E, ...), observations under "obs/NAME"."""
         at = self.count % self.length
+        if self.image_sizes and not self.images:
+            self.keep_images(None)
         for name, images in self.images.items():  # first, because a full disk shows here
             images.write(self.count, row[name])
         for name, value in row.items():
@@ -105,6 +113,8 @@ class ReplayBuffer:
 
         state (L, ...) are the latents to start from, until training writes better ones back.
         """
+        if self.image_sizes and not self.images:
+            self.keep_images(None)
         for name, value in rows.items():
             self.rows[name][0] = value
         self.rows["deter"][0] = state.deter.numpy(force=True)
@@ -117,9 +127,8 @@ class ReplayBuffer:
         Sequences may cross episodes (is_first marks it) and never the write pointer. Returns the batch and the
         (2, B, T) ring positions (environment, row) for `write_back`. Raises ValueError with too few rows.
         """
-        held = self.count - self.oldest
-        if held < length + 1:
-            raise ValueError(f"replay holds {held} rows per environment, a sequence needs {length + 1}")
+        if self.held < length + 1:
+            raise ValueError(f"replay holds {self.held} rows per environment, a sequence needs {length + 1}")
         first = self.rng.integers(self.oldest + 1, self.count - length + 1, batch_size)
         env = self.rng.integers(0, self.envs, batch_size)
         at = (first[:, None] + np.arange(-1, length)) % self.length  # (B, 1 + T), the context row first
@@ -153,8 +162,9 @@ class ReplayBuffer:
     def state_dict(self) -> dict[str, Any]:
         """The rows held and the sampling state, as tensors and plain values (loads with weights_only)."""
         held = min(self.count, self.length)
-        rows = {name: torch.from_numpy(value[:, :held]) for name, value in self.rows.items() if name not in self.images}
-        whole = {"oldest_whole": self.oldest_whole} if self.images else {}
+        kept = self.rows.keys() - self.images.keys()
+        rows = {name: torch.from_numpy(value[:, :held]) for name, value in self.rows.items() if name in kept}
+        whole = {"oldest_whole": self.oldest_whole} if self.image_sizes else {}
         return {"rows": rows, "count": self.count, "rng": self.rng.bit_generator.state, **whole}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -172,23 +182,33 @@ class ReplayBuffer:
         self.count = saved["count"]
         if self.images:
             written = [int(images.written[0]) for images in self.images.values()]
-            if min(written) < self.count:
-                raise ValueError("the images of the replay are missing: they lie in the run's folder, in replay/")
-            # Rows that were written after the checkpoint have taken the place of older ones.
-            self.oldest_whole = max(saved["oldest_whole"], max(written) - self.length)
+            self.oldest_whole = oldest_whole(saved, written, self.length)
         self.rng.bit_generator.state = saved["rng"]
+
+
+def oldest_whole(saved: Mapping[str, Any], written: list[int], length: int) -> int:
+    """Number of the oldest row whose images are those of its checkpoint, in rings of `length` rows.
+
+    written: rows that each of the files has taken in. Those behind the checkpoint took the place of older ones.
+    Raises ValueError where a file lacks rows of the checkpoint.
+    """
+    if min(written) < saved["count"]:
+        raise ValueError("the images of the replay are missing: they lie in the run's folder, in replay/")
+    return max(saved["oldest_whole"], min(saved["count"], max(written) - length))
 
 
 def with_images(saved: Mapping[str, Any], obs: Mapping[str, ObsSize], folder: Path) -> dict[str, Any]:
     """`state_dict` with the images that lie in files of `folder`. Raises ValueError where they are missing."""
     envs, held = saved["rows"]["reward"].shape
-    rows = dict(saved["rows"])
+    rows, written, length = dict(saved["rows"]), [], held
     for name, size in obs.items():
         if isinstance(size, int):
             continue
         path = folder / f"{name}.images"
-        if not path.exists():
+        if not path.exists() or not path.with_suffix(".count").exists():
             raise ValueError(f"the images of the replay are missing: {path}")
         values = np.memmap(path, np.uint8, "r").reshape(envs, -1, *size)
-        rows[f"obs/{name}"] = values[:, :held]
-    return {**saved, "rows": rows}
+        rows[f"obs/{name}"], length = values[:, :held], values.shape[1]
+        written.append(int(np.fromfile(path.with_suffix(".count"), np.int64)[0]))
+    whole = {"oldest_whole": oldest_whole(saved, written, length)} if written else {}
+    return {**saved, "rows": rows, **whole}

@@ -21,6 +21,7 @@ from agent.actor_critic import ActorCritic, lambda_return
 from agent.checkpoint import UsageError
 from agent.open_loop import SAMPLES, Places, choose_places, context_of, exit_rule, watch
 from agent.recording import Recording
+from agent.yardstick import Yardstick, guess_at, truth_at
 from world_model import ExitRule, LatentState, WorldModel
 
 LONG = 1000
@@ -46,36 +47,10 @@ class RolloutErrors:
         return np.array([row["step"] for row in rows]), np.array([row[name] for row in rows])
 
 
-@dataclass(frozen=True)
-class Yardstick:
-    """Mean and variance of the recorded observations (symlog, side by side) and the entries that count."""
-
-    mean: Tensor
-    variance: Tensor
-    counts: Tensor
-    reward: float
-
-    @classmethod
-    def of(cls, world: WorldModel, recordings: Sequence[Recording]) -> Yardstick:
-        rows, rewards = [], []
-        for recording in recordings:
-            episodes = recording.episodes
-            real = torch.arange(episodes.reward.shape[1]) < episodes.length[:, None]
-            rows.append(flat_truth(world, recording)[real])
-            rewards.append(episodes.reward[real])
-        every = torch.cat(rows)
-        variance = every.var(0)
-        # An entry that hardly moves would decide the mean by its noise.
-        return cls(every.mean(0), variance, variance > 1e-3 * variance.max(), float(torch.cat(rewards).mean()))
-
-    def error(self, guess: Tensor, truth: Tensor) -> Tensor:
-        """(..., O) -> (...): squared error over the variance, mean over the entries; 1 is as good as the mean."""
-        return ((guess - truth).square() / self.variance)[..., self.counts].mean(-1)
-
-
-def flat_truth(world: WorldModel, recording: Recording) -> Tensor:
-    """(E, T, O) recorded observations in symlog units, side by side."""
-    return world.senses.truth(recording.episodes.obs)
+def rewards_of(recording: Recording) -> Tensor:
+    """All rewards of the recorded rows."""
+    episodes = recording.episodes
+    return episodes.reward[torch.arange(episodes.reward.shape[1]) < episodes.length[:, None]]
 
 
 def longest_horizon(recordings: Sequence[Recording]) -> int:
@@ -98,7 +73,8 @@ def rollout_errors(
     All predictions start from the same states, watched with the exit rule. Raises ValueError when no episode is
     long enough for any prediction.
     """
-    found, yardstick = RolloutErrors(), Yardstick.of(world, recordings)
+    found, yardstick = RolloutErrors(), Yardstick.of(world.senses, [each.episodes for each in recordings])
+    mean_reward = float(torch.cat([rewards_of(each) for each in recordings]).mean())
     usable = longest_horizon(recordings)
     if usable < 1:
         raise ValueError("the recorded episodes are too short to predict anything")
@@ -113,7 +89,7 @@ def rollout_errors(
             states, _ = watch(world, recording.episodes)
             for most in (None, *loops):
                 with exit_rule(world, None if most is None else ExitRule()):
-                    found.errors += measure(world, recording, states, places, yardstick, most)
+                    found.errors += measure(world, recording, states, places, yardstick, mean_reward, most)
             if recording.policy == "agent":
                 found.values = values(world, behavior, recording, states, places)
                 start = states_at(states, places, 16)
@@ -132,7 +108,7 @@ def states_at(states: LatentState, places: Places, most: int) -> LatentState:
 
 def measure(
     world: WorldModel, recording: Recording, states: LatentState, places: Places, yardstick: Yardstick,
-    max_loops: int | None,
+    mean_reward: float, max_loops: int | None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Errors by step of dreams with the recorded actions."""
     episode, row, ahead = places
@@ -140,20 +116,25 @@ def measure(
     start = states.map(lambda leaf: leaf[episode, row].repeat_interleave(SAMPLES, 0))
     actions = recording.episodes.prev_action[episode[:, None], ahead].repeat_interleave(SAMPLES, 0)
     dream = world.imagine(start, actions, horizon, max_loops=max_loops)
-    truth, rewards = flat_truth(world, recording), recording.episodes.reward
-    real, real_reward = truth[episode[:, None], ahead], rewards[episode[:, None], ahead]  # (W, H, O), (W, H)
-    guess = world.senses.guess(dream.feat[1:]).transpose(0, 1).unflatten(0, (windows, SAMPLES)).mean(1)
+    episodes, senses = recording.episodes, world.senses
+    last, rewards = truth_at(senses, episodes, episode, row), episodes.reward
+    real_reward, wrong = rewards[episode[:, None], ahead], []
+    for k in range(horizon):  # step by step, because images of all steps would fill the memory
+        real = truth_at(senses, episodes, episode, ahead[:, k])
+        guesses = guess_at(senses, dream.feat[k + 1], SAMPLES), last, yardstick.mean
+        wrong.append(torch.stack([yardstick.error(guess, real) for guess in guesses]))
+    observation, copy, mean = torch.stack(wrong, -1)  # (W, H) each
     reward = dream.rewards.unflatten(0, (windows, SAMPLES)).mean(1)
     deter = dream.states.deter[:, 1:].flatten(2).unflatten(0, (windows, SAMPLES))  # (W, SAMPLES, H, N*D)
     posterior = states.deter[episode[:, None], ahead].flatten(2)
     drift = (deter - posterior[:, None]).norm(dim=-1).mean(1) / posterior.norm(dim=-1)
     columns = {
-        "observation": yardstick.error(guess, real),
-        "copy": yardstick.error(truth[episode, row][:, None], real),
-        "mean": yardstick.error(yardstick.mean, real),
+        "observation": observation,
+        "copy": copy,
+        "mean": mean,
         "reward": (reward - real_reward).abs(),
         "reward_copy": (rewards[episode, row][:, None] - real_reward).abs(),
-        "reward_mean": (yardstick.reward - real_reward).abs(),
+        "reward_mean": (mean_reward - real_reward).abs(),
         "drift": drift,
         "norm": deter.norm(dim=-1).mean(1),
         "depth": dream.loops.depth.float().unflatten(0, (windows, SAMPLES)).mean(1),

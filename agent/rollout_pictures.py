@@ -91,7 +91,7 @@ def draw_truth(world: WorldModel, recording: Recording, horizon: int, entries: i
     if senses.decoder:
         guess = symexp(senses.decoder(dream.feat[1:])).transpose(0, 1).numpy()  # (SAMPLES, H, O)
         truth = senses.flatten(episodes.obs)[pick, : row + 1 + horizon].numpy()
-    else:  # images are shown by `open_loop_video`
+    else:  # images are shown by the films of `pictures.py`
         guess, truth = np.zeros((SAMPLES, horizon, 0)), np.zeros((row + 1 + horizon, 0))
     names = [f"{name}[{i}]" for name, size in senses.vectors.items() for i in range(size)]
     chosen = sorted(np.argsort(-truth.std(0), kind="stable")[:entries])

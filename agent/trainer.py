@@ -142,7 +142,8 @@ class Trainer:
                 self.begin()
                 while self.progress(self.step) < 1.0 and not self.stopping:
                     self.interact()
-                    while not self.stopping and self.updates.due(self.step // self.repeat):
+                    enough = self.replay.held > self.cfg.length
+                    while enough and not self.stopping and self.updates.due(self.step // self.repeat):
                         self.update()
                     over = self.progress(self.step) == 1.0  # `finish` evaluates, logs and saves
                     if should_eval(self.step) and not over:

@@ -201,6 +201,8 @@ def main() -> None:
         check_dataset(dataset, saved["task"])
         agent = Dreamer.from_checkpoint(saved, "cpu")
         world = agent.averaged.world
+        if args.play and world.senses.images:
+            raise UsageError("--play is for tasks with vectors as observations")
         if not world.core.looping:
             raise UsageError(f"the core of {args.run} is {world.cfg.core}, it has no loops")
         episodes, cap = pad_episodes(dataset.held_out), args.max_loops or world.cfg.loop.train_cap

@@ -1,6 +1,6 @@
 """Environments: task names in, Gymnasium environments with one observation format out.
 
-Every environment made here observes `{"state": float32 vector}` and acts in `Box(-1, 1)` or
+Every environment made here observes `{"state": float32 vector}`, or uint8 images, or both, and acts in `Box(-1, 1)` or
 `Discrete(start=0)`, so that nothing above this package asks where a task comes from.
 """
 

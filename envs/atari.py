@@ -93,7 +93,7 @@ class Atari(gym.Wrapper[dict[str, Any], int, Any, int]):
         super().__init__(screen)  # type: ignore[arg-type]
         self.observation_space = spaces.Dict({"image": image_space()})
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": 60 // FRAMES}
-        self.lives_end, self.lives, self.over = lives_end, 0, True
+        self.lives_end, self.lives, self.over, self.kept = lives_end, 0, True, 0.0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -102,7 +102,7 @@ class Atari(gym.Wrapper[dict[str, Any], int, Any, int]):
         if self.over or not self.lives_end or seed is not None:
             image, info = self.env.reset(seed=seed, options=options)
         else:
-            image, _, terminated, truncated, info = self.env.step(0)
+            image, self.kept, terminated, truncated, info = self.env.step(0)  # type: ignore[assignment]
             if terminated or truncated:
                 image, info = self.env.reset(options=options)
         self.over, self.lives = False, int(info.get("lives", 0))
@@ -111,6 +111,7 @@ class Atari(gym.Wrapper[dict[str, Any], int, Any, int]):
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Four frames of one action."""
         image, reward, terminated, truncated, info = self.env.step(int(action))
+        reward, self.kept = float(reward) + float(self.kept), 0.0  # what the reset of a life brought counts here
         self.over = bool(terminated or truncated)
         before, self.lives = self.lives, int(info.get("lives", 0))
         lost = self.lives_end and self.lives < before

@@ -2,7 +2,9 @@
 
 import difflib
 import importlib
+import multiprocessing
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -151,10 +153,11 @@ def position_entries(task: TaskId | str) -> np.ndarray:
 def make_vector_env(
     task: TaskId | str, num_envs: int, seed: int, lives_end: bool = False, apart: bool = False
 ) -> gym.vector.VectorEnv[Any, Any, Any]:
-    """Build `num_envs` copies that step together, in this process.
+    """Build `num_envs` copies that step together, in this process if not `apart`.
 
-    Observations are `{"state": (E, S) float32}`, rewards (E,) float64. After the last row of an episode
-    the next `step` ignores that copy's action and returns the reset observation with reward 0.
+    Observations are `{"state": (E, S) float32}`, or `{"image": (E, 64, 64, 3) uint8}`, or both; rewards (E,) float64.
+    After the last row of an episode the next `step` ignores that copy's action and returns the reset observation
+    with reward 0.
 
     Args:
         task: a `TaskId` or its text.
@@ -171,7 +174,12 @@ def make_vector_env(
         raise ValueError(f"num_envs must be at least 1, not {num_envs}")
 
     def maker(index: int) -> Callable[[], gym.Env[Any, Any]]:
-        return lambda: make_env(task, seed + index, lives_end=lives_end)
+        def make() -> gym.Env[Any, Any]:
+            if apart and multiprocessing.parent_process() is not None:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who steps us, and who saves
+            return make_env(task, seed + index, lives_end=lives_end)
+
+        return make
 
     makers = [maker(i) for i in range(num_envs)]
     if apart:

@@ -5,7 +5,7 @@ import pytest
 
 from agent.atari_scores import human_normalised, scores
 from envs import TaskError, TaskId, make_env, make_vector_env
-from envs.atari import games
+from envs.atari import Atari, games
 
 pytest.importorskip("ale_py", reason="the Atari games are not installed")
 pytest.importorskip("cv2", reason="the Atari games are not installed")
@@ -70,7 +70,9 @@ def test_the_loss_of_a_life_ends_an_episode_where_it_is_wanted_and_the_game_goes
     endings = lose_lives(True)
     assert [lives for lives, _ in endings[:5]] == [4, 3, 2, 1, 0]
     assert [over for _, over in endings[:5]] == [False] * 4 + [True]
-    assert all(over for _, over in lose_lives(False))
+    whole = lose_lives(False, 3000)
+    assert whole
+    assert all(over for _, over in whole)
 
 
 def test_games_in_processes_of_their_own():
@@ -91,3 +93,17 @@ def test_scores_are_put_between_random_play_and_a_human():
     assert human_normalised("atari:tetris", 900.0) is None
     assert len(scores()) == 26
     assert set(scores()) <= set(games())
+
+
+def test_what_the_reset_of_a_life_brings_is_not_lost(monkeypatch):
+    env = make_env("atari100k:breakout", seed=0, lives_end=True)
+    env.reset()
+    atari = env
+    while not isinstance(atari, Atari):
+        atari = atari.env
+    atari.over, step = False, atari.env.step
+    monkeypatch.setattr(atari.env, "step", lambda action: (step(action)[0], 5.0, *step(action)[2:]))
+    env.reset()
+    assert env.step(0)[1] == 10.0
+    assert env.step(0)[1] == 5.0
+    env.close()

@@ -11,6 +11,7 @@ import torch
 from conftest import counters, metronomes
 from small import make_world
 
+from agent import open_loop as open_loop_module
 from agent.checkpoint import UsageError
 from agent.config import preset
 from agent.dataset import (
@@ -25,10 +26,11 @@ from agent.dataset import (
 from agent.dreamer import Dreamer
 from agent.logger import Logger
 from agent.offline import OfflineConfig, OfflineTrainer
-from agent.open_loop import CONTEXT, SAMPLES, exit_rule, open_loop, usable_horizons, watch
+from agent.open_loop import CONTEXT, SAMPLES, exit_rule, open_loop, usable_horizons, watch, watch_rows
 from agent.recording import record
 from agent.replay import FLAGS, ReplayBuffer
 from agent.spaces import spaces_of
+from agent.yardstick import Yardstick
 from world_model import ExitRule, LatentState
 
 LENGTH = 60
@@ -338,3 +340,30 @@ def test_a_data_set_is_collected_by_a_command(finished, script):
         refused = script("evaluate.py", "collect", *words)
         assert refused.returncode == 2, words
         assert message in " ".join(refused.stderr.replace("│", " ").split())
+
+
+def test_episodes_watched_a_few_at_a_time_are_those_watched_together(monkeypatch):
+    world = make_world(sizes={"state": 1})
+    rows = whole_episodes(counting_replay(6 * LENGTH).state_dict())
+    rows["prev_action"] = np.repeat(rows["prev_action"], 2, 1)
+    together = watch_rows(world, rows, "cpu")
+    monkeypatch.setattr(open_loop_module, "WATCHED", 4 * LENGTH * 2)  # two of the longest episodes
+    apart = watch_rows(world, rows, "cpu")
+    assert len(together.deter) == len(rows["reward"])
+    assert torch.allclose(together.deter, apart.deter, atol=1e-5)
+    first = watch(world, pad_episodes({name: value[:LENGTH] for name, value in rows.items()}))[0]
+    assert torch.allclose(together.deter[:LENGTH], first.deter[0], atol=1e-5)
+
+
+def test_the_yardstick_is_mean_and_variance_of_all_rows():
+    world = make_world(sizes={"state": 2})
+    gen = torch.Generator().manual_seed(0)
+    episodes = [
+        Episodes({"state": torch.randn(2, 700, 2, generator=gen)}, torch.zeros(2, 700, 2), torch.zeros(2, 700),
+                 torch.tensor([700, 30]))
+        for _ in range(2)
+    ]  # fmt: skip
+    rows = torch.cat([world.senses.truth(e.obs)[i, :n] for e in episodes for i, n in enumerate((700, 30))])
+    found = Yardstick.of(world.senses, episodes)
+    assert torch.allclose(found.mean, rows.mean(0), atol=1e-6)
+    assert torch.allclose(found.variance, rows.var(0), rtol=1e-5)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -282,3 +283,29 @@ else:
     if "no OpenGL backend works here" in output:
         pytest.skip("no OpenGL on this computer")
     assert "frame (240, 320, 3) uint8 True" in output
+
+
+def test_ctrl_c_reaches_the_one_who_steps_copies_in_processes_and_not_them() -> None:
+    """A terminal sends the signal to all; copies that died of it would end the run before it is saved."""
+    code = """
+import os, signal, sys, time
+from envs import make_vector_env
+if __name__ == "__main__":
+    envs = make_vector_env("toy:counter", 2, 0, apart=True)
+    envs.reset(seed=0)
+    caught = []
+    signal.signal(signal.SIGINT, lambda *_: caught.append(1))
+    os.killpg(0, signal.SIGINT)
+    time.sleep(0.3)
+    envs.step(envs.action_space.sample())
+    envs.close()
+    print("stepped", caught)
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "stepper.py"
+        path.write_text(code)
+        done = subprocess.run(
+            [sys.executable, str(path)], capture_output=True, text=True, start_new_session=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120,
+        )  # fmt: skip
+    assert done.stdout.strip() == "stepped [1]", done.stderr

@@ -6,7 +6,17 @@ import pytest
 import torch
 from small import core_input, gradients, make_batch, make_core, make_world, random_state
 
-from world_model.exits import Acceleration, Lesson, Moment, PaperGate, PriorKL, RandomExit, Residual, make_rule
+from world_model.exits import (
+    Acceleration,
+    ExitRule,
+    Lesson,
+    Moment,
+    PaperGate,
+    PriorKL,
+    RandomExit,
+    Residual,
+    make_rule,
+)
 from world_model.latent import kl_divergence
 
 RULES = ("gate", "lookahead", "forecast", "residual", "acceleration", "kl", "paper", "random")
@@ -229,5 +239,22 @@ def test_a_planned_depth_is_the_depth_that_runs():
         ran = torch.arange(8) < stats.depth[:, None]
         assert (stats.residual[ran] > 0).all()
         assert (stats.residual[~ran] == 0).all()
-    loss = settle(core, deter.requires_grad_(), inputs, True)[0].square().sum()
-    assert (torch.autograd.grad(loss, deter)[0] != 0).any()
+    deter.requires_grad_()
+    whole = core(deter, inputs, stats.depth, core.prepare())[0].square().sum()
+    (wanted,) = torch.autograd.grad(whole, deter)
+    for compact in (True, False):
+        (found,) = torch.autograd.grad(settle(core, deter, inputs, compact)[0].square().sum(), deter)
+        assert torch.allclose(found, wanted, atol=1e-10)
+
+
+def test_a_plan_beyond_the_cap_is_cut():
+    class Far(ExitRule):
+        def plan(self, e, cap):
+            return torch.tensor([0, 2, 99])
+
+    core = make_core(double=True)
+    core.rule = Far()
+    deter, inputs = core_input(core, 3)
+    found, stats = settle(core, deter, inputs, True, cap=4)
+    assert stats.depth.tolist() == [1, 2, 4]
+    assert torch.allclose(found, core(deter, inputs, stats.depth, core.prepare())[0], atol=1e-12)

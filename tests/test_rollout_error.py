@@ -11,14 +11,13 @@ from conftest import counters, untrained
 from agent.dataset import Episodes
 from agent.recording import RECORDING_SEEDS, Recording, record
 from agent.rollout_error import (
-    Yardstick,
     crossings,
     describe,
-    flat_truth,
     longest_horizon,
     realised_return,
     rollout_errors,
 )
+from agent.yardstick import Yardstick
 from envs import make_vector_env
 from world_model import LatentState
 
@@ -161,11 +160,11 @@ def test_horizons_beyond_the_episodes_are_cut_with_a_note(measured):
 def test_the_mean_has_an_error_of_one(measured):
     agent, recordings, _ = measured
     world = agent.averaged.world
-    yardstick = Yardstick.of(world, recordings)
+    yardstick = Yardstick.of(world.senses, [each.episodes for each in recordings])
     errors = []
     for recording in recordings:
         real = torch.arange(recording.episodes.reward.shape[1]) < recording.episodes.length[:, None]
-        errors.append(yardstick.error(yardstick.mean, flat_truth(world, recording)[real]))
+        errors.append(yardstick.error(yardstick.mean, world.senses.truth(recording.episodes.obs)[real]))
     assert float(torch.cat(errors).mean()) == pytest.approx(1.0, rel=0.02)
 
 

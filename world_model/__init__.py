@@ -9,7 +9,7 @@ from world_model.gru import GRUConfig
 from world_model.latent import LatentState
 from world_model.looped import LoopConfig, LoopedCore
 from world_model.model import ModelConfig, WorldModel
-from world_model.senses import ObsSize
+from world_model.senses import ObsSize, Senses
 from world_model.stacked import StackConfig
 from world_model.types import Batch, Posterior, Rollout
 
@@ -29,6 +29,7 @@ __all__ = [
     "ObsSize",
     "Posterior",
     "Rollout",
+    "Senses",
     "StackConfig",
     "Trace",
     "TwoHot",

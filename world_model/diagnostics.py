@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from world_model.model import WorldModel
 
 
-SEEN = ("reconstruction", "image", "redundancy")
-"""The losses of what a state says about observations."""
+SEEN = ("reconstruction", "image", "reward")
+"""The losses of what a state says about its own row."""
 
 
 @torch.no_grad()

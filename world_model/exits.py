@@ -3,6 +3,7 @@
     fixed         never before the cap
     gate          a linear read-out of the loop state predicts what another loop brings (default)
     lookahead     the same, and what the loops behind it bring beyond their own price: optimal stopping
+    forecast      what each loop will bring is predicted before the first one, and the best depth planned
     residual      |x_r - x_{r-1}| / |x_r| is small
     acceleration  |change_r - change_{r-1}| / |x_r| is small twice in a row (arXiv 2509.23314)
     kl            the prior has hardly changed: KL(prior_{r-1} || prior_r) is small

@@ -195,6 +195,7 @@ class LoopedCore(GatedCore):
         injected = e @ prepared.injection.t()
         x, planned = self.first(deter), self.rule.plan(e.detach(), cap)
         if planned is not None:
+            planned = planned.clamp(1, cap)
             x, residual = self.follow(planned, x, injected, prepared.decay, cap, compact)
             return self.finish(deter, x, gate), LoopStats(planned, residual)
         batch, memory = deter.shape[0], self.rule.begin(deter)
@@ -255,7 +256,7 @@ class LoopedCore(GatedCore):
             return x, residual
         order = depth.argsort(descending=True, stable=True)
         x, injected, done = x[order], injected[order], []
-        for loop, count in enumerate((depth[:, None] > torch.arange(cap)).sum(0).tolist()):
+        for loop, count in enumerate((depth[:, None] > torch.arange(cap, device=depth.device)).sum(0).tolist()):
             if count == 0:
                 break
             if count < len(x):

@@ -22,8 +22,9 @@ def outside(name: str, base: type[Any]) -> Any:
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, ValueError, AttributeError) as error:
-        raise ValueError(f"{name} cannot be loaded: {error}; is its folder on PYTHONPATH?") from error
+    except Exception as error:  # whatever a person's module does while it is imported
+        hint = "; is its folder on PYTHONPATH?" if isinstance(error, ImportError) else ""
+        raise ValueError(f"{name} cannot be loaded: {type(error).__name__}: {error}{hint}") from error
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(f"{name} must be a subclass of world_model.{base.__name__}")
     return found
