@@ -5,7 +5,8 @@
 
 Printed for the run's own rule, for a random exit with the same histogram, for every fixed depth, and for rules that
 need no training: mean loops and their histogram, open-loop errors 5 and 15 steps ahead on held-out episodes, and the
-median milliseconds of a timed dream of 15 steps with recorded actions (rules in turns; its own mean loops beside it).
+median milliseconds of a timed dream of 15 steps with recorded actions (rules in turns; its own mean loops beside it),
+and by how much the run's own rule errs more than this one at the longest horizon, with its standard error.
 All start from the same states, watched with the run's own rule, so that only the dream differs.
 
 Then the rank correlation of the loops of a step with what happened in it, for the trained core and for one with its
@@ -56,6 +57,7 @@ class Bench:
             raise UsageError("the episodes of the data set are too short for predictions of 5 steps")
         self.states, _ = watch(world, episodes, cap)
         self.rows: dict[str, dict[str, float]] = {}
+        self.errors: dict[str, torch.Tensor] = {}  # (W,) at the longest horizon
         self.shapes: dict[str, list[float]] = {}
         self.dreams: dict[str, Callable[[], torch.Tensor]] = {}
         place = choose_places(episodes, self.horizons[-1], starts, seed=1)
@@ -67,6 +69,7 @@ class Bench:
         with exit_rule(self.world, rule):
             found = open_loop(self.world, self.episodes, self.horizons, self.windows, 0, most, self.states)
         self.rows[name], self.shapes[name] = found.means(), histogram(found.depth, self.cap)
+        self.errors[name] = found.error[self.horizons[-1]]
 
         def dream() -> torch.Tensor:
             with exit_rule(self.world, rule):
@@ -98,6 +101,17 @@ class Bench:
                 self.rows[name]["dream_loops"] = float(depth.float().mean())
         for name, values in seconds.items():
             self.rows[name]["dream_ms"] = 1e3 * float(np.median(values[1:]))
+
+    def compare(self) -> None:
+        """Add by how much the run's own rule errs more than each, and the standard error of that difference.
+
+        Both predict from the same places, so the difference is known far better than either error.
+        """
+        own = next(iter(self.errors.values()))
+        for name, error in self.errors.items():
+            more = own - error
+            self.rows[name]["own_more"] = float(more.mean())
+            self.rows[name]["own_more_se"] = float(more.std() / len(more) ** 0.5)
 
     def report(self, path: Path | None) -> None:
         columns = list(next(iter(self.rows.values())))
@@ -212,6 +226,7 @@ def main() -> None:
     print(f"{saved['task']}, {args.run}, cap {cap}, {len(episodes.length)} held-out episodes, {args.windows} windows")
     bench.measure_all()
     bench.time(args.repeats)
+    bench.compare()
     bench.report(args.csv)
 
     config = from_dict(Config, saved["config"])
