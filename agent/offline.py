@@ -19,7 +19,7 @@ from agent.schedule import Every
 from agent.yardstick import Yardstick
 from world_model import ExitRule, stability
 
-COLUMNS = ("update", "depth", "loops", "horizon", "error", "reward_error")
+COLUMNS = ("update", "depth", "loops", "horizon", "error", "reward_error", "energy")
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class OfflineTrainer:
             if fresh:
                 writer.writerow(COLUMNS)
             for h in self.horizons:
-                values = found["loops"], h, found[f"error_{h}"], found[f"reward_{h}"]
+                values = found["loops"], h, found[f"error_{h}"], found[f"reward_{h}"], found[f"energy_{h}"]
                 writer.writerow((self.step, depth or "exit", *(f"{value:.6g}" for value in values)))
         if depth is None:
             self.logger.scalars(self.step, {f"open_loop/{name}": value for name, value in found.items()})

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from agent.dataset import Episodes, Rows, pad_episodes
-from agent.yardstick import Yardstick, guess_at, truth_at
+from agent.yardstick import Yardstick, truth_at
 from world_model import ExitRule, LatentState, LoopedCore, WorldModel
 
 CONTEXT = 20
@@ -29,17 +29,20 @@ class OpenLoop(NamedTuple):
 
     error    {h: (W,)}   squared error of the mean over SAMPLES dreams, in symlog units, over the variance of the
                          entry of the observation, mean over the entries: 1 is as good as knowing the mean
+    energy   {h: (W,)}   energy score of the dreams, see `Yardstick.judge`
     reward   {h: (W,)}   absolute error of the reward's mean
     depth    (W * SAMPLES, H)   loops of each step
     """
 
     error: dict[int, Tensor]
+    energy: dict[int, Tensor]
     reward: dict[int, Tensor]
     depth: Tensor
 
     def means(self) -> dict[str, float]:
-        """error_H, reward_H and loops."""
+        """error_H, energy_H, reward_H and loops."""
         found = {f"error_{h}": float(value.mean()) for h, value in self.error.items()}
+        found |= {f"energy_{h}": float(value.mean()) for h, value in self.energy.items()}
         found |= {f"reward_{h}": float(value.mean()) for h, value in self.reward.items()}
         return found | {"loops": float(self.depth.float().mean())}
 
@@ -118,15 +121,13 @@ def open_loop(
         start = states.map(lambda leaf: leaf[episode, row].repeat_interleave(SAMPLES, 0))
         dream = world.imagine(start, actions.repeat_interleave(SAMPLES, 0), longest, max_loops=max_loops)
     yardstick = yardstick or Yardstick.of(world.senses, [episodes])
-    wrong = {
-        h: yardstick.error(
-            guess_at(world.senses, dream.feat[h], SAMPLES), truth_at(world.senses, episodes, episode, ahead[:, h - 1])
-        )
-        for h in horizons
-    }
+    wrong, energy = {}, {}
+    for h in horizons:
+        truth = truth_at(world.senses, episodes, episode, ahead[:, h - 1])
+        wrong[h], energy[h] = yardstick.judge(world.senses, dream.feat[h], SAMPLES, truth)
     reward = dream.rewards.unflatten(0, (windows, SAMPLES)).mean(1)
     missed = (reward - episodes.reward[episode[:, None], ahead]).abs()
-    return OpenLoop(wrong, {h: missed[:, h - 1] for h in horizons}, dream.loops.depth)
+    return OpenLoop(wrong, energy, {h: missed[:, h - 1] for h in horizons}, dream.loops.depth)
 
 
 def watch_rows(world: WorldModel, rows: Rows, device: torch.device | str) -> LatentState:

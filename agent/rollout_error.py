@@ -21,7 +21,7 @@ from agent.actor_critic import ActorCritic, lambda_return
 from agent.checkpoint import UsageError
 from agent.open_loop import SAMPLES, Places, choose_places, context_of, exit_rule, watch
 from agent.recording import Recording
-from agent.yardstick import Yardstick, guess_at, truth_at
+from agent.yardstick import Yardstick, truth_at
 from world_model import ExitRule, LatentState, WorldModel
 
 LONG = 1000
@@ -121,8 +121,8 @@ def measure(
     real_reward, wrong = rewards[episode[:, None], ahead], []
     for k in range(horizon):  # step by step, because images of all steps would fill the memory
         real = truth_at(senses, episodes, episode, ahead[:, k])
-        guesses = guess_at(senses, dream.feat[k + 1], SAMPLES), last, yardstick.mean
-        wrong.append(torch.stack([yardstick.error(guess, real) for guess in guesses]))
+        error, _ = yardstick.judge(senses, dream.feat[k + 1], SAMPLES, real)
+        wrong.append(torch.stack([error, yardstick.error(last, real), yardstick.error(yardstick.mean, real)]))
     observation, copy, mean = torch.stack(wrong, -1)  # (W, H) each
     reward = dream.rewards.unflatten(0, (windows, SAMPLES)).mean(1)
     deter = dream.states.deter[:, 1:].flatten(2).unflatten(0, (windows, SAMPLES))  # (W, SAMPLES, H, N*D)

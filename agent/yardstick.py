@@ -25,13 +25,6 @@ def truth_at(senses: Senses, episodes: Episodes, episode: Tensor, row: Tensor) -
     return senses.truth({name: value[episode, row] for name, value in episodes.obs.items()})
 
 
-def guess_at(senses: Senses, feat: Tensor, samples: int) -> Tensor:
-    """(W * samples, F) -> (W, P) the mean of what the samples say."""
-    step = max(1, AT_ONCE // samples) * samples
-    parts = [senses.guess(part).unflatten(0, (-1, samples)).mean(1) for part in feat.split(step)]
-    return torch.cat(parts)
-
-
 @dataclass(frozen=True)
 class Yardstick:
     """Mean and variance of recorded observations, (P,) each, and the entries that count."""
@@ -53,6 +46,23 @@ class Yardstick:
         variance = ((squares - count * mean.square()) / max(1, count - 1)).clamp(min=0.0).float()
         # An entry that hardly moves would decide the mean by its noise.
         return cls(mean.float(), variance, variance > 1e-3 * variance.max())
+
+    def judge(self, senses: Senses, feat: Tensor, samples: int, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """What `samples` dreams each say about W places, (W * samples, F), against the truth (W, P).
+
+        -> the `error` of their mean (W,), and their energy score (W,): E|x - y| - E|x - x'| / 2 over dreams x, x' and
+        the truth y, in standard deviations per number (Gneiting and Raftery 2007). The mean alone may be nearer to the
+        truth where dreams are more uncertain than they should be; the score is best for dreams as likely as the truth.
+        """
+        parts, step = [], max(1, AT_ONCE // samples)
+        scale = self.variance[self.counts].sqrt()
+        for dreams, real in zip(feat.split(step * samples), truth.split(step), strict=True):
+            guess = senses.guess(dreams).unflatten(0, (-1, samples))  # (w, samples, P)
+            x, y = guess[..., self.counts] / scale, real[:, None, self.counts] / scale
+            away, apart = torch.cdist(x, y).mean((1, 2)), torch.cdist(x, x).sum((1, 2)) / (samples * (samples - 1))
+            parts.append((self.error(guess.mean(1), real), (away - apart / 2.0) / len(scale) ** 0.5))
+        error, energy = zip(*parts, strict=True)
+        return torch.cat(error), torch.cat(energy)
 
     def error(self, guess: Tensor, truth: Tensor) -> Tensor:
         """(..., P) -> (...): squared error over the variance, mean over the entries; 1 is as good as the mean."""

@@ -57,7 +57,7 @@ class Bench:
             raise UsageError("the episodes of the data set are too short for predictions of 5 steps")
         self.states, _ = watch(world, episodes, cap)
         self.rows: dict[str, dict[str, float]] = {}
-        self.errors: dict[str, torch.Tensor] = {}  # (W,) at the longest horizon
+        self.errors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # error and energy (W,), longest horizon
         self.shapes: dict[str, list[float]] = {}
         self.dreams: dict[str, Callable[[], torch.Tensor]] = {}
         place = choose_places(episodes, self.horizons[-1], starts, seed=1)
@@ -69,7 +69,7 @@ class Bench:
         with exit_rule(self.world, rule):
             found = open_loop(self.world, self.episodes, self.horizons, self.windows, 0, most, self.states)
         self.rows[name], self.shapes[name] = found.means(), histogram(found.depth, self.cap)
-        self.errors[name] = found.error[self.horizons[-1]]
+        self.errors[name] = found.error[self.horizons[-1]], found.energy[self.horizons[-1]]
 
         def dream() -> torch.Tensor:
             with exit_rule(self.world, rule):
@@ -103,15 +103,17 @@ class Bench:
             self.rows[name]["dream_ms"] = 1e3 * float(np.median(values[1:]))
 
     def compare(self) -> None:
-        """Add by how much the run's own rule errs more than each, and the standard error of that difference.
+        """Add by how much the run's own rule errs more than each, in the error of the mean and in the energy score, and
+        the standard errors of these differences.
 
         Both predict from the same places, so the difference is known far better than either error.
         """
         own = next(iter(self.errors.values()))
-        for name, error in self.errors.items():
-            more = own - error
-            self.rows[name]["own_more"] = float(more.mean())
-            self.rows[name]["own_more_se"] = float(more.std() / len(more) ** 0.5)
+        for name, found in self.errors.items():
+            for label, mine, other in zip(("error", "energy"), own, found, strict=True):
+                more = mine - other
+                self.rows[name][f"d_{label}"] = float(more.mean())
+                self.rows[name][f"d_{label}_se"] = float(more.std() / len(more) ** 0.5)
 
     def report(self, path: Path | None) -> None:
         columns = list(next(iter(self.rows.values())))

@@ -367,3 +367,32 @@ def test_the_yardstick_is_mean_and_variance_of_all_rows():
     found = Yardstick.of(world.senses, episodes)
     assert torch.allclose(found.mean, rows.mean(0), atol=1e-6)
     assert torch.allclose(found.variance, rows.var(0), rtol=1e-5)
+
+
+class Parrot:
+    """Senses whose guess is the feature itself."""
+
+    def guess(self, feat):
+        return feat
+
+
+def test_the_energy_score_is_that_of_a_loop_by_hand_and_knows_too_much_doubt():
+    gen = torch.Generator().manual_seed(0)
+    stick = Yardstick(torch.zeros(3), torch.tensor([1.0, 4.0, 1e-9]), torch.tensor([True, True, False]))
+    feat, truth = torch.randn(5 * 4, 3, generator=gen), torch.randn(5, 3, generator=gen)
+    error, energy = stick.judge(Parrot(), feat, 4, truth)
+    scale = torch.tensor([1.0, 2.0])
+    for i in range(5):
+        x, y = feat[4 * i : 4 * i + 4, :2] / scale, truth[i, :2] / scale
+        away = sum((a - y).norm() for a in x) / 4
+        apart = sum((a - b).norm() for a in x for b in x) / (4 * 3)
+        assert float(energy[i]) == pytest.approx(float(away - apart / 2) / 2**0.5, rel=1e-4)
+        assert float(error[i]) == pytest.approx(float((x.mean(0) - y).square().mean()), rel=1e-4)
+    truth = torch.randn(4000, 3, generator=gen)
+    scores = []
+    for spread in (0.5, 1.0, 2.0):  # of dreams of a truth whose own is 1
+        dreams = spread * torch.randn(4000 * 8, 3, generator=gen)
+        stick = Yardstick(torch.zeros(3), torch.ones(3), torch.ones(3, dtype=torch.bool))
+        scores.append(float(stick.judge(Parrot(), dreams, 8, truth)[1].mean()))
+    assert scores[1] < scores[0]
+    assert scores[1] < scores[2]
