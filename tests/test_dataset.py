@@ -1,4 +1,4 @@
-"""Fixed data sets, training on them, and the open-loop errors that are measured on their held-out episodes."""
+"""Fixed data sets, and training on them."""
 
 import csv
 import json
@@ -15,7 +15,6 @@ from agent import open_loop as open_loop_module
 from agent.checkpoint import UsageError
 from agent.config import preset
 from agent.dataset import (
-    Episodes,
     check_dataset,
     collected,
     export_dataset,
@@ -26,12 +25,11 @@ from agent.dataset import (
 from agent.dreamer import Dreamer
 from agent.logger import Logger
 from agent.offline import OfflineConfig, OfflineTrainer
-from agent.open_loop import CONTEXT, SAMPLES, exit_rule, open_loop, usable_horizons, watch, watch_rows
+from agent.open_loop import watch, watch_rows
 from agent.recording import record
 from agent.replay import FLAGS, ReplayBuffer
 from agent.spaces import spaces_of
-from agent.yardstick import Yardstick
-from world_model import ExitRule, LatentState
+from world_model import LatentState
 
 LENGTH = 60
 STATE = LatentState(torch.zeros(2, 2, 4), torch.zeros(2, 3, 4))
@@ -141,83 +139,6 @@ def test_a_filled_replay_samples_the_rows_of_the_data_set():
     before = where[1][:, 0] - 1
     assert torch.equal(batch.start.deter[:, 0, 0], torch.from_numpy(before).float())
     assert torch.equal(batch.start.stoch.argmax(-1)[:, 0], torch.from_numpy(before) % 4)
-
-
-# ---------------------------------------------------------------------- open-loop errors
-
-
-def episodes_of(world, lengths, seed=0):
-    gen = torch.Generator().manual_seed(seed)
-    count, longest = len(lengths), max(lengths)
-    obs = {name: torch.randn(count, longest, size, generator=gen) for name, size in world.obs_sizes.items()}
-    actions = torch.rand(count, longest, world.action_size, generator=gen) * 2 - 1
-    return Episodes(obs, actions, torch.randn(count, longest, generator=gen), torch.tensor(lengths))
-
-
-def test_open_loop_errors_are_those_of_a_dream_from_the_watched_state():
-    world = make_world(exit="fixed").eval()
-    longest = CONTEXT
-    episodes = episodes_of(world, [CONTEXT + longest])  # one place: after the last row of the context
-    found = open_loop(world, episodes, [1, longest], windows=4)
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        state = world.initial(1)
-        for row in range(CONTEXT):
-            obs = {name: value[:, row] for name, value in episodes.obs.items()}
-            first = torch.tensor([row == 0])
-            state, _ = world.observe(obs, episodes.prev_action[:, row], first, state, sample=False)
-        start = state.map(lambda leaf: leaf.expand(4 * SAMPLES, *leaf.shape[1:]))
-        dream = world.imagine(start, episodes.prev_action[:, CONTEXT:].expand(4 * SAMPLES, -1, -1), longest)
-        truth = torch.cat([torch.sign(x) * torch.log1p(x.abs()) for x in episodes.obs.values()], -1)
-        guess = torch.cat(list(world.decode(dream.states).values()), -1)[:, 1:]
-        guess = (torch.sign(guess) * torch.log1p(guess.abs())).unflatten(0, (4, SAMPLES)).mean(1)
-        reward = dream.rewards.unflatten(0, (4, SAMPLES)).mean(1)
-        wrong = (guess - truth[:, CONTEXT:]).square() / truth[0].var(0)
-    assert torch.allclose(found.error[1], wrong[:, 0].mean(-1), atol=1e-5)
-    assert torch.allclose(found.error[longest], wrong[:, -1].mean(-1), atol=1e-5)
-    assert torch.allclose(found.reward[longest], (reward[:, -1] - episodes.reward[:, -1]).abs(), atol=1e-5)
-
-
-def test_padding_does_not_enter_the_errors():
-    world = make_world(exit="fixed")
-    short = episodes_of(world, [CONTEXT + 4, CONTEXT + 9])
-    padded = short._replace(
-        obs={name: value.clone() for name, value in short.obs.items()}, reward=short.reward.clone()
-    )
-    for value in (*padded.obs.values(), padded.reward):
-        value[0, CONTEXT + 4 :] = 1e3
-    one, other = (open_loop(world, episodes, [2, 4], windows=16).means() for episodes in (short, padded))
-    assert one == pytest.approx(other)
-
-
-def test_known_states_need_not_be_watched_again():
-    world = make_world(exit="fixed")
-    episodes = episodes_of(world, [2 * CONTEXT, 2 * CONTEXT + 3])
-    states, depth = watch(world, episodes, 3)
-    assert depth.shape == (2, 2 * CONTEXT + 3)
-    assert (depth == 3).all()
-    one = open_loop(world, episodes, [5], windows=8, max_loops=3)
-    other = open_loop(world, episodes, [5], windows=8, max_loops=3, watched=states)
-    assert torch.allclose(one.error[5], other.error[5], atol=1e-6)
-
-
-def test_measuring_leaves_the_generators_and_the_exit_rule_alone():
-    world = make_world()
-    rule, state = world.core.rule, torch.get_rng_state()
-    with exit_rule(world, ExitRule()):
-        found = open_loop(world, episodes_of(world, [CONTEXT + 5]), [5], windows=3, max_loops=3)
-    assert (found.depth == 3).all()
-    assert world.core.rule is rule
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_horizons_longer_than_the_episodes_are_left_out():
-    world = make_world()
-    episodes = episodes_of(world, [2 * CONTEXT + 5, CONTEXT])
-    assert usable_horizons(episodes, (50, 25, 1, 26)) == [1, 25]
-    with pytest.raises(ValueError, match="no held-out episode"):
-        open_loop(world, episodes, [26], windows=3)
-    assert usable_horizons(episodes_of(world, [8]), (1, 4, 5)) == [1, 4]  # half of a short episode is seen
 
 
 # ---------------------------------------------------------------------- training
@@ -353,46 +274,3 @@ def test_episodes_watched_a_few_at_a_time_are_those_watched_together(monkeypatch
     assert torch.allclose(together.deter, apart.deter, atol=1e-5)
     first = watch(world, pad_episodes({name: value[:LENGTH] for name, value in rows.items()}))[0]
     assert torch.allclose(together.deter[:LENGTH], first.deter[0], atol=1e-5)
-
-
-def test_the_yardstick_is_mean_and_variance_of_all_rows():
-    world = make_world(sizes={"state": 2})
-    gen = torch.Generator().manual_seed(0)
-    episodes = [
-        Episodes({"state": torch.randn(2, 700, 2, generator=gen)}, torch.zeros(2, 700, 2), torch.zeros(2, 700),
-                 torch.tensor([700, 30]))
-        for _ in range(2)
-    ]  # fmt: skip
-    rows = torch.cat([world.senses.truth(e.obs)[i, :n] for e in episodes for i, n in enumerate((700, 30))])
-    found = Yardstick.of(world.senses, episodes)
-    assert torch.allclose(found.mean, rows.mean(0), atol=1e-6)
-    assert torch.allclose(found.variance, rows.var(0), rtol=1e-5)
-
-
-class Parrot:
-    """Senses whose guess is the feature itself."""
-
-    def guess(self, feat):
-        return feat
-
-
-def test_the_energy_score_is_that_of_a_loop_by_hand_and_knows_too_much_doubt():
-    gen = torch.Generator().manual_seed(0)
-    stick = Yardstick(torch.zeros(3), torch.tensor([1.0, 4.0, 1e-9]), torch.tensor([True, True, False]))
-    feat, truth = torch.randn(5 * 4, 3, generator=gen), torch.randn(5, 3, generator=gen)
-    error, energy = stick.judge(Parrot(), feat, 4, truth)
-    scale = torch.tensor([1.0, 2.0])
-    for i in range(5):
-        x, y = feat[4 * i : 4 * i + 4, :2] / scale, truth[i, :2] / scale
-        away = sum((a - y).norm() for a in x) / 4
-        apart = sum((a - b).norm() for a in x for b in x) / (4 * 3)
-        assert float(energy[i]) == pytest.approx(float(away - apart / 2) / 2**0.5, rel=1e-4)
-        assert float(error[i]) == pytest.approx(float((x.mean(0) - y).square().mean()), rel=1e-4)
-    truth = torch.randn(4000, 3, generator=gen)
-    scores = []
-    for spread in (0.5, 1.0, 2.0):  # of dreams of a truth whose own is 1
-        dreams = spread * torch.randn(4000 * 8, 3, generator=gen)
-        stick = Yardstick(torch.zeros(3), torch.ones(3), torch.ones(3, dtype=torch.bool))
-        scores.append(float(stick.judge(Parrot(), dreams, 8, truth)[1].mean()))
-    assert scores[1] < scores[0]
-    assert scores[1] < scores[2]
