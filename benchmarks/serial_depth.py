@@ -22,7 +22,7 @@ from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from agent.checkpoint import find_checkpoint, read_checkpoint  # noqa: E402
+from agent.checkpoint import UsageError, find_checkpoint, read_checkpoint  # noqa: E402
 from agent.dreamer import Dreamer  # noqa: E402
 from envs import make_vector_env  # noqa: E402
 
@@ -68,7 +68,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2_000_000_000)
     parser.add_argument("--csv", type=Path, help="write n, loops and error of every transition there")
     args = parser.parse_args()
-    saved = read_checkpoint(find_checkpoint(args.run))
+    try:
+        saved = read_checkpoint(find_checkpoint(args.run))
+    except UsageError as error:
+        sys.exit(f"error: {error}")
     if not saved["task"].startswith("toy:serial"):
         sys.exit(f"error: {args.run} is a run of {saved['task']}; give one of toy:serial")
     agent = Dreamer.from_checkpoint(saved, "cpu")
