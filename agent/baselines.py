@@ -23,9 +23,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from agent.checkpoint import Store, UsageError
 from agent.dream import HORIZON, Dreams, dream_spaces, fall_asleep, gym_spaces
-from agent.dreamer import Memory
 from agent.evaluation import Episode, Interrupted
 from agent.logger import Logger
+from agent.policy import Memory
 from agent.schedule import Every, ctrl_c
 from agent.spaces import Spaces
 from agent.trainer import TrainConfig

@@ -19,8 +19,8 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from agent.actor_critic import BehaviorConfig
 from agent.checkpoint import UsageError, find_checkpoint, read_checkpoint
-from agent.dreamer import OptimizerConfig
 from agent.evaluation import EVAL_SEEDS, EvalConfig
+from agent.learner import OptimizerConfig
 from agent.offline import OfflineConfig
 from agent.settings import differences, from_dict, option, parse_count, to_dict
 from agent.trainer import TrainConfig

@@ -12,8 +12,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from agent.dreamer import Memory
 from agent.optimizer import NonFiniteError
+from agent.policy import Memory
 from agent.statistics import summary
 from agent.video import depth_strip, write_video
 

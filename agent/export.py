@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from agent.checkpoint import UsageError
-from agent.dreamer import Dreamer, Policy
+from agent.dreamer import Dreamer
 from agent.open_loop import exit_rule
+from agent.policy import Policy
 from world_model import ExitRule, LatentState
 
 

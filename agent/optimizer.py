@@ -36,34 +36,49 @@ class NonFiniteError(RuntimeError):
 
 
 class FlatAdam:
-    """Adam with linear warm-up and a clipped global norm, over one flat parameter."""
+    """Adam with linear warm-up and a clipped global norm, over one flat parameter.
+
+    On a GPU the rate is a tensor and nothing looks at a number, so that a CUDA graph can hold a step.
+    """
 
     def __init__(
         self, name: str, parameters: Iterable[nn.Parameter], lr: float, clip: float, warmup: int, eps: float = 1e-8
     ):
         self.name, self.lr, self.clip, self.warmup = name, lr, clip, warmup
         self.flat = flatten(parameters)
-        self.adam = torch.optim.Adam([self.flat], lr=lr, eps=eps, fused=True)
+        self.gpu = self.flat.is_cuda
+        self.rate = torch.tensor(lr, device=self.flat.device)
+        rate = self.rate if self.gpu else lr
+        self.adam = torch.optim.Adam([self.flat], lr=rate, eps=eps, fused=True, capturable=self.gpu)
         self.updates = 0
+
+    def skip_where(self, bad: Tensor) -> None:
+        """Let a step do nothing while `bad` (0-d) is 1; the gradient scaler of PyTorch asks the fused Adam the same."""
+        self.adam.found_inf = bad  # type: ignore[attr-defined]
 
     def zero_grad(self) -> None:
         assert self.flat.grad is not None
         self.flat.grad.zero_()
 
     def clip_gradient(self) -> Tensor:
-        """Scale the gradient to at most `clip`; returns its norm before that (0-d). Raises NonFiniteError."""
+        """Scale the gradient to at most `clip`; returns its norm before that (0-d)."""
         grad = self.flat.grad
         assert grad is not None
         norm = grad.norm()
-        if not torch.isfinite(norm):
-            raise NonFiniteError(f"{self.name}/grad_norm")
         grad.mul_((self.clip / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
-    def step(self, factor: float = 1.0) -> None:
-        """One Adam step at `factor` times the rate."""
+    def set_rate(self, factor: float = 1.0) -> None:
+        """Count a step, and let it be taken at `factor` times the rate."""
         self.updates += 1
-        self.adam.param_groups[0]["lr"] = self.lr * factor * min(1.0, self.updates / max(1, self.warmup))
+        rate = self.lr * factor * min(1.0, self.updates / max(1, self.warmup))
+        if self.gpu:
+            self.rate.fill_(rate)
+        else:
+            self.adam.param_groups[0]["lr"] = rate
+
+    def step(self) -> None:
+        """One Adam step."""
         self.adam.step()
 
     def state_dict(self) -> dict[str, Any]:
@@ -71,4 +86,6 @@ class FlatAdam:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.adam.load_state_dict(saved["adam"])
+        group = self.adam.param_groups[0]  # the run may have been on another kind of device
+        group["capturable"], group["lr"] = self.gpu, self.rate if self.gpu else float(group["lr"])
         self.updates = saved["updates"]

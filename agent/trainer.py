@@ -16,11 +16,12 @@ import tyro
 
 from agent.actor_critic import from_env
 from agent.checkpoint import Store, random_states, restore_random_states
-from agent.dreamer import Dreamer, Memory
+from agent.dreamer import Dreamer
 from agent.evaluation import EVAL_SEEDS, Episode, Interrupted
 from agent.logger import Logger
 from agent.optimizer import NonFiniteError
 from agent.pictures import log_open_loop
+from agent.policy import Memory
 from agent.replay import FLAGS, ReplayBuffer
 from agent.schedule import Every, Progress, Ratio, ctrl_c
 from world_model import Batch, LatentState, stability

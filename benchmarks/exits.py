@@ -32,13 +32,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from agent.checkpoint import UsageError, find_checkpoint, read_checkpoint  # noqa: E402
 from agent.config import Config, keep_memory  # noqa: E402
 from agent.dataset import Episodes, check_dataset, load_dataset, pad_episodes  # noqa: E402
-from agent.dreamer import Dreamer, Memory  # noqa: E402
+from agent.dreamer import Dreamer
 from agent.open_loop import choose_places, exit_rule, open_loop, usable_horizons, watch  # noqa: E402
+from agent.policy import Memory  # noqa: E402
 from agent.settings import from_dict  # noqa: E402
 from envs import make_env  # noqa: E402
-from world_model import ExitRule, LatentState, WorldModel, make_rule  # noqa: E402
+from world_model import ExitRule, LatentState, RandomExit, WorldModel, make_rule  # noqa: E402
 
 HORIZON = 15
+DRAWS = 4
+"""Draws of the depths of the random exit; its errors are their mean."""
+
 OTHERS = {"residual": (0.05, 0.1, 0.2), "kl": (0.01, 0.05), "acceleration": (0.05, 0.1, 0.2)}
 
 
@@ -66,10 +70,18 @@ class Bench:
 
     def measure(self, name: str, rule: ExitRule | None, most: int) -> None:
         """rule None is the run's own."""
-        with exit_rule(self.world, rule):
-            found = open_loop(self.world, self.episodes, self.horizons, self.windows, 0, most, self.states)
-        self.rows[name], self.shapes[name] = found.means(), histogram(found.depth, self.cap)
-        self.errors[name] = found.error[self.horizons[-1]], found.energy[self.horizons[-1]]
+        found = []
+        for draw in range(DRAWS if isinstance(rule, RandomExit) else 1):
+            if isinstance(rule, RandomExit):  # the latents are drawn as for all other rules
+                rule.generator = torch.Generator().manual_seed(draw)
+            with exit_rule(self.world, rule):
+                found.append(open_loop(self.world, self.episodes, self.horizons, self.windows, 0, most, self.states))
+        means = [each.means() for each in found]
+        self.rows[name] = {key: float(np.mean([row[key] for row in means])) for key in means[0]}
+        self.shapes[name] = histogram(torch.cat([each.depth for each in found]), self.cap)
+        pairs = zip(*((each.error[self.horizons[-1]], each.energy[self.horizons[-1]]) for each in found), strict=True)
+        error, energy = (torch.stack(parts).mean(0) for parts in pairs)
+        self.errors[name] = error, energy
 
         def dream() -> torch.Tensor:
             with exit_rule(self.world, rule):

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from agent.actor_critic import ActionSpec, BehaviorConfig
-from agent.dreamer import Dreamer, OptimizerConfig
+from agent.dreamer import Dreamer
+from agent.learner import OptimizerConfig
 from agent.optimizer import NonFiniteError
 from agent.spaces import Spaces
 from world_model import Batch, LoopConfig, ModelConfig

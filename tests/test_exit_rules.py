@@ -128,6 +128,18 @@ def test_acceleration_wants_two_small_second_differences_in_a_row():
     assert run_rule(Residual(0.08), states)[0] == 3  # 1 / 13 < 0.08
 
 
+def test_random_exits_with_a_generator_of_their_own_leave_the_latents_draws_alone():
+    world = make_world(exit="random", exit_histogram=(1.0,))
+    start, actions = random_state(world, 8), torch.zeros(8, 3, 2)
+    dreams = []
+    for generator in (torch.Generator().manual_seed(0), torch.Generator().manual_seed(1), None):
+        world.core.rule.generator = generator
+        torch.manual_seed(0)
+        dreams.append(world.imagine(start, actions, 3).feat)
+    assert torch.equal(dreams[0], dreams[1])
+    assert not torch.equal(dreams[0], dreams[2])
+
+
 def test_random_exits_follow_their_histogram():
     rule = RandomExit((0.5, 0.0, 0.3, 0.2))
     torch.manual_seed(0)

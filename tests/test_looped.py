@@ -119,15 +119,16 @@ def test_samples_freeze_at_their_own_depth():
         assert not torch.equal(states[depth][row], states[depth - 1][row])
 
 
-def test_sample_depth_follows_a_clamped_poisson():
-    mean = 3.0
-    cfg = LoopConfig(mean_loops=mean, depth="sequence")
+@pytest.mark.parametrize(("least", "mean"), [(1, 3.0), (2, 3.0), (2, 2.5)])
+def test_sample_depth_is_the_least_and_a_clamped_poisson(least, mean):
+    cfg = LoopConfig(mean_loops=mean, min_loops=least, depth="sequence")
     loops = sample_depth(cfg, 20_000)
     assert loops.shape == (20_000,)
-    assert loops.min() == 1
-    assert loops.max() == 6
-    chance = [math.exp(-mean) * mean**k / math.factorial(k) for k in range(60)]
-    expected = sum(p * min(max(k, 1), 6) for k, p in enumerate(chance))
+    assert loops.min() == least
+    assert loops.max() == round(2 * mean)
+    further = mean - least
+    chance = [math.exp(-further) * further**k / math.factorial(k) for k in range(60)]
+    expected = sum(p * min(least + k, round(2 * mean)) for k, p in enumerate(chance))
     assert float(loops.double().mean()) == pytest.approx(expected, abs=0.05)
 
 
@@ -144,6 +145,8 @@ def test_sample_depth_once_per_update_or_fixed():
         {"width": 9},
         {"tokens": 0},
         {"mean_loops": 0.5},
+        {"min_loops": 0},
+        {"min_loops": 3, "mean_loops": 2.0},
         {"max_loops": 0},
         {"width": 0},
         {"longest_memory": 1.0},

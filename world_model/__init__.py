@@ -4,10 +4,10 @@ from world_model.controls import Cost, cost
 from world_model.core import Core, CoreSizes, LoopStats, Trace
 from world_model.diagnostics import stability
 from world_model.distributions import TwoHot, symexp, symlog
-from world_model.exits import ExitRule, Moment, make_rule
+from world_model.exits import ExitRule, Moment, RandomExit, make_rule
 from world_model.gru import GRUConfig
 from world_model.latent import LatentState
-from world_model.looped import LoopConfig, LoopedCore
+from world_model.looped import LoopConfig, LoopedCore, sample_depth
 from world_model.model import ModelConfig, WorldModel
 from world_model.senses import ObsSize, Senses
 from world_model.stacked import StackConfig
@@ -28,6 +28,7 @@ __all__ = [
     "Moment",
     "ObsSize",
     "Posterior",
+    "RandomExit",
     "Rollout",
     "Senses",
     "StackConfig",
@@ -36,6 +37,7 @@ __all__ = [
     "WorldModel",
     "cost",
     "make_rule",
+    "sample_depth",
     "stability",
     "symexp",
     "symlog",

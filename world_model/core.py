@@ -66,6 +66,8 @@ class Core(nn.Module, ABC):
 
     looping = False
     """Whether the number of loops means anything."""
+    static = False
+    """Whether nothing that is computed may depend on a number that a GPU would have to tell first; more is computed."""
     start: nn.Parameter
     """(N, D) state before the first observation. Learned, and not zero: see `Norm`."""
 
@@ -136,8 +138,8 @@ class GatedCore(Core):
 
     def finish(self, deter: Tensor, x: Tensor, gate: Tensor) -> Tensor:
         """Coda, output norm and outer gate: the state that goes on to the next environment step."""
-        out = self.coda_norm(x @ self.coda.t())
-        return torch.lerp(deter, out, gate) if self.cfg.carry == "gate" else out
+        out = self.coda_norm(x @ self.coda.t()).to(deter.dtype)
+        return torch.lerp(deter, out, gate.to(deter.dtype)) if self.cfg.carry == "gate" else out
 
     def shell_flops(self) -> float:
         """Operations outside of the loop: prelude, outer gate and coda."""

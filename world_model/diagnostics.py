@@ -26,12 +26,13 @@ SEEN = ("reconstruction", "image", "reward")
 def diagnostics(post: Posterior) -> dict[str, Tensor]:
     """0-d tensors of one update."""
     states, gate = post.trace.states, post.trace.gate
-    last = states[-1]
+    last, loops = states[-1], post.loops
+    depth = loops.float().mean() if isinstance(loops, Tensor) else last.new_full((), loops)
     return {
         "world/kl": kl_divergence(post.post_logp, post.prior_logp).mean(),
         "world/posterior_entropy": -(post.post_logp.exp() * post.post_logp).sum((-2, -1)).mean(),
         "world/prior_entropy": -(post.prior_logp.exp() * post.prior_logp).sum((-2, -1)).mean(),
-        "loop/train_depth": torch.as_tensor(post.loops, dtype=torch.float32).mean(),
+        "loop/train_depth": depth,
         "loop/residual_last": (last - states[-2]).norm() / last.norm(),
         "loop/state_norm": post.states.deter.flatten(2).norm(dim=-1).mean(),
         "loop/update_gate": gate.mean(),

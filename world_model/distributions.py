@@ -42,6 +42,7 @@ class TwoHot(nn.Module):
         half = symexp(torch.linspace(0.0, top, bins // 2 + 1, dtype=torch.float64))
         # Built from one half so that the bins are exactly symmetric about zero.
         self.register_buffer("bins", torch.cat([-half.flip(0)[:-1], half]).float(), persistent=False)
+        self.top = float(self.bins[-1])
 
     def mean(self, logits: Tensor) -> Tensor:
         """(..., bins) logits -> (...) expected value.
@@ -56,7 +57,7 @@ class TwoHot(nn.Module):
 
     def score(self, logits: Tensor, targets: Tensor) -> Tensor:
         """(..., bins) logits and (..., M) targets -> (..., M) logits weighted by each target's two-hot code."""
-        targets = targets.detach().float().clamp(float(self.bins[0]), float(self.bins[-1]))
+        targets = targets.detach().float().clamp(-self.top, self.top)
         upper = torch.searchsorted(self.bins, targets.contiguous()).clamp(1, len(self.bins) - 1)
         low, high = self.bins[upper - 1], self.bins[upper]
         share = (targets - low) / (high - low)  # (..., M) weight of the upper bin

@@ -137,10 +137,15 @@ class PriorKL(Residual):
 
 
 class RandomExit(ExitRule):
-    """Stop at a depth drawn from `histogram`, the weights of 1, 2, 3, .. loops."""
+    """Stop at a depth drawn from `histogram`, the weights of 1, 2, 3, .. loops.
+
+    With a `generator` of its own, the latents of a dream are drawn as under any other rule, and the two can be compared
+    pair by pair.
+    """
 
     stops_early = True
     histogram: Tensor
+    generator: torch.Generator | None = None
 
     def __init__(self, histogram: tuple[float, ...]):
         super().__init__()
@@ -150,7 +155,8 @@ class RandomExit(ExitRule):
         self.register_buffer("histogram", weights, persistent=False)
 
     def plan(self, e: Tensor, cap: int) -> Tensor:
-        return (torch.multinomial(self.histogram, len(e), replacement=True) + 1).clamp(max=cap)
+        drawn = torch.multinomial(self.histogram, len(e), replacement=True, generator=self.generator)
+        return (drawn + 1).clamp(max=cap)
 
 
 class Gate(ExitRule):

@@ -95,7 +95,7 @@ class GRUCore(Core):
         reset, candidate, update = self.gates(hidden).chunk(3, -1)
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
         gate = torch.sigmoid(update - 1.0)
-        new = torch.lerp(parts, candidate, gate).reshape(deter.shape)
+        new = torch.lerp(parts, candidate.to(parts.dtype), gate.to(parts.dtype)).reshape(deter.shape)
         return new, Trace([deter, new], deter, gate.reshape(deter.shape))
 
     def flops(self, loops: float = 1.0) -> float:

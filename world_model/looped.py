@@ -49,6 +49,8 @@ class LoopConfig:
     """Width of the prelude's hidden layer."""
     mean_loops: float = 2.0
     """Mean number of loops while the world model trains; the cap is twice that."""
+    min_loops: int = 1
+    """Fewest loops while the world model trains; at most the mean. Exits may come earlier where that loses nothing."""
     depth: Literal["update", "sequence", "fixed"] = "update"
     """Training depth: Poisson-sampled once per update, once per sequence, or always the mean."""
     backprop_loops: int | None = None
@@ -77,8 +79,10 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         check_name("exit rule", self.exit, RULES)
-        whole = ("tokens", "width", "heads", "units", "max_loops", "backprop_loops")
+        whole = ("tokens", "width", "heads", "units", "min_loops", "max_loops", "backprop_loops")
         require(self, "", **dict.fromkeys(whole, AT_LEAST_ONE), mean_loops=(1.0, 1000.0))
+        if self.min_loops > self.mean_loops:
+            raise ValueError(f"min_loops {self.min_loops} must be at most mean_loops {self.mean_loops}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a positive multiple of heads {self.heads}")
         if self.hidden < 1:
@@ -152,13 +156,17 @@ class LoopedCore(GatedCore):
         e, gate = self.prelude(deter, inputs)
         injected = e @ prepared.injection.t()
         states = [self.first(deter)]
-        for loop in range(loops if isinstance(loops, int) else int(loops.max())):
+        for loop in range(loops if isinstance(loops, int) else self.deepest(loops)):
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.ungraded(loop, loops)):
                 x = self.refine(self.cut(states[-1], loop, loops), injected, prepared.decay)
             if isinstance(loops, Tensor):
                 x = torch.where((loops > loop)[:, None, None], x, states[-1])
             states.append(x)
         return self.finish(deter, states[-1], gate), Trace(states, deter, gate, e)
+
+    def deepest(self, loops: Tensor) -> int:
+        """Loops to run so that every sample gets its own number of them."""
+        return self.cfg.train_cap if self.static else int(loops.max())
 
     def ungraded(self, loop: int, loops: int | Tensor) -> bool:
         """Whether no sample wants the gradient of this loop (counted from 0)."""
@@ -190,7 +198,7 @@ class LoopedCore(GatedCore):
         place, which keeps shapes fixed. Both give the same result.
         """
         cap = max_loops or self.cfg.run_cap
-        compact = not deter.is_cuda if compact is None else compact
+        compact = not (deter.is_cuda or self.static) if compact is None else compact
         e, gate = self.prelude(deter, inputs)
         injected = e @ prepared.injection.t()
         x, planned = self.first(deter), self.rule.plan(e.detach(), cap)
@@ -280,7 +288,7 @@ def relative_size(change: Tensor, x: Tensor) -> Tensor:
 
 
 def sample_depth(cfg: LoopConfig, batch: int, device: torch.device | None = None) -> int | Tensor:
-    """Training depth: Poisson around `mean_loops`, at least 1, at most twice the mean.
+    """Training depth: `min_loops` and a Poisson number of further loops, `mean_loops` on average, at most twice that.
 
     The paper samples per sequence; one draw per update costs less, because a batch runs as long as its
     deepest sequence.
@@ -288,5 +296,6 @@ def sample_depth(cfg: LoopConfig, batch: int, device: torch.device | None = None
     if cfg.depth == "fixed":
         return cfg.train_cap
     size = batch if cfg.depth == "sequence" else 1
-    loops = torch.poisson(torch.full((size,), float(cfg.mean_loops))).clamp(1, cfg.train_cap).long()
+    further = torch.poisson(torch.full((size,), float(cfg.mean_loops) - cfg.min_loops))
+    loops = (cfg.min_loops + further).clamp(max=cfg.train_cap).long()
     return loops.to(device) if cfg.depth == "sequence" else int(loops)

@@ -198,7 +198,7 @@ class WorldModel(nn.Module):
         embeds = self.post_embed(seen).unbind(1)
         actions = clipped(batch.prev_action).unbind(1)
         levels = torch.rand(length, size, self.cfg.groups, 1, device=batch.reward.device)
-        resets = batch.is_first.any(0).tolist()
+        resets = [True] * length if self.core.static else batch.is_first.any(0).tolist()
         keeps = (1.0 - batch.is_first.to(levels.dtype)).unbind(1)
         deters, stochs, posts, traces, before = [], [], [], [], []
         for t in range(length):
