@@ -120,15 +120,14 @@ def test_samples_freeze_at_their_own_depth():
 
 
 @pytest.mark.parametrize(("least", "mean"), [(1, 3.0), (2, 3.0), (2, 2.5)])
-def test_sample_depth_is_the_least_and_a_clamped_poisson(least, mean):
+def test_sample_depth_follows_a_clamped_poisson(least, mean):
     cfg = LoopConfig(mean_loops=mean, min_loops=least, depth="sequence")
     loops = sample_depth(cfg, 20_000)
     assert loops.shape == (20_000,)
     assert loops.min() == least
     assert loops.max() == round(2 * mean)
-    further = mean - least
-    chance = [math.exp(-further) * further**k / math.factorial(k) for k in range(60)]
-    expected = sum(p * min(least + k, round(2 * mean)) for k, p in enumerate(chance))
+    chance = [math.exp(-mean) * mean**k / math.factorial(k) for k in range(60)]
+    expected = sum(p * min(max(k, least), round(2 * mean)) for k, p in enumerate(chance))
     assert float(loops.double().mean()) == pytest.approx(expected, abs=0.05)
 
 

@@ -288,7 +288,7 @@ def relative_size(change: Tensor, x: Tensor) -> Tensor:
 
 
 def sample_depth(cfg: LoopConfig, batch: int, device: torch.device | None = None) -> int | Tensor:
-    """Training depth: `min_loops` and a Poisson number of further loops, `mean_loops` on average, at most twice that.
+    """Training depth: Poisson around `mean_loops`, at least `min_loops`, at most twice the mean.
 
     The paper samples per sequence; one draw per update costs less, because a batch runs as long as its
     deepest sequence.
@@ -296,6 +296,5 @@ def sample_depth(cfg: LoopConfig, batch: int, device: torch.device | None = None
     if cfg.depth == "fixed":
         return cfg.train_cap
     size = batch if cfg.depth == "sequence" else 1
-    further = torch.poisson(torch.full((size,), float(cfg.mean_loops) - cfg.min_loops))
-    loops = (cfg.min_loops + further).clamp(max=cfg.train_cap).long()
+    loops = torch.poisson(torch.full((size,), float(cfg.mean_loops))).clamp(cfg.min_loops, cfg.train_cap).long()
     return loops.to(device) if cfg.depth == "sequence" else int(loops)
