@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,15 +13,16 @@ from agent.checkpoint import UsageError
 from agent.dreamer import Dreamer
 from agent.open_loop import exit_rule
 from agent.policy import Policy
-from world_model import ExitRule, LatentState
+from world_model import ExitRule, LatentState, ObsSize, WorldModel
 
 
 class ActingPath(nn.Module):
     """One step of acting with the mean action and the most probable latents, `loops` loops for every state.
 
-    forward(obs (E, O), action (E, A), first (E,), deter (E, N, D), stoch (E, S, K)) -> action (E, A), deter, stoch.
-    obs: the observation's entries side by side; action, deter and stoch: what the last call returned, or `begin`;
-    first: True where an episode begins. Actions of a discrete task are one-hot.
+    forward(obs, action (E, A), first (E,), deter (E, N, D), stoch (E, S, K)) -> action (E, A), deter, stoch.
+    obs (E, O): the observation's entries side by side, or, with images, {name: (E, O), or (E, H, W, C) of uint8};
+    action, deter and stoch: what the last call returned, or `begin`; first: True where an episode begins. Actions of a
+    discrete task are one-hot.
     """
 
     def __init__(self, policy: Policy, loops: int):
@@ -34,12 +36,13 @@ class ActingPath(nn.Module):
         return torch.zeros(count, world.action_size), state.deter.detach().clone(), state.stoch.detach().clone()
 
     def forward(
-        self, obs: Tensor, action: Tensor, first: Tensor, deter: Tensor, stoch: Tensor
+        self, obs: Tensor | dict[str, Tensor], action: Tensor, first: Tensor, deter: Tensor, stoch: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         world = self.policy.world
         sizes = world.senses.vectors
-        parts = dict(zip(sizes, obs.split(list(sizes.values()), -1), strict=True))
-        state, _ = world.observe(parts, action, first, LatentState(deter, stoch), sample=False, max_loops=self.loops)
+        if isinstance(obs, Tensor):
+            obs = dict(zip(sizes, obs.split(list(sizes.values()), -1), strict=True))
+        state, _ = world.observe(obs, action, first, LatentState(deter, stoch), sample=False, max_loops=self.loops)
         taken = self.policy.behavior.actor.act(state.feat(), sample=False)
         return taken, state.deter, state.stoch
 
@@ -51,15 +54,15 @@ def export_policy(agent: Dreamer, path: Path, loops: int) -> ActingPath:
     """
     acting = ActingPath(copy.deepcopy(agent.averaged).cpu(), loops).eval()
     world = acting.policy.world
-    if world.senses.images:
-        raise UsageError("agents that see images cannot be exported: the program takes vectors only")
-    size = sum(world.senses.vectors.values())
-    example = (torch.randn(3, size), *_with_first(acting, 3))
+    if world.senses.images:  # the program may run on machines that compute in other numbers than this one
+        world.senses.images.cfg = replace(world.senses.images.cfg, precision="float32")
+    example = (_observations(world, 3), *_with_first(acting, 3))
     with exit_rule(world, ExitRule()), torch.no_grad():
-        batch = torch.export.Dim("envs", min=1, max=1024)
-        program = torch.export.export(acting, example, dynamic_shapes=[{0: batch}] * len(example))
+        batch = {0: torch.export.Dim("envs", min=1, max=1024)}
+        seen = dict.fromkeys(world.obs_sizes, batch) if world.senses.images else batch
+        program = torch.export.export(acting, example, dynamic_shapes=[seen, *[batch] * (len(example) - 1)])
         for count in (2, 5):  # other sizes than that of the example
-            obs = torch.randn(count, size)
+            obs = _observations(world, count)
             want, got = acting(obs, *_with_first(acting, count)), program.module()(obs, *_with_first(acting, count))
             if not all(torch.allclose(one, other, atol=1e-5) for one, other in zip(want, got, strict=True)):
                 raise UsageError("the exported program gives other actions than the agent")
@@ -68,6 +71,17 @@ def export_policy(agent: Dreamer, path: Path, loops: int) -> ActingPath:
     except (OSError, RuntimeError) as error:
         raise UsageError(f"{path} cannot be written: {error}") from error
     return acting
+
+
+def _observations(world: WorldModel, count: int) -> Tensor | dict[str, Tensor]:
+    """Noise in the form that the program takes."""
+    if not world.senses.images:
+        return torch.randn(count, sum(world.senses.vectors.values()))
+
+    def noise(size: ObsSize) -> Tensor:
+        return torch.randn(count, size) if isinstance(size, int) else torch.randint(256, (count, *size)).byte()
+
+    return {name: noise(size) for name, size in world.obs_sizes.items()}
 
 
 def _with_first(acting: ActingPath, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -6,10 +6,15 @@ import torch
 from conftest import Metronome, metronomes, untrained
 from stable_baselines3.common.evaluation import evaluate_policy
 
+from agent.actor_critic import ActionSpec, BehaviorConfig
 from agent.checkpoint import UsageError
+from agent.dreamer import Dreamer
 from agent.evaluation import run_episodes
 from agent.export import export_policy
-from world_model import ExitRule
+from agent.learner import OptimizerConfig
+from agent.spaces import Spaces
+from world_model import ExitRule, LoopConfig, ModelConfig
+from world_model.vision import ImageConfig
 
 
 def lively(make_envs=metronomes):
@@ -58,6 +63,28 @@ def test_the_exported_program_acts_like_the_agent(tmp_path, loops):
         wanted, memory, depth = agent.act({"state": obs.numpy()}, memory, first.numpy(), False, loops)
         assert (depth == loops).all()
         assert np.allclose(action.clamp(-1, 1).numpy(), wanted, atol=1e-5)
+
+
+def test_the_exported_program_of_an_agent_that_sees_images_acts_like_it(tmp_path):
+    torch.manual_seed(0)
+    loop = LoopConfig(tokens=2, width=8, heads=2, units=16)
+    model = ModelConfig(loop, groups=3, classes=4, units=16, bins=21, image=ImageConfig(depth=2, precision="float32"))
+    behavior = BehaviorConfig(horizon=3, starts=8, units=16, layers=1)
+    spaces = Spaces({"camera": (16, 32, 3), "joints": 3}, ActionSpec(4, True))
+    agent = Dreamer(model, behavior, OptimizerConfig(), spaces)
+    torch.nn.init.normal_(agent.averaged.behavior.actor.net.out.weight)
+    acting = export_policy(agent, tmp_path / "policy.pt2", 2)
+    program = torch.export.load(tmp_path / "policy.pt2").module()
+    agent.averaged.world.core.rule = ExitRule()
+    state, memory, choices = acting.begin(4), None, set()
+    for t in range(6):
+        obs = {"camera": torch.randint(256, (4, 16, 32, 3), dtype=torch.uint8), "joints": 3 * torch.randn(4, 3)}
+        first = torch.full((4,), t == 0)
+        state = program(obs, state[0], first, *state[1:])
+        wanted, memory, _ = agent.act({k: v.numpy() for k, v in obs.items()}, memory, first.numpy(), False, 2)
+        assert np.array_equal(state[0].argmax(-1).numpy(), wanted)
+        choices.update(wanted.tolist())
+    assert len(choices) > 1
 
 
 def test_the_command_exports(finished, script, tmp_path):
