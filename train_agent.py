@@ -45,6 +45,9 @@ from agent.trainer import EnvironmentFailure, Trainer
 from envs import EPISODE_LIMIT, TaskError, TaskId, endless, make_env, make_vector_env, prepare_rendering
 from world_model import cost
 
+UNFINISHED = 75
+"""Exit status at the end of a slice (--train.slice): the same command goes on."""
+
 
 def checked(argv: Sequence[str]) -> Config:
     """The settings of a command line whose task exists."""
@@ -184,7 +187,7 @@ def carry_out(trainer: Trainer, run_dir: Path) -> int:
         print(f"error: the environment failed at step {trainer.step:,}: {error}; saved, {go_on}", file=sys.stderr)
         return 1
     print(f"stopped and saved at step {trainer.step}; {go_on}")
-    return 130
+    return UNFINISHED if trainer.progress.over_for_now() else 130
 
 
 def chosen(config: Config) -> dict[str, object]:

@@ -207,21 +207,30 @@ def _counts(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
 
 
 def parse_cli(argv: Sequence[str]) -> tuple[Config, dict[str, Any] | None]:
-    """Read the command line of train_agent.py: the settings, and with --resume the run's checkpoint.
+    """Read the command line of train_agent.py: the settings, and of a run that goes on its checkpoint.
 
+    A run goes on with --resume, or, where it is trained in slices, by its first command given again.
     Unknown options and values that cannot be end the program with status 2 and a message, as tyro does it.
     Raises UsageError for the rest.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for word in ("--preset", "--resume", "--device"):
+    for word in ("--preset", "--resume", "--device", "--run-dir", "--train.slice"):
         early.add_argument(word, nargs="?")  # a missing value is for tyro to complain about
-    first, _ = early.parse_known_args(argv)
-    if first.resume is not None:
-        _run_folder(first.resume)
-        saved = read_checkpoint(find_checkpoint(first.resume))
-        return _parse_resumed(argv, saved, first.resume), saved
+    first, _ = early.parse_known_args([word.replace("run_dir", "run-dir") for word in argv])
+    run = first.resume
+    if run is None and getattr(first, "train.slice") and first.run_dir and _begun(first.run_dir):
+        run = first.run_dir
+    if run is not None:
+        _run_folder(run)
+        saved = read_checkpoint(find_checkpoint(run))
+        return _parse_resumed(argv, saved, run), saved
     default = "base" if first.device != "cpu" and torch.cuda.is_available() else "small"
     return _parse(argv, preset(first.preset if first.preset in PRESETS else default)), None
+
+
+def _begun(run_dir: str) -> bool:
+    """Whether a run in this folder has saved something to go on with."""
+    return (Path(run_dir) / "checkpoints" / "latest.pt").is_file()
 
 
 def _run_folder(resume: str) -> Path:
@@ -250,7 +259,7 @@ def _parse_resumed(argv: Sequence[str], saved: Mapping[str, Any], run: str) -> C
         raise UsageError(f"{run} holds the agent alone; --resume needs the run's folder or its latest.pt")
     before = replace(from_dict(Config, saved["config"]), resume=run, run_dir=str(_run_folder(run)))
     config = _parse(argv, before)
-    may_change = ("steps", "minutes", "eval_every", "log_every", "save_every", "threads")
+    may_change = ("steps", "minutes", "slice", "eval_every", "log_every", "save_every", "threads")
     kept = {name: getattr(before.train, name) for name in may_change}
     same = replace(
         config, task=before.task, device=before.device, video=before.video, eval=before.eval,

@@ -43,12 +43,17 @@ class Ratio:
 class Progress:
     """The share of a run that is behind us: of its steps or, with a limit of `minutes`, of its time.
 
-    Whichever is larger counts. seconds: what earlier parts of the run took, for one that goes on.
+    Whichever is larger counts. seconds: what earlier parts of the run took, for one that goes on. A part of the run
+    is `over_for_now` after `slice_minutes`, if they are not 0.
     """
 
-    def __init__(self, steps: int, minutes: float):
-        self.steps, self.limit = steps, 60.0 * minutes
+    def __init__(self, steps: int, minutes: float, slice_minutes: float = 0.0):
+        self.steps, self.limit, self.slice = steps, 60.0 * minutes, 60.0 * slice_minutes
         self.before, self.start = 0.0, time.monotonic()
+
+    def over_for_now(self) -> bool:
+        """Whether this part of the run has had its minutes."""
+        return 0.0 < self.slice <= time.monotonic() - self.start
 
     def seconds(self) -> float:
         return self.before + time.monotonic() - self.start

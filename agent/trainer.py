@@ -36,6 +36,8 @@ class TrainConfig:
     """Simulator steps of the whole run (agent steps times the task's action repeat)."""
     minutes: float = 0.0
     """Wall-clock minutes after which training ends, if its steps are not done before; 0 = no limit."""
+    slice: float = 0.0
+    """Minutes after which the run saves and ends with status 75; the same command, --run-dir and all, goes on."""
     envs: int = 1
     """Environments that step together."""
     lives_end: bool = False
@@ -63,7 +65,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         least_one = dict.fromkeys(("steps", "envs", "batch", "length", "log_every"), AT_LEAST_ONE)
-        loose = ("minutes", "pretrain", "ratio", "eval_every", "save_every", "threads")
+        loose = ("minutes", "slice", "pretrain", "ratio", "eval_every", "save_every", "threads")
         require(self, "--train.", **least_one, **dict.fromkeys(loose, NOT_NEGATIVE))
         require(self, "--train.", replay_rows=(1, 1_000_000_000))
         if self.steps <= self.prefill:
@@ -114,7 +116,7 @@ class Trainer:
         self.evaluate, self.store, self.seed, self.repeat = evaluate, store, seed, repeat
         self.step = 0
         self.updates = Ratio(cfg.ratio, cfg.prefill, cfg.pretrain)
-        self.progress = Progress(cfg.steps, cfg.minutes)
+        self.progress = Progress(cfg.steps, cfg.minutes, cfg.slice)
         self.row: dict[str, np.ndarray] = {}  # what was seen last and is not in the replay yet
         self.memory: Memory | None = None
         self.batch: Batch | None = None  # of the last update
@@ -154,6 +156,7 @@ class Trainer:
                     if should_save(self.step) and not over:
                         self.save()
                     self.logger.progress(self.step, self.progress(self.step))
+                    self.stopping |= self.progress.over_for_now() and not over
                 if not self.stopping:
                     self.finish()
             except Interrupted:
@@ -195,8 +198,8 @@ class Trainer:
             action, memory, _ = self.act()
             if self.step // self.repeat < self.cfg.prefill:
                 action = self.envs.action_space.sample()
-                taken = from_env(torch.as_tensor(action), self.agent.spaces.action)
-                memory = Memory(memory.state, taken.to(self.agent.device))
+                taken = from_env(torch.as_tensor(action), self.agent.spaces.action).to(self.agent.device)
+                memory = memory._replace(action=taken)
         with self.timed("env"):
             try:
                 obs, reward, terminated, truncated, _ = self.envs.step(action)
@@ -216,9 +219,8 @@ class Trainer:
     def update(self) -> None:
         """One update of the agent, and fresh latents for the replay."""
         with self.timed("replay"):
-            batch, where = self.replay.sample(self.cfg.batch, self.cfg.length, self.agent.device)
-            self.batch = batch
-        states, metrics = self.agent.update(batch, self.progress(self.step))
+            self.batch, where = self.replay.sample(self.cfg.batch, self.cfg.length, self.agent.device)
+        states, metrics = self.agent.update(self.batch, self.progress(self.step))
         with self.timed("replay"):
             self.replay.write_back(where, states)
         self.logger.add(metrics)
@@ -268,8 +270,7 @@ class Trainer:
     def log_episodes(self, final: bool) -> list[Episode]:
         with self.timed("evaluate"):
             episodes = self.evaluate(final, lambda: self.stopping)
-        mean = float(np.mean([episode["return"] for episode in episodes]))
-        loops = float(np.mean([episode["mean_loops"] for episode in episodes]))
+        mean, loops = (float(np.mean([episode[name] for episode in episodes])) for name in ("return", "mean_loops"))
         self.logger.evaluation(self.step, cast(list[dict[str, float]], episodes))
         self.logger.scalars(self.step, {"eval/return": mean, "eval/loops": loops})
         if mean >= self.best:
@@ -291,8 +292,7 @@ class Trainer:
             if done and self.batch is not None:
                 with torch.random.fork_rng():  # the run is the same however often it is looked at
                     self.logger.scalars(self.step, stability(self.agent.world, self.batch))
-                depths = self.agent.last_depths.float().numpy(force=True)
-                self.logger.histogram(self.step, "loop/dream_depth", depths)
+                self.logger.histogram(self.step, "loop/dream_depth", self.agent.last_depths.float().numpy(force=True))
                 lengths = self.agent.behavior.last_lengths
                 if lengths is not None:
                     self.logger.histogram(self.step, "behavior/dream_length", lengths.numpy(force=True))
@@ -313,8 +313,8 @@ class Trainer:
 
     def save(self) -> None:
         with self.timed("save"):
-            replay, trainer = self.replay.state_dict(), self.state_dict()
-            self.store("latest", {**self.agent_content(), "replay": replay, "trainer": trainer})
+            more = {"replay": self.replay.state_dict(), "trainer": self.state_dict()}
+            self.store("latest", self.agent_content() | more)
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs beside agent and replay; loads with weights_only."""
