@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import ctypes
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -216,7 +217,7 @@ def parse_cli(argv: Sequence[str]) -> tuple[Config, dict[str, Any] | None]:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for word in ("--preset", "--resume", "--device", "--run-dir", "--train.slice"):
         early.add_argument(word, nargs="?")  # a missing value is for tyro to complain about
-    first, _ = early.parse_known_args([word.replace("run_dir", "run-dir") for word in argv])
+    first, _ = early.parse_known_args([re.sub("^--run_dir", "--run-dir", word) for word in argv])
     run = first.resume
     if run is None and getattr(first, "train.slice") and first.run_dir and _begun(first.run_dir):
         run = first.run_dir

@@ -61,10 +61,10 @@ class Losses(NamedTuple):
     metrics: Metrics
 
 
-def finite(losses: Losses) -> None:
-    """Raise NonFiniteError with the name of the first metric that is not finite, if a loss is not."""
-    if not torch.isfinite(losses.total + losses.policy):
-        bad = [name for name, value in losses.metrics.items() if not torch.isfinite(value).all()]
+def finite(loss: Tensor, metrics: Metrics) -> None:
+    """Raise NonFiniteError with the name of the first metric that is not finite, if the loss is not."""
+    if not torch.isfinite(loss):
+        bad = [name for name, value in metrics.items() if not torch.isfinite(value).all()]
         raise NonFiniteError(bad[0] if bad else "total loss")
 
 
@@ -103,7 +103,7 @@ class Learner:
             self.lap("update", clock)
         else:
             losses = self.losses(batch, loops)
-            finite(losses)
+            finite(losses.total + losses.policy, losses.metrics)
             self.differentiate(losses)
             clock = time.perf_counter()
             for name, norm in self.clip(losses.metrics).items():  # all before any step: every weight as it was
@@ -188,8 +188,7 @@ class Learner:
             adam.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             loss, post, metrics = self.world.loss(batch)
-        losses = Losses(loss, torch.zeros_like(loss), post.states.detach(), torch.ones(1, 1), metrics)
-        finite(losses)
+        finite(loss, metrics)
         loss.backward(inputs=self.policy.parts()["world"])
         norm = metrics["world/grad_norm"] = self.adams["world"].clip_gradient()
         if not torch.isfinite(norm):
@@ -197,7 +196,7 @@ class Learner:
         self.advance(progress)
         self.adams["world"].step()
         self.average_flats[0].lerp_(self.adams["world"].flat.detach(), self.average_rate)
-        return losses.states, metrics
+        return post.states.detach(), metrics
 
     def schedule(self, progress: float) -> float:
         """Learning-rate factor: 1 until `hold` of the run, then linearly down to `final`."""

@@ -4,11 +4,11 @@ import json
 
 
 def test_the_same_command_goes_on_until_the_run_is_done(script, tmp_path):
-    command = "train_agent.py", "toy:cue5", "--preset", "debug", "--train.slice", "0.03", "--run-dir", "run"
+    command = "train_agent.py", "toy:cue5", "--preset", "debug", "--train.slice", "0.03", "--run_dir", "my_run_dir"
     steps = []
     for _ in range(60):
         done = script(*command)
-        steps.append(json.loads((tmp_path / "run" / "meta.json").read_text())["step"])
+        steps.append(json.loads((tmp_path / "my_run_dir" / "meta.json").read_text())["step"])
         if done.returncode != 75:
             break
         assert "stopped and saved" in done.stdout
