@@ -37,7 +37,7 @@ class TrainConfig:
     minutes: float = 0.0
     """Wall-clock minutes after which training ends, if its steps are not done before; 0 = no limit."""
     slice: float = 0.0
-    """Minutes after which the run saves and ends with status 75; the same command with its --run-dir goes on; 0 = never."""
+    """Minutes after which the run saves and ends with status 75; the same command and --run-dir goes on. 0 = never."""
     envs: int = 1
     """Environments that step together."""
     lives_end: bool = False
