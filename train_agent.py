@@ -28,7 +28,7 @@ from agent.checkpoint import (
     new_run_dir,
     seed_everything,
 )
-from agent.config import Config, keep_memory, parse_cli, preset, resolve_device, save_yaml, set_threads
+from agent.config import Config, check_baseline, keep_memory, parse_cli, preset, resolve_device, save_yaml, set_threads
 from agent.dataset import check_dataset, load_dataset
 from agent.dreamer import Dreamer
 from agent.evaluation import Actor, Evaluator, save_video
@@ -125,6 +125,7 @@ def train_baseline(config: Config, task: TaskId, device: torch.device) -> int:
 
     if config.resume:
         raise UsageError(f"a run of {config.agent} cannot go on: start it anew in another --run-dir")
+    check_baseline(config)
     check_steps(config, task)
     cannot_draw = prepare_rendering(config.video and task.suite == "dmc")
     set_threads(config.train.threads)

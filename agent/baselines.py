@@ -71,6 +71,9 @@ class DreamVecEnv(VecEnv):
         return np.concatenate(list(obs.values()), -1)
 
     def reset(self) -> np.ndarray:
+        if self._seeds[0] is not None:
+            self.dreams.seed(self._seeds[0])
+            self._reset_seeds()
         self.totals[:] = 0.0
         return self.flat(self.dreams.begin(torch.ones(self.num_envs, dtype=torch.bool)))
 
@@ -94,16 +97,16 @@ class DreamVecEnv(VecEnv):
     def close(self) -> None: ...
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        return [getattr(self, attr_name)] * self.num_envs
+        return [getattr(self, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
         setattr(self, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        return [getattr(self, method_name)(*args, **kwargs)]
+        return [getattr(self, method_name)(*args, **kwargs) for _ in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        return [False] * self.num_envs
+        return [False for _ in self._get_indices(indices)]
 
 
 def one_env(make_env: Callable[[], gym.Env[Any, Any]]) -> VecEnv:
@@ -141,8 +144,7 @@ class Baseline:
         if name == "ppo":  # it learns only after so many steps, which may be all that a short run has
             settings["n_steps"] = min(2048, max(64, cfg.steps // repeat // 256 * 64)) // env.num_envs
         else:
-            settings["learning_starts"] = cfg.prefill
-            settings["buffer_size"] = cfg.replay_rows
+            settings["buffer_size"] = min(1_000_000, cfg.steps // repeat + 1)  # the library's, or all there will be
         self.model = ALGORITHMS[name]("MlpPolicy", env, **settings)
 
     def act(

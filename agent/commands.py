@@ -84,6 +84,8 @@ class Model:
         for name in ("horizon", "episodes", "windows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"--seed must be 0 or more, got {self.seed}")
         if any(loops < 1 for loops in self.max_loops):
             raise ValueError(f"--max-loops must be 1 or more, got {self.max_loops}")
 
@@ -132,6 +134,8 @@ class Collect:
     def __post_init__(self) -> None:
         if self.episodes < 1:
             raise ValueError(f"--episodes must be at least 1, got {self.episodes}")
+        if self.seed < 0:
+            raise ValueError(f"--seed must be 0 or more, got {self.seed}")
 
 
 @dataclass(frozen=True)

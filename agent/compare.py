@@ -28,7 +28,8 @@ from agent.statistics import (
 )
 
 PUBLISHED = Path(__file__).with_name("published.csv")
-UNSEEN = {"seed", "run_dir", "resume", "device", "video", "train.threads"}
+RHYTHMS = {f"train.{name}" for name in ("threads", "slice", "eval_every", "log_every", "save_every")}
+UNSEEN = {"seed", "run_dir", "resume", "device", "video"} | RHYTHMS
 """Settings in which runs of one group may differ."""
 DMC_SCALE = 1000.0
 ROLLOUT = ("observation_5", "observation_15", "reward_5", "reward_15", "value_bias", "value_error")
@@ -108,7 +109,7 @@ class Comparison:
 
     def table(self) -> list[dict[str, Any]]:
         """One row per group. Returns are in the task's own units; intervals only from five seeds on."""
-        budget = min(run.seconds_at(run.last_step) for run in self.runs)
+        budget = self.budgets()
         rows = []
         for group in self.groups:
             scores = self.scores(group)
@@ -128,14 +129,24 @@ class Comparison:
             )
             row["steps"] = max(run.last_step for run in group.runs)
             row["minutes"] = _mean([run.seconds_at(run.last_step) / 60 for run in group.runs])
-            row["equal_minutes"] = budget / 60
-            row["at_equal_minutes"] = _mean([at_seconds(run, budget) for run in group.runs])
+            row["equal_minutes"] = _mean([seconds / 60 for seconds in budget.values()])
+            there = [at_seconds(run, budget[run.task]) for run in group.runs if run.task in budget]
+            row["at_equal_minutes"] = None if None in there else _mean(there)  # the fastest seeds would stand for all
             dreams = [run.rollout() for run in group.runs]
             for name in ROLLOUT:
                 row[name] = _mean([found.get(name) for found in dreams])
             row["updates_per_second"] = _mean([run.metrics.get("speed/updates") for run in group.runs])
             rows.append(row)
         return rows
+
+    def budgets(self) -> dict[str, float]:
+        """{task: seconds} of its quickest finished run, where there is one."""
+        found: dict[str, float] = {}
+        for run in self.runs:
+            seconds = run.seconds_at(run.last_step)
+            if run.finished and np.isfinite(seconds):
+                found[run.task] = min(seconds, found.get(run.task, seconds))
+        return found
 
     def improvements(self) -> list[dict[str, Any]]:
         """For each pair of groups: the chance that a run of the first is better, and the paired difference."""
@@ -174,13 +185,14 @@ class Comparison:
         }
 
     def anchors(self, task: str) -> list[Anchor]:
-        """Published returns of the task at the step nearest to where the runs end, at most a quarter away."""
+        """Published returns of the task at the step nearest to where the runs end; the nearest of all where none is
+        less than a quarter away."""
         last = max((run.last_step for run in self.runs if run.task == task), default=0)
-        rows = [row for row in published() if row.task == task and abs(row.step - last) <= last / 4]
-        best: dict[str, Anchor] = {}
-        for row in rows:
-            if row.method not in best or abs(row.step - last) < abs(best[row.method].step - last):
-                best[row.method] = row
+        rows = sorted((row for row in published() if row.task == task), key=lambda row: abs(row.step - last))
+        near = [row for row in rows if abs(row.step - last) <= last / 4] or [
+            row for row in rows if row.step == rows[0].step
+        ]
+        best = {row.method: row for row in reversed(near)}
         return sorted(best.values(), key=lambda row: -row.value)
 
     # ------------------------------------------------------------------ doubts
@@ -209,6 +221,10 @@ class Comparison:
             hidden = Comparison.hidden(group, self.by)
             if hidden:
                 found.append(f"{group.label}: its runs differ in {', '.join(hidden)} too")
+        if self.between():
+            found.append(f"the groups differ in {', '.join(self.between())} too")
+        found += [f"{run.path}: the errors of its dreams are left out, they are of step {run.dreamt:,}"
+                  for run in self.runs if run.dreamt is not None and not run.rollout()]  # fmt: skip
         commits = {str(run.meta.get("git", {}).get("commit", "unknown"))[:7] for run in self.runs}
         if len(commits) > 1:
             found.append(f"the runs are of different commits: {', '.join(sorted(commits))}")
@@ -221,6 +237,15 @@ class Comparison:
         for run in group.runs[1:]:
             found += [name for name in differences(group.runs[0].settings, run.settings) if name not in found]
         return [name for name in found if name not in {*UNSEEN, *by, "task"}]
+
+    def between(self) -> list[str]:
+        """Settings in which a group differs from another, beside those that it is named by."""
+        if "preset" in self.by:  # it stands for all that follows from it
+            return []
+        first, found = self.groups[0].runs[0].settings, dict[str, None]()
+        for group in self.groups[1:]:
+            found |= dict.fromkeys(differences(first, group.runs[0].settings))
+        return [name for name in found if name not in {*UNSEEN, *self.by, "task"}]
 
     def content(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""
@@ -240,8 +265,8 @@ class Comparison:
         return {
             "group": group.label, "run": str(run.path), "task": run.task, "seed": run.setting("seed"),
             "step": run.last_step, "return": run.score, "last_3_evaluations": run.recent,
-            "minutes": run.seconds_at(run.last_step) / 60, "finished": run.finished,
-            "commit": run.meta.get("git", {}).get("commit"), "command": (run.meta.get("commands") or [""])[0],
+            "minutes": _mean([run.seconds_at(run.last_step) / 60]), "finished": run.finished,
+            "commit": run.meta.get("git", {}).get("commit"), "command": "; ".join(run.meta.get("commands") or ()),
         }  # fmt: skip
 
 

@@ -84,6 +84,9 @@ class Config:
             raise ValueError("--dataset DIR and --model-only belong together: give both or neither")
         if self.behavior.adaptive == "surprise" and not self.model.surprise:
             raise ValueError("--behavior.adaptive surprise needs a world model that expects it: add --model.surprise")
+        always_alike = self.model.core in ("stacked", "gru") or self.model.loop.exit == "fixed"
+        if self.behavior.adaptive == "loops" and always_alike:
+            raise ValueError("--behavior.adaptive loops needs dreams of unequal loops: a looped core and an exit rule")
         if self.dream and self.agent == "dreamer":
             raise ValueError("--dream is for baselines: give --agent sac, ppo or dqn with it")
         if self.agent != "dreamer" and self.model_only:
@@ -93,6 +96,15 @@ class Config:
                 f"--behavior.starts must be 0 (all) or at least --train.batch ({self.train.batch}), "
                 f"got {self.behavior.starts}"
             )
+
+
+def check_baseline(config: Config) -> None:
+    """Raise UsageError where a baseline was given settings that it would not look at."""
+    names = ("envs", "prefill", "pretrain", "ratio", "batch", "length", "replay_rows")
+    unused = ("model.", "behavior.", "optimizer.", "offline.", *(f"train.{name}" for name in names))
+    given = [name for name in differences(to_dict(preset(config.preset)), to_dict(config)) if name.startswith(unused)]
+    if given:
+        raise UsageError(f"--agent {config.agent} has its own settings and knows nothing of --{', --'.join(given)}")
 
 
 def preset(name: str) -> Config:

@@ -167,7 +167,8 @@ def _dream_table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         found = [_number(row[name], 3) for name in (*ROLLOUT, "minutes")]
         cells.append([_text(row["group"]), _number(row["iqm"]), *found])
-    said = "Of the runs on which evaluate.py model was called, on the agent's own episodes; 1 is as good as the mean."
+    said = "Of the runs on which evaluate.py model was called, on the agent's own episodes; observation errors over "
+    said += "the variance of all recorded rows."
     return _table(head, cells) + f'<p class="soft">{said}</p>'
 
 
@@ -241,7 +242,8 @@ def _draw(comparison: Comparison, task: str, axis: str, words: str, dark: bool) 
             x = curve["steps"] if axis == "steps" else [second / 60 for second in curve["seconds"]]
             axes.fill_between(x, curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
             axes.plot(x, curve["mean"], color=colour, marker="o", markersize=3, label=group.label)
-        _draw_anchors(axes, comparison.anchors(task), ink)
+        last = max(run.last_step for run in comparison.runs if run.task == task)
+        _draw_anchors(axes, comparison.anchors(task), last, ink)
         axes.set(xlabel=words, ylabel="return")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
         axes.spines[["top", "right"]].set_visible(False)
@@ -252,17 +254,19 @@ def _draw(comparison: Comparison, task: str, axis: str, words: str, dark: bool) 
     return "data:image/svg+xml;base64," + base64.b64encode(text.getvalue().encode()).decode()
 
 
-def _draw_anchors(axes: Axes, anchors: Sequence[Anchor], ink: str) -> None:
-    """A dotted line for each published return; names whose lines lie close share a label."""
+def _draw_anchors(axes: Axes, anchors: Sequence[Anchor], last: int, ink: str) -> None:
+    """A dotted line for each published return, its step said where it is not near `last`; names whose lines lie close
+    share a label."""
     low, high = axes.get_ylim()
     high = max([high, *(anchor.value for anchor in anchors)])
     labels: list[tuple[float, list[str]]] = []
     for anchor in anchors:  # from the highest
         axes.axhline(anchor.value, color=ink, alpha=0.3, linestyle=":", linewidth=1)
+        name = anchor.method if abs(anchor.step - last) <= last / 4 else f"{anchor.method} at {anchor.step // 1000}k"
         if labels and labels[-1][0] - anchor.value < 0.06 * (high - min(low, 0.0)):
-            labels[-1][1].append(anchor.method)
+            labels[-1][1].append(name)
         else:
-            labels.append((anchor.value, [anchor.method]))
+            labels.append((anchor.value, [name]))
     for value, names in labels:
         axes.annotate(
             ", ".join(names), (0, value), xycoords=("axes fraction", "data"), xytext=(2, 2),

@@ -29,6 +29,8 @@ LONG = 1000
 MOST_ROWS = 25_600
 """Predictions times steps that are held in memory at once."""
 VALUE_STEPS = (0, 1, 2, 5, 10, 15, 30)
+RIVALS = {"copy": "last state", "mean": "mean"}
+"""Predictors that know nothing of dynamics."""
 
 
 @dataclass
@@ -81,7 +83,9 @@ def rollout_errors(
     if horizon > usable:
         found.notes.append(f"the episodes are long enough for {usable} steps, not for {horizon}")
         horizon = usable
-    windows = max(1, min(windows, MOST_ROWS // horizon))
+    if windows > MOST_ROWS // horizon:
+        windows = max(1, MOST_ROWS // horizon)
+        found.notes.append(f"{windows} places of each recording, so that {horizon} steps of them fit the memory")
     with torch.random.fork_rng():
         for recording in recordings:
             torch.manual_seed(seed)
@@ -256,15 +260,21 @@ def save_results(found: RolloutErrors, folder: Path, facts: Mapping[str, Any]) -
 
 def describe(found: RolloutErrors) -> str:
     """What a person wants to know first, as lines."""
-    lines = [f"note: {note}" for note in found.notes]
+    lines, policies = [f"note: {note}" for note in found.notes], list[str]()
     last = max(row["step"] for row in found.errors)
     shown = [k for k in (1, 5, 15, 50, 150) if k <= last]
     shown += [last] * (last not in shown)
-    lines.append("observation error (1: as good as the mean) after " + ", ".join(f"{k}" for k in shown) + " steps")
+    steps = ", ".join(f"{k}" for k in shown)
+    lines.append(f"observation error, over the variance of all recorded rows, after {steps} steps")
     for cross in found.crossings:
         rows = {row["step"]: row for row in found.errors
                 if row["policy"] == cross["policy"] and row["loops"] == cross["loops"]}  # fmt: skip
         numbers = "  ".join(f"{rows[k]['observation']:7.4f}" for k in shown)
+        if cross["policy"] not in policies:
+            policies.append(cross["policy"])
+            for rival in ("copy", "mean"):
+                simple = "  ".join(f"{rows[k][rival]:7.4f}" for k in shown)
+                lines.append(f"  {cross['policy']:6s} {RIVALS[rival]:10s}  {simple}")
         ends = [
             f"{words} from step {cross[f'observation_{rival}']} on" if cross[f"observation_{rival}"] else ""
             for rival, words in (("copy", "no better than the last state"), ("mean", "no better than the mean"))

@@ -75,16 +75,31 @@ class Run:
         """What `evaluate.py model` found of the run's dreams, with its exit rule; empty where it was not asked.
 
         observation_K, reward_K: errors after 5 and 15 steps on the agent's own episodes; value_bias, value_error: what
-        the longest dreams that were measured promise, against what came of them.
+        dreams of 15 steps promise, against what came of them. Empty as well where the checkpoint that was measured is
+        not of the run's end.
         """
+        if self.dreamt != self.meta.get("step"):
+            return {}
         try:
-            found = json.loads((self.path / "model" / "model.json").read_text(encoding="utf-8"))
+            found = self._dreams()
             rows = {row["step"]: row for row in found["errors"] if (row["policy"], row["loops"]) == ("agent", "exit")}
             numbers = {f"{name}_{k}": rows[k][name] for k in (5, 15) if k in rows for name in ("observation", "reward")}
-            value = found["values"][-1]
-            return numbers | {"value_bias": value["bias"], "value_error": value["error"]}
-        except (OSError, ValueError, KeyError, IndexError, TypeError):
+            values = [row for row in found["values"] if row["step"] == 15]
+            return numbers | {f"value_{name}": row[name] for row in values for name in ("bias", "error")}
+        except (KeyError, TypeError):
             return {}
+
+    @property
+    def dreamt(self) -> int | None:
+        """The step of the checkpoint that `evaluate.py model` measured; None where it was not asked."""
+        return self._dreams().get("step")
+
+    def _dreams(self) -> dict[str, Any]:
+        try:
+            found = json.loads((self.path / "model" / "model.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def seconds_at(self, step: float) -> float:
         """Wall-clock at a step, between and beyond the logged ones in a straight line."""
@@ -131,7 +146,7 @@ def load_run(path: Path) -> Run:
             evaluations.setdefault(int(row["step"]), {})[int(row["seed"])] = float(row["return"])
         training = [(int(row["step"]), float(row["return"])) for row in _rows(path / "episodes.csv")]
         lines = [json.loads(line) for line in _lines(path / "metrics.jsonl")]
-    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UsageError(f"{path} cannot be read as a run: {error}") from error
     if not isinstance(settings, dict) or not isinstance(meta, dict) or "task" not in meta:
         raise UsageError(f"{path} cannot be read as a run: its config.yaml or meta.json is damaged")

@@ -118,8 +118,9 @@ FEWEST_SEEDS = 5
 def aggregates(scores: Scores) -> dict[str, float]:
     """Mean, median, IQM and optimality gap of the runs of one algorithm (Agarwal et al. 2021, as rliable has them).
 
-    mean and median are over the tasks' means; the IQM is over all runs of all tasks; the optimality gap is
-    1 - mean(min(score, 1)) over all runs. Raises ValueError for empty or non-finite scores.
+    mean and median are over the tasks' means, with a single task the median is over its runs; the IQM is over all runs
+    of all tasks; the optimality gap is 1 - mean(min(score, 1)) over all runs. Raises ValueError for empty or non-finite
+    scores.
     """
     rows = {task: _finite(values) for task, values in scores.items()}
     if not rows:
@@ -127,7 +128,7 @@ def aggregates(scores: Scores) -> dict[str, float]:
     means, every = np.array([row.mean() for row in rows.values()]), np.concatenate(list(rows.values()))
     return {
         "mean": float(means.mean()),
-        "median": float(np.median(means)),
+        "median": float(np.median(means if len(means) > 1 else every)),
         "iqm": iqm(every),
         "optimality_gap": float(1.0 - np.minimum(every, 1.0).mean()),
     }

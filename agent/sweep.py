@@ -25,14 +25,21 @@ from agent.checkpoint import PROJECT, UsageError, read_meta
 from agent.grid import Cell, Grid, Parse, make_cells, results
 
 PROGRAM = (sys.executable, str(PROJECT / "train_agent.py"))
+SLICE_OVER = 75
+"""Status of a run that has saved and wants to go on (--train.slice)."""
 
 
 class Sweep:
-    """Runs the cells, at most `jobs` at a time, by `program` and their words. `run` returns the exit status."""
+    """Runs the cells, at most `jobs` at a time, by `program` and their words. `run` returns the exit status.
+
+    lock: an open file whose lock the runs hold too, so that nobody takes the folder while one of them lives.
+    """
 
     def __init__(
-        self, cells: list[Cell], jobs: int, program: Sequence[str] = PROGRAM, out: TextIO | None = None
-    ):
+        self, cells: list[Cell], jobs: int, program: Sequence[str] = PROGRAM, out: TextIO | None = None,
+        lock: TextIO | None = None,
+    ):  # fmt: skip
+        self.inherited = [] if lock is None else [lock.fileno()]
         self.cells, self.jobs, self.program, self.out = cells, jobs, program, out or sys.stdout
         self.live = self.out.isatty()
         self.shown: dict[str, str] = {}
@@ -70,8 +77,9 @@ class Sweep:
         with cell.log.open("ab") as log:
             # A group of its own: Ctrl-C in the terminal reaches it through us, once.
             cell.process = subprocess.Popen(
-                [*self.program, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
-            )
+                [*self.program, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0,
+                pass_fds=self.inherited,
+            )  # fmt: skip
         cell.state, cell.note = "running", ""
 
     @staticmethod
@@ -95,14 +103,17 @@ class Sweep:
         facts = read_meta(cell.folder)
         if status == 0 and facts.get("finished"):
             cell.state, cell.note = "done", results(facts)
+        elif status == SLICE_OVER and not self.stops:
+            cell.state, cell.note = "stopped", last_line(cell.log)
         elif self.stops:
-            cell.state, cell.note = "saved" if status == 130 else "failed", last_line(cell.log)
+            cell.state, cell.note = "saved" if status in (130, SLICE_OVER) else "failed", last_line(cell.log)
         else:
             cell.state, cell.note = "failed", f"status {status}: {last_line(cell.log)}"
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Ctrl-C, and being told to end, is passed on to the runs, which save; no new one begins."""
+        """Ctrl-C, being told to end and the loss of the terminal are passed on to the runs, which save; no new one
+        begins."""
 
         def stop(*_: Any) -> None:
             self.stops += 1
@@ -110,7 +121,7 @@ class Sweep:
                 if cell.process is not None and cell.process.poll() is None:
                     cell.process.send_signal(signal.SIGINT)
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         try:
             yield
         finally:
@@ -152,8 +163,9 @@ def last_line(log: Path, tail: int = 4096) -> str:
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Raises UsageError while another sweep runs in the folder, or where it cannot be made."""
+def only_one(folder: Path) -> Iterator[TextIO]:
+    """The lock of the folder. Raises UsageError while another sweep, or a run that it left behind, holds it, and where
+    it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".sweep.lock").open("w")
@@ -163,8 +175,11 @@ def only_one(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"another sweep is running in {folder}: wait for it, or take another folder") from None
-        yield
+            raise UsageError(
+                f"another sweep, or a run that it left behind, is at work in {folder}: wait for it, or take another "
+                "folder"
+            ) from None
+        yield lock
 
 
 def run_sweep(grid: Grid, parse: Parse) -> int:
@@ -175,9 +190,9 @@ def run_sweep(grid: Grid, parse: Parse) -> int:
             print(cell.command)
         return 0
     folder = cells[0].folder.parent
-    with only_one(folder):
+    with only_one(folder) as lock:
         print(f"{len(cells)} runs, {grid.jobs} at a time, in {folder}")
-        status = Sweep(cells, grid.jobs).run()
+        status = Sweep(cells, grid.jobs, lock=lock).run()
     if status == 130:
         print("stopped; the same command goes on")
     return status

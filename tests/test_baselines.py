@@ -61,6 +61,7 @@ def test_a_run_of_the_command_line(script, tmp_path):
         (["train_agent.py", "--resume", "run"], "holds the agent alone"),
         (["train_agent.py", "toy:cue5", "--agent", "sac", "--preset", "debug"], "use ppo or dqn"),
         (["train_agent.py", "toy:cue5", "--agent", "td3"], "--agent"),
+        (["train_agent.py", "toy:cue5", "--agent", "ppo", "--train.envs", 4], "knows nothing of --train.envs"),
     ):
         refused = script(*words)
         assert refused.returncode == 2, words

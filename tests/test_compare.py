@@ -27,7 +27,8 @@ def write_run(path, seed=0, horizon=10, task="dmc:cartpole_swingup", returns=(10
     path.mkdir(parents=True)
     config = Config(task=task, seed=seed)
     save_yaml(replace(config, behavior=replace(config.behavior, horizon=horizon)), path / "config.yaml")
-    meta = {"task": task, "finished": finished, "commands": [f"python train_agent.py {task}"], "git": {"commit": "abc"}}
+    meta = {"task": task, "finished": finished, "commands": [f"python train_agent.py {task}"], "git": {"commit": "abc"},
+            "step": 1000 * len(returns)}  # fmt: skip
     (path / "meta.json").write_text(json.dumps(meta))
     lines = ["step,episode,seed,return,length,mean_loops"]
     for i, mean in enumerate(returns):
@@ -59,6 +60,7 @@ def test_aggregates_by_hand():
     assert found["optimality_gap"] == pytest.approx(1 - (0 + 1 + 1 + 1 + 0.5 + 0.5) / 6)
     with pytest.raises(ValueError, match="at least one task"):
         aggregates({})
+    assert aggregates({"a": [0.0, 0.0, 0.0, 0.0, 900.0]})["median"] == 0.0  # of one task: over its runs
     with pytest.raises(ValueError, match="finite"):
         aggregates({"a": [1.0, float("nan")]})
 
@@ -141,6 +143,7 @@ def test_what_a_run_says(tmp_path):
         ("meta.json", "{}", "damaged"),
         ("config.yaml", "a: [", "cannot be read"),
         ("config.yaml", "model_only: true\n", "world model alone"),
+        ("eval.csv", "step,episode,seed,return,length,mean_loops\n1000,0\n", "cannot be read"),
     ],
 )
 def test_damaged_runs_are_named(tmp_path, name, text, message):
@@ -186,6 +189,8 @@ def test_doubts_are_said(tmp_path):
         assert part in text, part
     clean = comparison_of(tmp_path / "clean", seeds=5, short={}, long={"horizon": 15})
     assert clean.warnings == []
+    mixed = comparison_of(tmp_path / "mixed", ["task"], 5, cart={}, walker={"task": "dmc:walker_walk", "horizon": 15})
+    assert "the groups differ in behavior.horizon too" in mixed.warnings
     assert clean.table()[0]["iqm_interval"] is not None
 
 
@@ -198,12 +203,27 @@ def test_what_is_known_of_the_dreams_stands_beside_the_returns(tmp_path):
                  "reward": 0.1} for p in ("agent", "random") for x in ("exit", "1") for k in range(1, 16)]  # fmt: skip
         folder = tmp_path / "runs" / f"short-{seed}" / "model"
         folder.mkdir()
-        values = [{"bias": 9.0, "error": 9.0}, {"bias": -1.0, "error": 2.0}]
-        (folder / "model.json").write_text(json.dumps({"errors": rows, "values": values}))
+        values = [{"step": 5, "bias": 9.0, "error": 9.0}, {"step": 15, "bias": -1.0, "error": 2.0}]
+        (folder / "model.json").write_text(json.dumps({"errors": rows, "values": values, "step": 2000}))
     row = found.table()[0]
     assert row["observation_15"] == pytest.approx(0.3)
     assert (row["observation_5"], row["value_bias"], row["value_error"]) == (0.0, -1.0, 2.0)
     assert "<h2>Dreams</h2>" in write_report(found, tmp_path / "out").read_text()
+    (folder / "model.json").write_text(json.dumps({"errors": rows, "values": values, "step": 1000}))  # older
+    assert found.table()[0]["observation_15"] == pytest.approx(0.2)
+    assert any("left out, they are of step 1,000" in line for line in found.find_warnings())
+
+
+def test_the_return_at_equal_minutes_is_that_of_every_seed(tmp_path):
+    found = comparison_of(tmp_path, short={"horizon": 5}, long={"horizon": 15})
+    fast, slow = found.groups[0].runs[0], found.groups[1].runs[0]
+    slow.clock[1][:] *= 3.0  # its first evaluation comes after 300 s
+    fast.meta["finished"] = False
+    fast.clock[1][:] *= 0.01  # what was stopped early sets no budget
+    rows = found.table()
+    assert rows[0]["equal_minutes"] == pytest.approx(200 / 60)
+    assert rows[0]["at_equal_minutes"] == pytest.approx(305.0)
+    assert rows[1]["at_equal_minutes"] is None
 
 
 def test_tasks_are_compared_only_on_a_common_scale(tmp_path):
@@ -223,7 +243,7 @@ def test_published_returns_are_those_at_the_end_of_the_runs(tmp_path):
     assert {row.method for row in published()} >= {"DreamerV3", "TD-MPC2", "SAC", "PPO"}
     assert all(row.source and row.episodes in ("training", "evaluation") for row in published())
     found = comparison_of(tmp_path, short={})
-    assert found.anchors("dmc:cartpole_swingup") == []  # the runs end at 2,000 steps
+    assert {row.step for row in found.anchors("dmc:cartpole_swingup")} == {100_000}  # the nearest, far from 2,000
     found.runs[0].evaluations[100_000] = {0: 1.0}
     best, *_ = found.anchors("dmc:cartpole_swingup")
     assert (best.method, best.step) == ("BRO", 100_000)

@@ -96,6 +96,12 @@ def test_many_dreams_for_stable_baselines3(finished):
         for info, over in zip(infos, done, strict=True):
             assert ("terminal_observation" in info) == over
     assert done.any()
+    env.seed(5)
+    first = env.reset()
+    assert not np.array_equal(env.reset(), first)
+    env.seed(5)
+    np.testing.assert_array_equal(env.reset(), first)
+    assert env.get_attr("render_mode", [0, 1]) == [None, None]
     with pytest.raises(UsageError, match="dreams of toy:cue5, not of toy:serial"):
         DreamVecEnv(finished[0], "toy:serial")
 

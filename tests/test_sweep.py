@@ -185,10 +185,32 @@ def test_ctrl_c_lets_the_runs_save_and_begins_no_new_one(tmp_path):
 
 
 def test_two_sweeps_do_not_share_a_folder(tmp_path):
-    with only_one(tmp_path), pytest.raises(UsageError, match="another sweep is running"), only_one(tmp_path):
+    with only_one(tmp_path), pytest.raises(UsageError, match="another sweep, or a run"), only_one(tmp_path):
         pass
     with only_one(tmp_path):
         pass
+
+
+def test_a_run_that_outlives_its_sweep_keeps_the_folder(tmp_path):
+    (cell,) = fake(tmp_path, "60")
+    with only_one(tmp_path) as lock:
+        Sweep([cell], 1, (sys.executable, "-c", CHILD), io.StringIO(), lock).start(cell)
+    with pytest.raises(UsageError, match="left behind"), only_one(tmp_path):
+        pass
+    cell.process.kill()
+    cell.process.wait()
+    with only_one(tmp_path):
+        pass
+
+
+def test_a_slice_that_is_over_is_no_failure(tmp_path):
+    (cell,) = fake(tmp_path, "0")
+    program = "import pathlib, sys\nmark = pathlib.Path(sys.argv[-1] + '.once')\n"
+    program += "if not mark.exists():\n    mark.touch()\n    sys.exit(75)\n" + CHILD.replace(
+        'sys.argv[sys.argv.index("--run-dir") + 1]), sys.argv[1]', 'sys.argv[-1]), "0"'
+    )
+    assert Sweep([cell], 1, (sys.executable, "-c", program), io.StringIO()).run(0.02) == 0
+    assert cell.state == "done"
 
 
 def test_the_table_in_a_terminal_is_drawn_over_itself(tmp_path):
