@@ -187,8 +187,11 @@ def carry_out(trainer: Trainer, run_dir: Path) -> int:
         traceback.print_exception(error.__cause__)
         print(f"error: the environment failed at step {trainer.step:,}: {error}; saved, {go_on}", file=sys.stderr)
         return 1
+    except OSError as error:  # a full disk
+        print(f"error: {error} at step {trainer.step:,}; {last_checkpoint(run_dir)}, {go_on}", file=sys.stderr)
+        return 2
     print(f"stopped and saved at step {trainer.step}; {go_on}")
-    return UNFINISHED if trainer.progress.over_for_now() else 130
+    return UNFINISHED if trainer.sliced else 130
 
 
 def chosen(config: Config) -> dict[str, object]:

@@ -9,6 +9,7 @@ runs/dmc-cartpole_swingup/small-s0-20261123-1456/
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -109,6 +110,8 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     try:
         torch.save({"format": FORMAT, **_compact(dict(content))}, temporary)
         os.replace(temporary, path)
+    except RuntimeError as error:  # so says torch that it cannot write
+        raise OSError(errno.ENOSPC, f"a checkpoint cannot be written ({error})", str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -26,10 +26,11 @@ WARM = 3
 
 
 class Outcome(NamedTuple):
-    """What a recorded update leaves behind, overwritten by the next: states, depths, metrics (M,) and their names."""
+    """What a recorded update leaves behind, overwritten by the next: as in `Losses`, metrics (M,) and their names."""
 
     states: LatentState
     depths: Tensor
+    lengths: Tensor | None
     names: list[str]
     values: Tensor
 
@@ -86,7 +87,7 @@ class UpdateGraphs:
         from agent.learner import Losses  # it imports this module
 
         metrics = dict(zip(outcome.names, values.unbind(), strict=True))
-        return Losses(self.bad, self.bad, outcome.states, outcome.depths, metrics)
+        return Losses(self.bad, self.bad, outcome.states, outcome.depths, outcome.lengths, metrics)
 
     def take(self, batch: Batch, loops: int | Tensor) -> None:
         """Copy the batch to where the graphs read it."""
@@ -109,7 +110,7 @@ class UpdateGraphs:
         self.bad.copy_(~torch.isfinite(losses.total + losses.policy + norms.sum()))
         learner.move()
         values = torch.stack([value.detach().float() for value in losses.metrics.values()])
-        return Outcome(losses.states, losses.depths, list(losses.metrics), values)
+        return Outcome(losses.states, losses.depths, losses.lengths, list(losses.metrics), values)
 
     def on_side_stream(self, key: int) -> Outcome:
         """As it is demanded before a recording: autograd's work must not be bound to the default stream."""

@@ -56,6 +56,8 @@ class ImageRows:
             try:
                 for env in range(envs):
                     os.posix_fallocate(file, (env * length + first) * row, rows * row)
+            except OSError as error:  # it comes without the name
+                raise OSError(error.errno, error.strerror or "cannot be written", str(self.path)) from error
             finally:
                 os.close(file)
         self.reserved[chunk] = True

@@ -52,12 +52,13 @@ class OptimizerConfig:
 
 class Losses(NamedTuple):
     """total is for world model and critic, policy for the actor alone; states (B, T, ...) are the posteriors, detached;
-    depths (B, H) the loops of the dreams; metrics 0-d and detached."""
+    depths (B, H) the loops of the dreams; lengths (B,) how far adaptive ones are trusted; metrics 0-d and detached."""
 
     total: Tensor
     policy: Tensor
     states: LatentState
     depths: Tensor
+    lengths: Tensor | None
     metrics: Metrics
 
 
@@ -112,7 +113,7 @@ class Learner:
             self.advance(progress)
             self.move()
             self.lap("optimizer", clock)
-        self.last_depths = losses.depths
+        self.last_depths, self.last_lengths = losses.depths, losses.lengths
         return losses.states, losses.metrics
 
     def losses(self, batch: Batch, loops: int | Tensor) -> Losses:
@@ -150,7 +151,8 @@ class Learner:
         metrics["loop/dream_residual"] = rollout.loops.residual.float().sum(-1).mean()
         self.lap("actor_critic", clock)
         total = world_loss + value_loss + replay_loss
-        return Losses(total, policy_loss, post.states.detach(), rollout.loops.depth, metrics)
+        depths, lengths = rollout.loops.depth, self.behavior.last_lengths
+        return Losses(total, policy_loss, post.states.detach(), depths, lengths, metrics)
 
     def differentiate(self, losses: Losses) -> None:
         """Gradients of every part; the actor's alone, because the dynamics gradient passes through the world model."""

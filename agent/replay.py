@@ -134,17 +134,14 @@ class ReplayBuffer:
         at = (first[:, None] + np.arange(-1, length)) % self.length  # (B, 1 + T), the context row first
         where = (env[:, None], at[:, 1:])
 
-        def tensor(name: str) -> torch.Tensor:
-            found = torch.from_numpy(np.asarray(self.rows[name][where]))
+        def tensor(name: str, rows: tuple[np.ndarray, np.ndarray] = where) -> torch.Tensor:
+            found = torch.from_numpy(np.asarray(self.rows[name][rows]))
             on_gpu = torch.device(device).type == "cuda"
             return (found.pin_memory() if on_gpu else found).to(device, non_blocking=True)
 
-        start = LatentState(
-            torch.from_numpy(self.rows["deter"][env, at[:, 0]]).to(device).float(),
-            torch.nn.functional.one_hot(
-                torch.from_numpy(self.rows["stoch"][env, at[:, 0]]).to(device).long(), self.classes
-            ).float(),
-        )
+        context = env, at[:, 0]
+        stoch = torch.nn.functional.one_hot(tensor("stoch", context).long(), self.classes)
+        start = LatentState(tensor("deter", context).float(), stoch.float())
         batch = Batch(
             obs={name: tensor(f"obs/{name}") for name in self.obs_names},
             prev_action=tensor("prev_action"),

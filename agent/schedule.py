@@ -51,9 +51,9 @@ class Progress:
         self.steps, self.limit, self.slice = steps, 60.0 * minutes, 60.0 * slice_minutes
         self.before, self.start = 0.0, time.monotonic()
 
-    def over_for_now(self) -> bool:
-        """Whether this part of the run has had its minutes."""
-        return 0.0 < self.slice <= time.monotonic() - self.start
+    def over_for_now(self, share: float = 1.0) -> bool:
+        """Whether this part of the run has had so large a share of its minutes."""
+        return 0.0 < share * self.slice <= time.monotonic() - self.start
 
     def seconds(self) -> float:
         return self.before + time.monotonic() - self.start

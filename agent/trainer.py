@@ -126,7 +126,7 @@ class Trainer:
         self.evaluations: list[float] = []  # means of the evaluations before the end
         self.evaluated = -1  # step of the last of them
         self.best = -np.inf
-        self.finished = self.stopping = False
+        self.finished = self.stopping = self.sliced = False  # sliced: this part of the run has had its minutes
         self.seconds: dict[str, float] = {}  # spent in each part of the loop
         envs.action_space.seed(seed)
 
@@ -156,7 +156,8 @@ class Trainer:
                     if should_save(self.step) and not over:
                         self.save()
                     self.logger.progress(self.step, self.progress(self.step))
-                    self.stopping |= self.progress.over_for_now() and not over
+                    if not self.stopping and self.progress.over_for_now(0.5 if over else 1.0):
+                        self.sliced = self.stopping = True  # half: the final evaluation wants a slice of its own
                 if not self.stopping:
                     self.finish()
             except Interrupted:
@@ -245,12 +246,9 @@ class Trainer:
             self.logger.scalars(self.step, {"episode/return": ret, "episode/length": length})
 
     def interim_evaluation(self) -> None:
-        """Evaluate on the way, draw an open-loop prediction, keep the best agent."""
-        episodes = self.log_episodes(final=False)
-        self.evaluations.append(float(np.mean([episode["return"] for episode in episodes])))
+        """Evaluate on the way."""
+        self.evaluations.append(float(np.mean([each["return"] for each in self.log_episodes(final=False)])))
         self.evaluated = self.step
-        with self.timed("log"):
-            log_open_loop(self.logger, self.step, self.agent, self.replay, self.seed)
 
     def finish(self) -> None:
         """After the last step: save, evaluate, and save that it is done."""
@@ -268,6 +266,7 @@ class Trainer:
         return {name: float(np.mean(values)) for name, values in means.items() if values}
 
     def log_episodes(self, final: bool) -> list[Episode]:
+        """Evaluate, keep the best agent, draw an open-loop prediction."""
         with self.timed("evaluate"):
             episodes = self.evaluate(final, lambda: self.stopping)
         mean, loops = (float(np.mean([episode[name] for episode in episodes])) for name in ("return", "mean_loops"))
@@ -276,6 +275,8 @@ class Trainer:
         if mean >= self.best:
             self.best = mean
             self.store("best", self.agent_content())
+        with self.timed("log"):
+            log_open_loop(self.logger, self.step, self.agent, self.replay, self.seed)
         return episodes
 
     def log(self) -> None:
@@ -293,8 +294,7 @@ class Trainer:
                 with torch.random.fork_rng():  # the run is the same however often it is looked at
                     self.logger.scalars(self.step, stability(self.agent.world, self.batch))
                 self.logger.histogram(self.step, "loop/dream_depth", self.agent.last_depths.float().numpy(force=True))
-                lengths = self.agent.behavior.last_lengths
-                if lengths is not None:
+                if (lengths := self.agent.last_lengths) is not None:
                     self.logger.histogram(self.step, "behavior/dream_length", lengths.numpy(force=True))
             self.logger.write(self.step)
 
@@ -313,8 +313,8 @@ class Trainer:
 
     def save(self) -> None:
         with self.timed("save"):
-            more = {"replay": self.replay.state_dict(), "trainer": self.state_dict()}
-            self.store("latest", self.agent_content() | more)
+            rest = {"replay": self.replay.state_dict(), "trainer": self.state_dict()}
+            self.store("latest", self.agent_content() | rest)
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs beside agent and replay; loads with weights_only."""

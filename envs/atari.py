@@ -105,6 +105,7 @@ class Atari(gym.Wrapper[dict[str, Any], int, Any, int]):
             image, self.kept, terminated, truncated, info = self.env.step(0)  # type: ignore[assignment]
             if terminated or truncated:
                 image, info = self.env.reset(options=options)
+                self.kept = 0.0  # of a game that is over
         self.over, self.lives = False, int(info.get("lives", 0))
         return {"image": np.asarray(image)}, info
 

@@ -70,9 +70,10 @@ class GymAdapter(gym.Wrapper[dict[str, Any], Any, Any, Any]):
         """Start an episode.
 
         Raises:
-            TaskError: the observation does not have the size that its space announces.
+            TaskError: the observation does not have the size, or an image not the type, that its space announces.
         """
         observation, info = self.env.reset(seed=seed, options=options)
+        self._check_images(observation)
         seen = self._observe(observation)
         if "state" in seen and seen["state"].shape != (self._size,):
             raise TaskError(
@@ -97,9 +98,20 @@ class GymAdapter(gym.Wrapper[dict[str, Any], Any, Any, Any]):
         except gym.error.DependencyNotInstalled as error:
             raise TaskError(f"drawing {self._name} needs a package that is missing: {error}") from error
 
+    def _image(self, observation: Any, name: str) -> Any:
+        return observation[name] if isinstance(self.env.observation_space, spaces.Dict) else observation
+
+    def _check_images(self, observation: Any) -> None:
+        for name in self._images:
+            image, space = np.asarray(self._image(observation, name)), self._image(self.env.observation_space, name)
+            if (image.shape, image.dtype) != (space.shape, space.dtype):
+                raise TaskError(
+                    f"{self._name} returns an image of shape {image.shape} and type {image.dtype}, but its observation "
+                    f"space says {space.shape} and {space.dtype}"
+                )
+
     def _observe(self, observation: Any) -> dict[str, np.ndarray]:
-        whole = not isinstance(self.env.observation_space, spaces.Dict)
-        seen = {name: resized(observation if whole else observation[name]) for name in self._images}
+        seen = {name: resized(self._image(observation, name)) for name in self._images}
         if self._rest is not None:
             rest = {name: observation[name] for name in self._rest.spaces} if self._images else observation
             seen["state"] = np.asarray(spaces.flatten(self._rest, rest), dtype=np.float32)

@@ -106,4 +106,8 @@ def test_what_the_reset_of_a_life_brings_is_not_lost(monkeypatch):
     env.reset()
     assert env.step(0)[1] == 10.0
     assert env.step(0)[1] == 5.0
+    monkeypatch.setattr(atari.env, "step", lambda action: (step(action)[0], 5.0, True, *step(action)[3:]))
+    env.reset()  # what ends with the life is not paid in the next game
+    monkeypatch.setattr(atari.env, "step", step)
+    assert env.step(0)[1] == 0.0
     env.close()

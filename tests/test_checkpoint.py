@@ -1,5 +1,7 @@
 """Checkpoints and run folders: what they hold, what is refused, what survives a failure."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import metronomes
@@ -36,6 +38,16 @@ def test_a_failed_save_keeps_the_last_checkpoint(tmp_path):
         write_checkpoint(path, {"step": lambda: 2})
     assert path.read_bytes() == before
     assert [found.name for found in path.parent.iterdir()] == ["latest.pt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_said_with_the_name_of_the_file(tmp_path):
+    write_checkpoint(tmp_path / "latest.pt", {"step": 1})
+    before = (tmp_path / "latest.pt").read_bytes()
+    (tmp_path / "latest.pt.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"cannot be written.*latest\.pt"):
+        write_checkpoint(tmp_path / "latest.pt", {"step": torch.zeros(100_000)})
+    assert (tmp_path / "latest.pt").read_bytes() == before
 
 
 class Trap:

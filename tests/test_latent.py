@@ -53,6 +53,15 @@ def test_sampling_frequencies_are_the_probabilities(scale):
     assert counts.tolist() == [500, 0, 200, 300]
 
 
+def test_rare_classes_are_drawn_under_autocast():
+    probs = torch.full((16,), 0.00075)
+    probs[3] = 1.0 - 15 * 0.00075
+    levels = (torch.arange(20_000) + 0.5).div(20_000)[:, None]
+    with torch.autocast("cpu", torch.bfloat16):
+        counts = onehot_at(probs.expand(20_000, 16), levels).float().sum(0)
+    assert torch.allclose(counts, 20_000 * probs, atol=1.01)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 2**31), st.integers(2, 33), st.sampled_from([0.0, 0.01]), st.floats(0.1, 60.0))
 def test_every_level_gives_exactly_one_class(seed, classes, unimix, scale):

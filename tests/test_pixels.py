@@ -135,6 +135,12 @@ def test_drawn_tasks_show_what_moves_and_run_in_processes(tmp_path):
     assert shown["pixels"] != shown["fast_pixels"]
 
 
+@pytest.mark.parametrize("value", [np.full((64, 64, 3), 0.5, np.float32), np.zeros((3, 64, 64), np.uint8)])
+def test_images_that_are_not_what_they_announce_are_refused(value):
+    with pytest.raises(TaskError, match="but its observation space says .64, 64, 3. and uint8"):
+        GymAdapter(Camera(picture(64, 64, 3), value)).reset()
+
+
 class Blinker(gym.Env):
     """An image that turns from dark to bright and back, whatever is done; 12 steps."""
 

@@ -63,7 +63,8 @@ def onehot_at(probs: Tensor, level: Tensor) -> Tensor:
     several times faster on CPU than cumsum, argmax and scatter.
     """
     sums, weight, bias = _steps(probs.shape[-1], probs.dtype, probs.device)
-    cumulative = probs @ sums
+    with torch.autocast(probs.device.type, enabled=False):  # sums in bfloat16 would lose the rare classes
+        cumulative = probs @ sums
     passed = cumulative[..., :-1] > level * cumulative[..., -1:]  # 0 .. 0 1 .. 1
     return F.linear(passed.to(probs.dtype), weight, bias)
 
