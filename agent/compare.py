@@ -15,14 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from agent.checkpoint import UsageError
-from agent.config import Config
+from agent.config import Config, preset
 from agent.runs import Run
-from agent.settings import differences, known_name
+from agent.settings import differences, known_name, to_dict
 from agent.statistics import (
     FEWEST_SEEDS,
     aggregates,
     improvement_interval,
     paired_difference,
+    paired_interval,
     probability_of_improvement,
     stratified_intervals,
 )
@@ -158,13 +159,13 @@ class Comparison:
                 if not common:
                     continue
                 interval = improvement_interval(x, y)
-                paired = [
-                    paired_difference([run.final for run in one.of(task)], [run.final for run in other.of(task)])
-                    for task in common
-                ]
+                finals = [([run.final for run in one.of(t)], [run.final for run in other.of(t)]) for t in common]
+                ends = paired_interval(finals)
                 rows.append({
                     "one": one.label, "other": other.label, "probability": probability_of_improvement(x, y),
-                    "interval": list(interval) if interval else None, "paired_difference": _mean(paired),
+                    "interval": list(interval) if interval else None,
+                    "paired_difference": _mean([paired_difference(*pair) for pair in finals]),
+                    "paired_difference_interval": list(ends) if ends else None,
                 })  # fmt: skip
         return rows
 
@@ -256,9 +257,26 @@ class Comparison:
             "groups": self.table(),
             "improvement": self.improvements(),
             "curves": {task: {g.label: self.curve(g, task) for g in self.groups} for task in self.tasks},
+            "settings": self.settings(),
             "published": {task: [anchor._asdict() for anchor in self.anchors(task)] for task in self.tasks},
             "runs": [self.row(group, run) for group in self.groups for run in group.runs],
         }
+
+    def settings(self) -> list[dict[str, Any]]:
+        """What the groups were given beyond the preset of the first: name, values by group, whether all are the same.
+
+        Of each group its first run's; what differs between groups stands first.
+        """
+        usual = to_dict(preset(str(self.runs[0].setting("preset") or "small")))
+        found = dict[str, None]()
+        for group in self.groups:
+            found |= dict.fromkeys(differences(usual, group.runs[0].settings))
+        rows = []
+        for name in found:
+            if name not in UNSEEN | {"task", "preset"}:
+                values = {group.label: group.runs[0].setting(name) for group in self.groups}
+                rows.append({"name": name, "values": values, "same": len(set(map(str, values.values()))) == 1})
+        return sorted(rows, key=lambda row: row["same"])
 
     def row(self, group: Group, run: Run) -> dict[str, Any]:
         """One run as a line of runs.csv."""

@@ -5,21 +5,16 @@ from __future__ import annotations
 import base64
 import csv
 import html
-import io
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agent.checkpoint import UsageError
-from agent.compare import ROLLOUT, Anchor, Comparison
+from agent.compare import ROLLOUT, Comparison
+from agent.report_pictures import curves, final_returns
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B0A000", "#7F7F7F")
-"""Okabe and Ito's, which colour-blind people can tell apart."""
 MOST_VIDEO = 4_000_000
 """Bytes of video that a report may hold."""
 
@@ -80,6 +75,7 @@ def as_html(comparison: Comparison, content: dict[str, Any]) -> str:
         _warnings(content["warnings"]),
         "<h2>Final returns</h2>",
         _final_table(content["groups"]),
+        final_returns(comparison, content["groups"]),
         '<p class="soft">IQM: mean of the middle half of the runs. In brackets 95 % intervals by a bootstrap over '
         "seeds within each task, given from five seeds on.</p>",
         "<h2>Steadiness and cost</h2>",
@@ -90,9 +86,10 @@ def as_html(comparison: Comparison, content: dict[str, Any]) -> str:
     if any(row[name] is not None for row in content["groups"] for name in ROLLOUT):
         parts += ["<h2>Dreams</h2>", _dream_table(content["groups"])]
     for task in comparison.tasks:
-        parts += [f"<h2>Learning curves, {_text(task)}</h2>", _curves(comparison, task), _anchors(content, task)]
+        parts += [f"<h2>Learning curves, {_text(task)}</h2>", curves(comparison, task), _anchors(content, task)]
     if content["improvement"]:
         parts += ["<h2>Which is better?</h2>", _improvement_table(content["improvement"])]
+    parts += ["<h2>Settings</h2>", _settings_table(content["settings"])]
     parts += [_films(comparison), "<details open><summary>Runs</summary>", _run_table(content["runs"]), "</details>"]
     body = "\n".join(part for part in parts if part)
     return (
@@ -181,7 +178,8 @@ def _improvement_table(rows: Sequence[dict[str, Any]]) -> str:
         verdict = "too few seeds to say"
         if ends:
             verdict = "no difference" if ends[0] <= 0.5 <= ends[1] else ("better" if ends[0] > 0.5 else "worse")
-        cells.append([_text(row["one"]), _text(row["other"]), chance, verdict, _number(row["paired_difference"])])
+        paired = _with_interval(row, "paired_difference")
+        cells.append([_text(row["one"]), _text(row["other"]), chance, verdict, paired])
     head = ["first", "second", "chance that a run<br>of the first is better", "verdict"]
     head.append("first - second,<br>same episodes")
     return _table(head, cells)
@@ -194,6 +192,18 @@ def _run_table(rows: Sequence[dict[str, Any]]) -> str:
         for row in rows
     ]  # fmt: skip
     return _table(["group", "task", "seed", "steps", "return", "minutes", "commit", "command"], cells)
+
+
+def _settings_table(rows: Sequence[dict[str, Any]]) -> str:
+    """What the groups were given beyond their presets; what differs between groups stands first."""
+    if not rows:
+        return "<p>Every group has the settings of its preset.</p>"
+    names = list(rows[0]["values"])
+    cells = [
+        [f"{_text(row['name'])}{'' if row['same'] else ' *'}", *(_text(row["values"][name]) for name in names)]
+        for row in rows
+    ]
+    return _table(["setting", *map(_text, names)], cells) + '<p class="soft">*: the groups differ.</p>'
 
 
 def _anchors(content: dict[str, Any], task: str) -> str:
@@ -209,69 +219,7 @@ def _anchors(content: dict[str, Any], task: str) -> str:
     return f"{table}<p class='soft'>Training episodes are played with sampled actions and are a little lower.</p>"
 
 
-# ---------------------------------------------------------------------- pictures
-
-
-def _curves(comparison: Comparison, task: str) -> str:
-    figures = []
-    for axis, words in (("steps", "simulator steps"), ("seconds", "minutes")):
-        light, dark = (_draw(comparison, task, axis, words, dark) for dark in (False, True))
-        figures.append(
-            f'<picture><source srcset="{dark}" media="(prefers-color-scheme: dark)">'
-            f'<img src="{light}" alt="Return over {words}, one line per group"></picture>'
-        )
-    caption = "Mean over seeds; the band reaches from the lowest to the highest seed. Dotted: published."
-    return f'<figure><div class="two">{"".join(figures)}</div><figcaption>{caption}</figcaption></figure>'
-
-
-def _draw(comparison: Comparison, task: str, axis: str, words: str, dark: bool) -> str:
-    """The curves of a task over one axis (steps or seconds), as a data URI of an SVG."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    ink = "#e6e8eb" if dark else "#1b1f24"
-    inked = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
-    style: Any = {**dict.fromkeys(inked, ink), "svg.fonttype": "none", "font.family": "sans-serif"}
-    with rc_context(style):
-        figure = Figure(figsize=(5.6, 4.0), layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.subplots()
-        for number, group in enumerate(comparison.groups):
-            curve, colour = comparison.curve(group, task), COLOURS[number % len(COLOURS)]
-            x = curve["steps"] if axis == "steps" else [second / 60 for second in curve["seconds"]]
-            axes.fill_between(x, curve["low"], curve["high"], color=colour, alpha=0.15, linewidth=0)
-            axes.plot(x, curve["mean"], color=colour, marker="o", markersize=3, label=group.label)
-        last = max(run.last_step for run in comparison.runs if run.task == task)
-        _draw_anchors(axes, comparison.anchors(task), last, ink)
-        axes.set(xlabel=words, ylabel="return")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.15)
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(text.getvalue().encode()).decode()
-
-
-def _draw_anchors(axes: Axes, anchors: Sequence[Anchor], last: int, ink: str) -> None:
-    """A dotted line for each published return, its step said where it is not near `last`; names whose lines lie close
-    share a label."""
-    low, high = axes.get_ylim()
-    high = max([high, *(anchor.value for anchor in anchors)])
-    labels: list[tuple[float, list[str]]] = []
-    for anchor in anchors:  # from the highest
-        axes.axhline(anchor.value, color=ink, alpha=0.3, linestyle=":", linewidth=1)
-        name = anchor.method if abs(anchor.step - last) <= last / 4 else f"{anchor.method} at {anchor.step // 1000}k"
-        if labels and labels[-1][0] - anchor.value < 0.06 * (high - min(low, 0.0)):
-            labels[-1][1].append(name)
-        else:
-            labels.append((anchor.value, [name]))
-    for value, names in labels:
-        axes.annotate(
-            ", ".join(names), (0, value), xycoords=("axes fraction", "data"), xytext=(2, 2),
-            textcoords="offset points", fontsize=7, alpha=0.75,
-        )  # fmt: skip
+# ---------------------------------------------------------------------- films
 
 
 def _films(comparison: Comparison) -> str:

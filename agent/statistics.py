@@ -203,3 +203,33 @@ def paired_difference(one: Sequence[Mapping[int, float]], other: Sequence[Mappin
         return None
     mean = [np.mean([[run[episode] for episode in sorted(common)] for run in side], axis=0) for side in (one, other)]
     return float((mean[0] - mean[1]).mean())
+
+
+Finals = Sequence[Mapping[int, float]]
+"""{seed of the episode: return} of each run."""
+
+
+def paired_interval(
+    tasks: Sequence[tuple[Finals, Finals]], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float] | None:
+    """Percentile bootstrap interval of the mean over tasks of `paired_difference`: the runs of either side are drawn
+    anew within each task. None below `FEWEST_SEEDS` runs, or where a task has no common episode."""
+    sides = [side for pair in tasks for side in pair]
+    if not tasks or min(len(side) for side in sides) < FEWEST_SEEDS:
+        return None
+    strata = []
+    for one, other in tasks:
+        common = sorted(set.intersection(*(set(run) for run in [*one, *other])))
+        if not common:
+            return None
+        means = [[float(np.mean([run[episode] for episode in common])) for run in side] for side in (one, other)]
+        strata.append([np.array(side) for side in means])
+    rng = np.random.default_rng(seed)
+
+    def drawn(values: np.ndarray) -> np.ndarray:
+        return values[rng.integers(0, values.size, (resamples, values.size))].mean(1)
+
+    found = np.mean([drawn(one) - drawn(other) for one, other in strata], axis=0)
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.percentile(found, [tail, 100.0 - tail])
+    return float(low), float(high)

@@ -17,6 +17,7 @@ from agent.statistics import (
     aggregates,
     improvement_interval,
     paired_difference,
+    paired_interval,
     probability_of_improvement,
     stratified_intervals,
 )
@@ -105,6 +106,27 @@ def test_paired_differences_use_common_episodes_alone():
     one, other = [{1: 10.0, 2: 20.0, 3: 99.0}], [{1: 5.0, 2: 21.0}, {1: 7.0, 2: 19.0}]
     assert paired_difference(one, other) == pytest.approx(((10 - 6) + (20 - 20)) / 2)
     assert paired_difference(one, [{7: 1.0}]) is None
+
+
+def test_the_interval_of_paired_differences_is_that_of_scipy():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(10.0, 3.0, (12, 4)), rng.normal(8.0, 3.0, (9, 4))
+    one, other = ([dict(enumerate(run)) for run in side] for side in (x, y))
+    other.append({0: -99.0, 1: -99.0, 2: -99.0, 3: -99.0})  # one that fails
+    low, high = paired_interval([(one, other)], resamples=20_000)
+    means = x.mean(1), np.r_[y.mean(1), -99.0]
+    theirs = stats.bootstrap(means, lambda a, b, axis: a.mean(axis) - b.mean(axis), vectorized=True,
+                             method="percentile", n_resamples=20_000, rng=1).confidence_interval  # fmt: skip
+    assert (low, high) == pytest.approx(tuple(theirs), abs=0.01 * (high - low))
+    assert paired_interval([(one[:4], other)]) is None
+
+
+def test_the_interval_of_the_iqm_is_that_of_scipy():
+    scores = np.random.default_rng(3).gamma(2.0, size=16)
+    low, high = stratified_intervals({"a": scores}, resamples=20_000)["iqm"]
+    theirs = stats.bootstrap((scores,), lambda a, axis: stats.trim_mean(a, 0.25, axis), vectorized=True,
+                             method="percentile", n_resamples=20_000, rng=1).confidence_interval  # fmt: skip
+    assert (low, high) == pytest.approx(tuple(theirs), abs=0.03 * (high - low))
 
 
 # ---------------------------------------------------------------------- reading
@@ -254,7 +276,8 @@ def test_the_report_stands_alone(tmp_path):
     page = write_report(found, tmp_path / "out").read_text()
     for word in ("http://", "https://", "<link", "<script", "nan"):
         assert word not in page.replace("http://www.w3.org", "")
-    assert page.count("<source srcset=") == 2  # light and dark, over steps and over minutes
+    assert page.count("<source srcset=") == 3  # light and dark: final returns, curves over steps and over minutes
+    assert "behavior.horizon *" in page  # the settings in which the groups differ
     assert "python train_agent.py dmc:cartpole_swingup" in page
     assert "no difference" in page
     content = json.loads((tmp_path / "out" / "comparison.json").read_text())
