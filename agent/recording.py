@@ -40,7 +40,7 @@ def record(
     actor None acts at random; explore samples the actor's actions, by default it takes the mean ones.
     """
     envs = make_envs(count)
-    rows: list[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray]] = []
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in (*spaces.obs, "/action", "/reward", "/contacts")}
     lengths, terminal, under_way = np.zeros(count, int), np.zeros(count, bool), np.ones(count, bool)
     action, reward, last = np.zeros((count, spaces.action.size), np.float32), np.zeros(count), np.zeros(count, bool)
     memory: Any = None
@@ -51,8 +51,9 @@ def record(
             seeds = [RECORDING_SEEDS + seed + i for i in range(count)]
             obs, info = envs.reset(seed=seeds)  # type: ignore[arg-type]
             while True:
-                seen = spaces.arrays(obs)
-                rows.append((seen, action, reward, np.asarray(info.get("contacts", np.zeros(0)))))
+                row = {"/action": action, "/reward": reward, "/contacts": np.asarray(info.get("contacts", np.zeros(0)))}
+                for name, value in (spaces.arrays(obs) | row).items():
+                    columns[name].append(value)
                 lengths += under_way
                 under_way &= ~last
                 if not under_way.any():
@@ -60,7 +61,7 @@ def record(
                 if actor is None:
                     taken = envs.action_space.sample()
                 else:
-                    taken, memory, _ = actor.act(obs, memory, np.full(count, len(rows) == 1), explore)
+                    taken, memory, _ = actor.act(obs, memory, np.full(count, len(columns["/action"]) == 1), explore)
                 action = from_env(torch.as_tensor(taken), spaces.action).clamp(-1.0, 1.0).numpy()
                 obs, reward, terminated, truncated, info = envs.step(taken)
                 last = terminated | truncated
@@ -68,16 +69,17 @@ def record(
     finally:
         envs.close()
 
-    def joined(parts: list[np.ndarray]) -> Tensor:
-        """(E, T, ...), zero behind the end of an episode."""
-        whole = torch.from_numpy(np.stack(parts, 1))
+    def joined(name: str) -> Tensor:
+        """(E, T, ...), zero behind the end of an episode; the parts are let go, images take much room."""
+        whole = torch.from_numpy(np.stack(columns.pop(name), 1))
         whole = whole if whole.dtype == torch.uint8 else whole.float()
-        real = torch.arange(len(rows)) < torch.from_numpy(lengths)[:, None]
-        return whole * real.view(*real.shape, *[1] * (whole.ndim - 2))
+        for env, length in enumerate(lengths):
+            whole[env, length:] = 0
+        return whole
 
-    every = list(zip(*rows, strict=True))
-    observations = {name: joined([seen[name] for seen in every[0]]) for name in spaces.obs}
-    episodes = Episodes(observations, joined(list(every[1])), joined(list(every[2])), torch.from_numpy(lengths))
-    contacts = joined(list(every[3])) if all(part.size for part in every[3]) else None
+    counted = all(part.size for part in columns["/contacts"])
+    observations = {name: joined(name) for name in spaces.obs}
+    episodes = Episodes(observations, joined("/action"), joined("/reward"), torch.from_numpy(lengths))
+    contacts = joined("/contacts") if counted else None
     policy: PolicyName = "random" if actor is None else "agent"
     return Recording(policy, episodes, contacts, torch.from_numpy(terminal))

@@ -182,3 +182,13 @@ def test_an_agent_learns_from_images_and_leaves_what_can_be_looked_at(script, tm
     lost = script("train_agent.py", "--resume", run, "--steps", 300)
     assert lost.returncode == 2
     assert "missing" in lost.stderr
+
+
+@pytest.mark.parametrize("task", ["atari100k:pong", pytest.param("dmc:cartpole_balance@pixels", marks=drawing)])
+def test_the_tasks_of_images_train_and_are_judged(script, tmp_path, task):
+    words = ("--preset", "debug", "--no-video", "--eval.episodes", 1, "--steps", 220, "--train.eval-every", 0)
+    done = script("train_agent.py", task, *words, "--train.prefill", 100, "--run-dir", "run")
+    assert done.returncode == 0, done.stderr
+    assert "over 1 episode" in done.stdout
+    assert ("human-normalised" in done.stdout) == task.startswith("atari100k")
+    assert (tmp_path / "run" / "videos" / "open_loop_image.gif").exists()
