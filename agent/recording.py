@@ -51,8 +51,9 @@ def record(
             seeds = [RECORDING_SEEDS + seed + i for i in range(count)]
             obs, info = envs.reset(seed=seeds)  # type: ignore[arg-type]
             while True:
-                row = {"/action": action, "/reward": reward, "/contacts": np.asarray(info.get("contacts", np.zeros(0)))}
-                for name, value in (spaces.arrays(obs) | row).items():
+                row: dict[str, np.ndarray] = {**spaces.arrays(obs), "/action": action, "/reward": reward}
+                row["/contacts"] = np.asarray(info.get("contacts", np.zeros(0)))
+                for name, value in row.items():
                     columns[name].append(value)
                 lengths += under_way
                 under_way &= ~last
