@@ -156,7 +156,7 @@ def model(args: Model, write: Write) -> None:
     print(f"{task}, {path}, step {saved['step']:,}\n{describe(found)}")
     folder = Path(args.out) if args.out else run_folder(path) / "model"
     save_results(found, folder, {"task": str(task), "checkpoint": str(path), "step": saved["step"]})
-    save_all(draw_all(world, recordings, found, args.horizon), folder)
+    save_all(draw_all(world, recordings, found, args.horizon, folder), folder)
     print(f"results {folder}")
     write(content_of(found))
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
 from agent.open_loop import SAMPLES, context_of, watch
-from agent.pictures import new_figure, pixels_of
+from agent.pictures import FILM_FPS, compared, film, film_strip, new_figure, pixels_of
 from agent.recording import Recording
 from agent.rollout_error import RolloutErrors, in_words
-from world_model import WorldModel, symexp
+from agent.video import write_video
+from world_model import Rollout, WorldModel, symexp
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,9 +75,17 @@ def draw_map(found: RolloutErrors, policy: str) -> Figure:
     return figure
 
 
+class Example(NamedTuple):
+    """SAMPLES dreams of H steps along the longest episode of a recording, number `pick`, from its row number `row`."""
+
+    pick: int
+    row: int
+    dream: Rollout
+
+
 @torch.no_grad()
-def draw_truth(world: WorldModel, recording: Recording, horizon: int, entries: int = 6) -> Figure:
-    """What happened and what a dream with the same actions said, for the entries that move most."""
+def example(world: WorldModel, recording: Recording, horizon: int) -> Example:
+    """Dreams with the actions that were played, of as many steps as the episode has."""
     episodes = recording.episodes
     pick = int(episodes.length.argmax())
     row = context_of(episodes) - 1
@@ -86,12 +95,18 @@ def draw_truth(world: WorldModel, recording: Recording, horizon: int, entries: i
     actions = episodes.prev_action[pick : pick + 1, row + 1 : row + 1 + horizon].repeat_interleave(SAMPLES, 0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        dream = world.imagine(start, actions, horizon)
-    senses = world.senses
+        return Example(pick, row, world.imagine(start, actions, horizon))
+
+
+@torch.no_grad()
+def draw_truth(world: WorldModel, recording: Recording, shown: Example, entries: int = 6) -> Figure:
+    """What happened and what dreams with the same actions said, for the entries that move most."""
+    episodes, senses, (pick, row, dream) = recording.episodes, world.senses, shown
+    horizon = dream.rewards.shape[1]
     if senses.decoder:
         guess = symexp(senses.decoder(dream.feat[1:])).transpose(0, 1).numpy()  # (SAMPLES, H, O)
         truth = senses.flatten(episodes.obs)[pick, : row + 1 + horizon].numpy()
-    else:  # images are shown by the films of `pictures.py`
+    else:  # images have films
         guess, truth = np.zeros((SAMPLES, horizon, 0)), np.zeros((row + 1 + horizon, 0))
     names = [f"{name}[{i}]" for name, size in senses.vectors.items() for i in range(size)]
     chosen = sorted(np.argsort(-truth.std(0), kind="stable")[:entries])
@@ -99,7 +114,7 @@ def draw_truth(world: WorldModel, recording: Recording, horizon: int, entries: i
     ahead = np.arange(row + 1, row + 1 + horizon)
     lines = [(names[i], truth[:, i], guess[..., i]) for i in chosen]
     reward = episodes.reward[pick, : row + 1 + horizon].numpy()
-    lines.append(("reward", reward, dream.rewards.numpy()))
+    lines.append(("reward", reward, dream.rewards.numpy(force=True)))
     for panel, (name, real, dreamt) in zip(axes[:, 0], lines, strict=True):
         panel.plot(real, color="0.2", label="what happened")
         panel.plot(ahead, dreamt.mean(0), color="C1", label=f"mean of {SAMPLES} dreams")
@@ -109,6 +124,22 @@ def draw_truth(world: WorldModel, recording: Recording, horizon: int, entries: i
     axes[0, 0].legend(frameon=False, fontsize=8, ncols=2)
     axes[-1, 0].set_xlabel(f"step of the episode ({recording.policy}); left of the dotted line the model sees")
     return figure
+
+
+@torch.no_grad()
+def save_films(world: WorldModel, recording: Recording, shown: Example, folder: Path) -> None:
+    """What images showed, what the first dream saw and the difference: truth_POLICY_NAME.gif, and moments as PNG."""
+    from matplotlib.image import imsave
+
+    first, row = shown.dream.states.map(lambda leaf: leaf[:1, 1:]), shown.row + 1
+    loops = shown.dream.loops.depth[0].numpy(force=True)
+    for name, guess in world.decode(first).items():
+        if name not in world.senses.vectors:
+            truth = recording.episodes.obs[name][shown.pick, row : row + len(loops)]
+            parts = compared(truth, guess[0])
+            imsave(folder / f"truth_{recording.policy}_{name}.png", film_strip(parts))
+            frames = film(parts, loops, world.run_cap)
+            write_video(folder / f"truth_{recording.policy}_{name}.gif", frames, FILM_FPS)
 
 
 @torch.no_grad()
@@ -134,15 +165,17 @@ def draw_loops(world: WorldModel, recording: Recording) -> Figure:
 
 
 def draw_all(
-    world: WorldModel, recordings: Sequence[Recording], found: RolloutErrors, horizon: int
+    world: WorldModel, recordings: Sequence[Recording], found: RolloutErrors, horizon: int, folder: Path
 ) -> dict[str, Figure]:
-    """{name: figure}"""
+    """{name: figure}; the films of images are written at once."""
     figures = {"errors": draw_errors(found)}
     if found.norms:
         figures["norms"] = draw_norms(found)
     for recording in recordings:
         figures[f"map_{recording.policy}"] = draw_map(found, recording.policy)
-        figures[f"truth_{recording.policy}"] = draw_truth(world, recording, horizon)
+        shown = example(world, recording, horizon)
+        figures[f"truth_{recording.policy}"] = draw_truth(world, recording, shown)
+        save_films(world, recording, shown, folder)
         figures[f"loops_{recording.policy}"] = draw_loops(world, recording)
     return figures
 

@@ -172,6 +172,10 @@ def test_an_agent_learns_from_images_and_leaves_what_can_be_looked_at(script, tm
     assert (run / "replay" / "eye.images").exists()
     more = script("train_agent.py", "--resume", run, "--steps", 240)
     assert more.returncode == 0, more.stderr
+    looked = script("evaluate.py", "model", run, "--horizon", 3, "--episodes", 1, "--windows", 2, "--max-loops", 1)
+    assert looked.returncode == 0, looked.stderr
+    assert (run / "model" / "truth_agent_eye.gif").exists()
+    assert (run / "model" / "truth_random_eye.png").exists()
     data = script("evaluate.py", "dataset", run, tmp_path / "data")
     assert data.returncode == 0, data.stderr
     with np.load(tmp_path / "data" / "rows.npz") as rows:
