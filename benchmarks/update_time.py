@@ -2,12 +2,15 @@
 
     python benchmarks/update_time.py                    # the sizes of the default preset, and the reference size
     python benchmarks/update_time.py --threads 1 --updates 100
+    python benchmarks/update_time.py --images dmc       # or atari: at 1, 2 and 4 fixed loops, and with exits
+    python benchmarks/update_time.py --images atari --device cuda --preset base
 
 The reference size is 16 x 64 rows, 1,024 dreams of 15 steps, two fixed loops; it is timed with the actor's gradient
 by REINFORCE, as DreamerV3 has it, and through the dynamics, as ours has it for continuous actions. The default size
 is timed three times: at two fixed loops, with a gate that lets every state stop after one loop, as a trained gate does
 on easy tasks, and with a gate that starts by letting none stop. Nothing else may run meanwhile. Medians over single
-updates; the first ones are left out. Random data: the time does not depend on it.
+updates; the first ones are left out. Random data: the time does not depend on it. On a GPU an update is one part, a
+recorded graph, and the first updates of every depth, which record it, are left out.
 """
 
 from __future__ import annotations
@@ -26,41 +29,64 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agent.actor_critic import ActionSpec  # noqa: E402
-from agent.config import Config, keep_memory  # noqa: E402
+from agent.config import PRESETS, Config, keep_memory, preset  # noqa: E402
 from agent.dreamer import Dreamer  # noqa: E402
+from agent.graphs import WARM  # noqa: E402
 from agent.spaces import Spaces  # noqa: E402
-from world_model import Batch  # noqa: E402
+from world_model import Batch, LoopConfig  # noqa: E402
 
 SPACES = Spaces({"state": 5}, ActionSpec(1, False))  # those of dmc:cartpole_swingup
+IMAGES = {
+    "dmc": Spaces({"image": (64, 64, 3)}, ActionSpec(6, False)),
+    "atari": Spaces({"image": (64, 64, 3)}, ActionSpec(18, True)),
+}
+FIRST = 5
+"""Updates that are left out."""
 
 
 def random_batch(agent: Dreamer, size: int, length: int) -> Batch:
     """(B, T) rows of noise, none of them the first of an episode."""
-    rows = torch.zeros(size, length)
-    obs = {name: torch.randn(size, length, width) for name, width in SPACES.obs.items()}
-    action = torch.rand(size, length, SPACES.action.size) * 2 - 1
+    rows, device = torch.zeros(size, length, device=agent.device), agent.device
+    obs = {
+        name: torch.randn(size, length, width, device=device)
+        if isinstance(width, int)
+        else torch.randint(0, 256, (size, length, *width), dtype=torch.uint8, device=device)
+        for name, width in agent.spaces.obs.items()
+    }
+    action = torch.rand(size, length, agent.spaces.action.size, device=device) * 2 - 1
     no = rows.bool()
     with torch.no_grad():
         start = agent.world.initial(size)
-    return Batch(obs, action, torch.rand(size, length), no, no, no, start)
+    return Batch(obs, action, torch.rand(size, length, device=device), no, no, no, start)
 
 
-def measure(name: str, config: Config, updates: int, gate: float | None) -> None:
+def now(agent: Dreamer) -> float:
+    """The time, when all that was begun is done."""
+    if agent.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def measure(
+    name: str, config: Config, updates: int, gate: float | None, spaces: Spaces = SPACES, device: str = "cpu"
+) -> None:
     """Print the medians of one configuration; gate sets what the exit gate predicts for every state."""
     torch.manual_seed(0)
-    agent = Dreamer(config.model, config.behavior, config.optimizer, SPACES)
+    agent = Dreamer(config.model, config.behavior, config.optimizer, spaces, device)
+    first = FIRST if agent.graphs is None else (WARM + 1) * 2 * config.model.loop.train_cap + FIRST
     if gate is not None:
         agent.world.core.rule.state.bias.data.fill_(gate)
     rows: list[dict[str, float]] = []
-    for number in range(updates + 5):
+    for number in range(updates + first):
         batch = random_batch(agent, config.train.batch, config.train.length)
         agent.seconds.clear()
-        began = time.perf_counter()
+        began = now(agent)
         _, metrics = agent.update(batch)
+        took = now(agent) - began
         if gate is not None:  # the gate is trained by the update: put it back
             agent.world.core.rule.state.bias.data.fill_(gate)
-        if number >= 5:
-            rows.append({**agent.seconds, "total": time.perf_counter() - began})
+        if number >= first:
+            rows.append({**agent.seconds, "total": took})
     parts = {part: 1e3 * float(np.median([row[part] for row in rows])) for part in rows[0]}
     parameters = sum(adam.flat.numel() for adam in agent.adams.values())
     print(
@@ -70,17 +96,36 @@ def measure(name: str, config: Config, updates: int, gate: float | None) -> None
     )
 
 
+def image_rows(loop: LoopConfig) -> list[tuple[str, LoopConfig, float | None]]:
+    """Label, core and what the gate says: 1, 2 and 4 fixed loops, then sampled depth with exits."""
+    fixed = [replace(loop, depth="fixed", exit="fixed", mean_loops=float(loops)) for loops in (1, 2, 4)]
+    rows: list[tuple[str, LoopConfig, float | None]] = [(f"{each.train_cap} fixed loops", each, None) for each in fixed]
+    sampled = replace(loop, depth="update", exit="gate", mean_loops=2.0, min_loops=1)
+    return [*rows, ("sampled, all exit after one", sampled, -1.0), ("sampled, none exits", sampled, 1e3)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=Config().train.threads, help="intra-op threads")
     parser.add_argument("--updates", type=int, default=60, help="timed updates of each size")
+    parser.add_argument("--images", choices=IMAGES, help="an agent that sees images, with the actions of dmc or atari")
+    parser.add_argument("--preset", choices=PRESETS, default="small", help="sizes of the agent that sees images")
+    parser.add_argument("--device", default="cpu", help="where the agent that sees images computes")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_memory()
     machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     print(f"{machine}, {args.threads} threads, torch {torch.__version__}")
     names = ["world_model", "imagination", "actor_critic", "backward", "optimizer", "total"]
+    if args.images:
+        names = ["update", "total"] if args.device == "cuda" else names
     print(f"{'median ms of an update':34s} {'params':>9s} " + " ".join(f"{n:>13s}" for n in names) + "  mean loops")
+    if args.images:
+        for label, loop, gate in image_rows(preset(args.preset).model.loop):
+            config = preset(args.preset)
+            config = replace(config, model=replace(config.model, loop=loop))
+            measure(label, config, args.updates, gate, IMAGES[args.images], args.device)
+        return
     default = Config()
     fixed = replace(default.model, loop=replace(default.model.loop, depth="fixed", exit="fixed", mean_loops=2))
     measure("default size, two fixed loops", replace(default, model=fixed), args.updates, None)
