@@ -256,7 +256,7 @@ class Comparison:
             "warnings": self.warnings,
             "groups": self.table(),
             "improvement": self.improvements(),
-            "curves": {task: {g.label: self.curve(g, task) for g in self.groups} for task in self.tasks},
+            "curves": {task: {g.label: _known(self.curve(g, task)) for g in self.groups} for task in self.tasks},
             "settings": self.settings(),
             "published": {task: [anchor._asdict() for anchor in self.anchors(task)] for task in self.tasks},
             "runs": [self.row(group, run) for group in self.groups for run in group.runs],
@@ -315,6 +315,11 @@ def _is_number(text: str) -> bool:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None and np.isfinite(value)]
     return float(np.mean(known)) if known else None
+
+
+def _known(curve: Mapping[str, list[float]]) -> dict[str, list[float | None]]:
+    """None, which JSON knows, for what is not known: the seconds of a run without logged times."""
+    return {name: [value if np.isfinite(value) else None for value in values] for name, values in curve.items()}
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -288,6 +288,16 @@ def test_the_report_stands_alone(tmp_path):
     assert rows[0]["return"] == "300.0"
 
 
+def test_runs_without_logged_times_have_none(tmp_path):
+    for seed in (0, 1):
+        (write_run(tmp_path / "runs" / f"a{seed}", seed) / "metrics.jsonl").write_text("")
+    found = Comparison([load_run(path) for path in find_runs([str(tmp_path / "runs")])])
+    write_report(found, tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "comparison.json").read_text(), parse_constant=pytest.fail)
+    assert content["groups"][0]["minutes"] is None
+    assert content["curves"]["dmc:cartpole_swingup"]["preset small"]["seconds"] == [None, None]
+
+
 def test_the_command(tmp_path, script):
     for seed in (0, 1):
         write_run(tmp_path / "runs" / f"a{seed}", seed)
