@@ -41,7 +41,7 @@ from agent.rollout_error import content_of, describe, rollout_errors, save_resul
 from agent.rollout_pictures import draw_all, save_all
 from agent.runs import find_runs, load_run
 from agent.settings import from_dict
-from agent.spaces import spaces_of
+from agent.spaces import Spaces, spaces_of
 from agent.statistics import format_summary
 from envs import TaskError, TaskId, make_env, make_vector_env, position_entries, prepare_rendering
 
@@ -58,7 +58,7 @@ def policy(args: Policy, write: Write) -> None:
         raise UsageError(f"{args.run} trained the world model alone: it has no policy to play")
     if config.agent != "dreamer" and args.exit:
         raise UsageError(f"{args.run} is a run of {config.agent}, which has no loops: leave --exit out")
-    agent = agent_of(saved, args.device)
+    agent = agent_of(saved, args.device) if args.sb3 is None else guest(args.sb3, Spaces.of(saved["spaces"]))
     cfg = args.changes(config.eval)
     if args.exit and isinstance(agent, Dreamer):
         cfg = replace(cfg, max_loops=args.cap(config))
@@ -75,18 +75,19 @@ def policy(args: Policy, write: Write) -> None:
     make_envs = partial(make_vector_env, task, seed=cfg.first_seed)
     episodes = Evaluator(cfg, agent, make_envs, task.action_repeat, task.judged_by)(final=True)
     result = summarise(episodes)
-    print(f"{task}, {path}, step {saved['step']:,}")
+    print(f"{task}, {args.sb3}" if args.sb3 else f"{task}, {path}, step {saved['step']:,}")
     print(format_summary(result))
     human = human_normalised(str(task), result["mean"])
     if human is not None:
         print(f"human-normalised {human:.3f}")
     write({
-        "task": str(task), "checkpoint": str(path), "step": saved["step"], "max_loops": cfg.max_loops,
+        "task": str(task), "checkpoint": args.sb3 or str(path), "step": saved["step"], "max_loops": cfg.max_loops,
         "exit": args.exit or config.model.loop.exit,
         "summary": result, "human_normalised": human, "episodes": episodes,
     })  # fmt: skip
     if args.video:
-        target = run_folder(path) / "videos" / f"policy_{path.stem}_{args.seed}.mp4"
+        name = Path(args.sb3 or path).stem
+        target = run_folder(path) / "videos" / f"policy_{name}_{args.seed}.mp4"
         drawn = partial(make_env, task, render=True)
         print(cannot_draw or save_video(target, agent, drawn, cfg))
 
@@ -98,6 +99,13 @@ def agent_of(saved: dict[str, Any], device: str) -> Actor:
     from agent.baselines import Baseline  # a second to import
 
     return Baseline.from_checkpoint(saved, device)
+
+
+def guest(file: str, spaces: Spaces) -> Actor:
+    """An agent that stable-baselines3 has saved."""
+    from agent.baselines import Baseline
+
+    return Baseline.from_library(file, spaces)
 
 
 def dreamer_of(saved: dict[str, Any], run: str) -> Dreamer:

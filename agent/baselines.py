@@ -15,7 +15,7 @@ from typing import Any, cast
 import gymnasium as gym
 import numpy as np
 import torch
-from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
@@ -181,6 +181,26 @@ class Baseline:
         except (KeyError, RuntimeError) as error:
             raise UsageError("the checkpoint is of another version of stable-baselines3") from error
         return agent
+
+
+    @classmethod
+    def from_library(cls, path: str, spaces: Spaces) -> Baseline:
+        """An agent that the library has saved, to act. Raises UsageError."""
+        if not Path(path).is_file():
+            raise UsageError(f"there is no file {path}; give what an agent's save() wrote")
+        for kind in (PPO, A2C, SAC, TD3, DDPG, DQN):
+            try:
+                model = kind.load(path, device="cpu")
+            except Exception:  # of another algorithm; each fails in its own way
+                continue
+            if model.observation_space.shape != (width_of(spaces),):
+                raise UsageError(f"{path} sees {model.observation_space}, the task shows {width_of(spaces)} numbers")
+            if isinstance(model.action_space, gym.spaces.Discrete) != spaces.action.discrete:
+                raise UsageError(f"{path} acts in {model.action_space}, which is not the task's")
+            agent = cls.__new__(cls)
+            agent.name, agent.spaces, agent.model = kind.__name__.lower(), spaces, model
+            return agent
+        raise UsageError(f"{path} is no agent of stable-baselines3 (PPO, A2C, SAC, TD3, DDPG or DQN)")
 
 
 class Blank(gym.Env[dict[str, np.ndarray], Any]):

@@ -29,6 +29,9 @@ class Policy:
     """Threshold of that rule."""
     exit_histogram: tuple[float, ...] = ()
     """Weights of 1, 2, .. loops for the random exit."""
+    sb3: str | None = None
+    """Score this agent instead, saved by stable-baselines3 (agent.zip), in the run's task: one that learned in its
+    dream. Such a file can run code while it is read: only open your own."""
     checkpoint: Literal["latest", "best"] = "latest"
     """Which checkpoint of a run folder."""
     device: str = "auto"
@@ -43,6 +46,8 @@ class Policy:
             self.changes(EvalConfig())
         except ValueError as error:
             raise ValueError(str(error).replace("--eval.", "--")) from error
+        if self.sb3 and (self.exit or self.max_loops):
+            raise ValueError("an agent of stable-baselines3 has no loops: leave --exit and --max-loops out")
         if self.exit is None and (self.exit_threshold is not None or self.exit_histogram):
             raise ValueError("--exit-threshold and --exit-histogram belong to another rule: name it with --exit")
 

@@ -1,5 +1,7 @@
 """The learned world model as an environment."""
 
+import json
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -117,6 +119,22 @@ def test_a_baseline_learns_in_the_dream_and_is_judged_in_the_real_world(finished
     alone = script("train_agent.py", "toy:cue5", "--dream", finished[0])
     assert alone.returncode == 2
     assert "--dream is for baselines" in " ".join(alone.stderr.replace("│", " ").split())
+
+
+def test_an_agent_of_the_library_that_learned_in_the_dream_is_scored(finished, script, tmp_path):
+    from stable_baselines3 import A2C
+
+    learner = A2C("MlpPolicy", DreamVecEnv(finished[0], count=2, horizon=3), n_steps=4, seed=0)
+    learner.learn(16).save(tmp_path / "a2c.zip")
+    words = ("evaluate.py", "policy", finished[0], "--episodes", 2, "--json", "-", "--sb3")
+    played = script(*words, "a2c.zip")
+    assert played.returncode == 0, played.stderr
+    assert len(json.loads(played.stdout)["episodes"]) == 2
+    (tmp_path / "no.zip").write_text("nothing")
+    for file, message in (("no.zip", "is no agent of stable-baselines3"), ("none.zip", "there is no file")):
+        refused = script(*words, file)
+        assert refused.returncode == 2
+        assert message in refused.stderr
 
 
 def test_runs_that_cannot_dream(finished, tmp_path):
