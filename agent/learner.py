@@ -25,9 +25,9 @@ class OptimizerConfig:
 
     model_lr: float = 1e-3
     """Adam step of the world model."""
-    actor_lr: float = 3e-4
+    actor_lr: float = 1e-3
     """Adam step of the actor."""
-    critic_lr: float = 3e-4
+    critic_lr: float = 1e-3
     """Adam step of the critic."""
     clip: float = 100.0
     """Largest global gradient norm of each part."""
