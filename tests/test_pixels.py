@@ -8,7 +8,7 @@ import sys
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, spawn
 from gymnasium import spaces
 
 from envs import TaskError, TaskId, rendering_backend
@@ -189,9 +189,10 @@ def test_an_agent_learns_from_images_and_leaves_what_can_be_looked_at(script, tm
 
 
 @pytest.mark.parametrize("task", ["atari100k:pong", pytest.param("dmc:cartpole_balance@pixels", marks=drawing)])
-def test_the_tasks_of_images_train_and_are_judged(script, tmp_path, task):
+def test_the_tasks_of_images_train_and_are_judged(tmp_path, monkeypatch, task):
+    monkeypatch.delenv("MUJOCO_GL", raising=False)  # tests of state tasks have switched drawing off
     words = ("--preset", "debug", "--no-video", "--eval.episodes", 1, "--steps", 220, "--train.eval-every", 0)
-    done = script("train_agent.py", task, *words, "--train.prefill", 100, "--run-dir", "run")
+    done = spawn(tmp_path, "train_agent.py", task, *words, "--train.prefill", 100, "--run-dir", "run")
     assert done.returncode == 0, done.stderr
     assert "over 1 episode" in done.stdout
     assert ("human-normalised" in done.stdout) == task.startswith("atari100k")
