@@ -81,8 +81,8 @@ def policy(args: Policy, write: Write) -> None:
     if human is not None:
         print(f"human-normalised {human:.3f}")
     write({
-        "task": str(task), "checkpoint": args.sb3 or str(path), "step": saved["step"], "max_loops": cfg.max_loops,
-        "exit": args.exit or config.model.loop.exit,
+        "task": str(task), "checkpoint": args.sb3 or str(path), "step": None if args.sb3 else saved["step"],
+        "max_loops": cfg.max_loops, "exit": None if args.sb3 else args.exit or config.model.loop.exit,
         "summary": result, "human_normalised": human, "episodes": episodes,
     })  # fmt: skip
     if args.video:

@@ -38,15 +38,13 @@ from agent.offline import OfflineTrainer, check_lengths
 from agent.optimizer import NonFiniteError
 from agent.pictures import draw_curves
 from agent.replay import ReplayBuffer
+from agent.schedule import UNFINISHED
 from agent.settings import differences, to_dict, value_of
 from agent.spaces import Spaces, spaces_of
 from agent.sweep import run_sweep
 from agent.trainer import EnvironmentFailure, Trainer
 from envs import EPISODE_LIMIT, TaskError, TaskId, endless, make_env, make_vector_env, prepare_rendering
 from world_model import cost
-
-UNFINISHED = 75
-"""Exit status at the end of a slice (--train.slice): the same command goes on."""
 
 
 def checked(argv: Sequence[str]) -> Config:

@@ -182,7 +182,6 @@ class Baseline:
             raise UsageError("the checkpoint is of another version of stable-baselines3") from error
         return agent
 
-
     @classmethod
     def from_library(cls, path: str, spaces: Spaces) -> Baseline:
         """An agent that the library has saved, to act. Raises UsageError."""

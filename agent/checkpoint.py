@@ -110,8 +110,8 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     try:
         torch.save({"format": FORMAT, **_compact(dict(content))}, temporary)
         os.replace(temporary, path)
-    except RuntimeError as error:  # so says torch that it cannot write
-        raise OSError(errno.ENOSPC, f"a checkpoint cannot be written ({error})", str(path)) from error
+    except RuntimeError as error:  # torch's word for every failure to write, a full disk among them
+        raise OSError(errno.EIO, f"a checkpoint cannot be written ({error})", str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

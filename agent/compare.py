@@ -225,7 +225,7 @@ class Comparison:
         if self.between():
             found.append(f"the groups differ in {', '.join(self.between())} too")
         found += [f"{run.path}: the errors of its dreams are left out, they are of step {run.dreamt:,}"
-                  for run in self.runs if run.dreamt is not None and not run.rollout()]  # fmt: skip
+                  for run in self.runs if run.dreamt not in (None, run.meta.get("step"))]  # fmt: skip
         commits = {str(run.meta.get("git", {}).get("commit", "unknown"))[:7] for run in self.runs}
         if len(commits) > 1:
             found.append(f"the runs are of different commits: {', '.join(sorted(commits))}")

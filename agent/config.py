@@ -100,7 +100,7 @@ class Config:
 
 def check_baseline(config: Config) -> None:
     """Raise UsageError where a baseline was given settings that it would not look at."""
-    names = ("envs", "prefill", "pretrain", "ratio", "batch", "length", "replay_rows")
+    names = ("envs", "pretrain", "ratio", "batch", "length", "replay_rows")
     unused = ("model.", "behavior.", "optimizer.", "offline.", *(f"train.{name}" for name in names))
     given = [name for name in differences(to_dict(preset(config.preset)), to_dict(config)) if name.startswith(unused)]
     if given:

@@ -81,7 +81,7 @@ def as_html(comparison: Comparison, content: dict[str, Any]) -> str:
         "<h2>Steadiness and cost</h2>",
         _cost_table(content["groups"]),
         '<p class="soft">The column with a number of minutes holds the last evaluation that each run had done by '
-        "then, the time of the fastest run.</p>",
+        "then, the time of the quickest finished run; a group has none while one of its runs had none.</p>",
     ]
     if any(row[name] is not None for row in content["groups"] for name in ROLLOUT):
         parts += ["<h2>Dreams</h2>", _dream_table(content["groups"])]

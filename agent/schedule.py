@@ -40,6 +40,10 @@ class Ratio:
         return True
 
 
+UNFINISHED = 75
+"""Status of a run that has saved after its slice, and wants to go on."""
+
+
 class Progress:
     """The share of a run that is behind us: of its steps or, with a limit of `minutes`, of its time.
 

@@ -23,10 +23,9 @@ from typing import Any, TextIO
 
 from agent.checkpoint import PROJECT, UsageError, read_meta
 from agent.grid import Cell, Grid, Parse, make_cells, results
+from agent.schedule import UNFINISHED
 
 PROGRAM = (sys.executable, str(PROJECT / "train_agent.py"))
-SLICE_OVER = 75
-"""Status of a run that has saved and wants to go on (--train.slice)."""
 
 
 class Sweep:
@@ -103,10 +102,10 @@ class Sweep:
         facts = read_meta(cell.folder)
         if status == 0 and facts.get("finished"):
             cell.state, cell.note = "done", results(facts)
-        elif status == SLICE_OVER and not self.stops:
+        elif status == UNFINISHED and not self.stops:
             cell.state, cell.note = "stopped", last_line(cell.log)
         elif self.stops:
-            cell.state, cell.note = "saved" if status in (130, SLICE_OVER) else "failed", last_line(cell.log)
+            cell.state, cell.note = "saved" if status in (130, UNFINISHED) else "failed", last_line(cell.log)
         else:
             cell.state, cell.note = "failed", f"status {status}: {last_line(cell.log)}"
 

@@ -234,6 +234,8 @@ def test_what_is_known_of_the_dreams_stands_beside_the_returns(tmp_path):
     (folder / "model.json").write_text(json.dumps({"errors": rows, "values": values, "step": 1000}))  # older
     assert found.table()[0]["observation_15"] == pytest.approx(0.2)
     assert any("left out, they are of step 1,000" in line for line in found.find_warnings())
+    (folder / "model.json").write_text(json.dumps({"errors": [], "values": [], "step": 2000}))  # too short
+    assert not any("left out" in line for line in found.find_warnings())
 
 
 def test_the_return_at_equal_minutes_is_that_of_every_seed(tmp_path):
