@@ -28,7 +28,17 @@ from agent.checkpoint import (
     new_run_dir,
     seed_everything,
 )
-from agent.config import Config, check_baseline, keep_memory, parse_cli, preset, resolve_device, save_yaml, set_threads
+from agent.config import (
+    FIRST_ACTIONS,
+    Config,
+    check_baseline,
+    keep_memory,
+    parse_cli,
+    preset,
+    resolve_device,
+    save_yaml,
+    set_threads,
+)
 from agent.dataset import check_dataset, load_dataset
 from agent.dreamer import Dreamer
 from agent.evaluation import Actor, Evaluator, save_video
@@ -48,9 +58,11 @@ from world_model import cost
 
 
 def checked(argv: Sequence[str]) -> Config:
-    """The settings of a command line whose task exists."""
+    """The settings of a command line whose task exists and whose steps suffice."""
     config, _ = parse_cli(argv)
-    TaskId.parse(config.task)
+    task = TaskId.parse(config.task)
+    if not config.model_only:
+        check_steps(config, task)
     return config
 
 
@@ -217,11 +229,13 @@ def remarks(task: TaskId, cannot_draw: str | None) -> list[str]:
 
 def check_steps(config: Config, task: TaskId) -> None:
     """Raise UsageError where all steps of the run would be random ones."""
-    prefill = config.train.prefill * task.action_repeat
-    if config.train.steps <= prefill:
+    ours = config.agent == "dreamer"
+    actions = config.train.prefill if ours else FIRST_ACTIONS
+    first, remedy = actions * task.action_repeat, ", a lower --train.prefill, or --preset debug" if ours else ""
+    if config.train.steps <= first:
         raise UsageError(
-            f"--steps {config.train.steps} end within the {config.train.prefill} random actions ({prefill} steps of "
-            f"{task}), and nothing would be learned: give more steps, a lower --train.prefill, or --preset debug"
+            f"--steps {config.train.steps} end within the {actions} random actions ({first} steps of {task}), "
+            f"and nothing would be learned: give more steps{remedy}"
         )
 
 

@@ -98,9 +98,13 @@ class Config:
             )
 
 
+# Random actions before a baseline learns: the library's default of SAC and DQN; PPO's first update comes earlier.
+FIRST_ACTIONS = 100
+
+
 def check_baseline(config: Config) -> None:
     """Raise UsageError where a baseline was given settings that it would not look at."""
-    names = ("envs", "pretrain", "ratio", "batch", "length", "replay_rows")
+    names = ("envs", "prefill", "pretrain", "ratio", "batch", "length", "replay_rows")
     unused = ("model.", "behavior.", "optimizer.", "offline.", *(f"train.{name}" for name in names))
     given = [name for name in differences(to_dict(preset(config.preset)), to_dict(config)) if name.startswith(unused)]
     if given:

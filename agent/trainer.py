@@ -68,11 +68,6 @@ class TrainConfig:
         loose = ("minutes", "slice", "pretrain", "ratio", "eval_every", "save_every", "threads")
         require(self, "--train.", **least_one, **dict.fromkeys(loose, NOT_NEGATIVE))
         require(self, "--train.", replay_rows=(1, 1_000_000_000))
-        if self.steps <= self.prefill:
-            raise ValueError(
-                f"--steps {self.steps} end within the {self.prefill} random ones, and nothing would be "
-                "learned: give more steps, a lower --train.prefill, or --preset debug"
-            )
         rows = (self.length + 1) * self.envs
         for name in ("prefill", "replay_rows"):
             if getattr(self, name) < rows:

@@ -62,6 +62,8 @@ def test_a_run_of_the_command_line(script, tmp_path):
         (["train_agent.py", "toy:cue5", "--agent", "sac", "--preset", "debug"], "use ppo or dqn"),
         (["train_agent.py", "toy:cue5", "--agent", "td3"], "--agent"),
         (["train_agent.py", "toy:cue5", "--agent", "ppo", "--train.envs", 4], "knows nothing of --train.envs"),
+        (["train_agent.py", "toy:cue5", "--agent", "ppo", "--train.prefill", 50], "knows nothing of --train.prefill"),
+        (["train_agent.py", "toy:cue5", "--agent", "ppo", "--steps", 100], "end within the 100 random actions"),
     ):
         refused = script(*words)
         assert refused.returncode == 2, words

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -241,6 +242,10 @@ def test_a_sweep_of_real_runs(script):
     refused = script("train_agent.py", "toy:nowhere", *words[1:])
     assert refused.returncode == 2
     assert "there is no toy world" in refused.stderr
+    short = script("train_agent.py", *words, "--sweep", "train.prefill=100,300", "--run-dir", "short")
+    assert short.returncode == 2
+    assert "nothing would be learned" in short.stderr
+    assert not Path("short").exists()
 
 
 def test_every_setting_has_one_dotted_name():
