@@ -122,7 +122,9 @@ def preset(name: str) -> Config:
         return replace(
             small,
             preset="base",
-            model=replace(model, loop=wide, groups=32, classes=16, units=256),
+            model=replace(
+                model, loop=wide, groups=32, classes=16, units=256, image=replace(model.image, halve="stride")
+            ),
             behavior=replace(behavior, units=256, starts=0),
             train=replace(small.train, batch=16, length=64),
         )

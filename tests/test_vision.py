@@ -35,7 +35,7 @@ def make_batch(size: int = 3, length: int = 4) -> Batch:
     )
 
 
-@pytest.mark.parametrize("halve", ["stride", "pool"])
+@pytest.mark.parametrize("halve", ["patch", "stride", "pool"])
 def test_encoder_and_decoder_keep_to_their_shapes(halve):
     cfg = ImageConfig(depth=2, halve=halve)
     images = torch.randint(256, (5, *SHAPE), dtype=torch.uint8)
@@ -45,7 +45,7 @@ def test_encoder_and_decoder_keep_to_their_shapes(halve):
     assert 0 < out.min() < out.max() < 1
 
 
-@pytest.mark.parametrize("halve", ["stride", "pool"])
+@pytest.mark.parametrize("halve", ["patch", "stride", "pool"])
 def test_a_decoder_learns_an_image(halve):
     torch.manual_seed(0)
     decoder, feat = ConvDecoder((16, 16, 1), ImageConfig(depth=4, halve=halve), 2), torch.eye(2)

@@ -35,9 +35,10 @@ class ImageConfig:
     """Channels of the convolutions: 2, 3, 4 and 4 times this from stage to stage (DreamerV3: 4 to 96 by size)."""
     kernel: int = 5
     """Side of the kernels (odd)."""
-    halve: Literal["stride", "pool"] = "stride"
+    halve: Literal["patch", "stride", "pool"] = "patch"
     """How a stage changes the sides: by strided convolutions, or at full size and then pooled (DreamerV3; four times
-    the work)."""
+    the work of strided ones). patch: strided, and the outermost stage is no convolution but patches of 2 x 2 pixels,
+    half the work again."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Numbers that the convolutions compute with; auto: bfloat16 on GPUs and on CPUs that have it in hardware."""
     objective: Literal["decode", "redundancy"] = "decode"
@@ -56,8 +57,8 @@ class ImageConfig:
             raise ValueError(f"kernel must be odd, got {self.kernel}")
 
     def channels(self) -> list[int]:
-        """Of the four stages."""
-        return [self.depth * stage for stage in STAGES]
+        """Of the convolutions, outermost first."""
+        return [self.depth * stage for stage in STAGES[self.halve == "patch" :]]
 
 
 def check_shape(name: str, shape: Shape) -> None:
@@ -104,10 +105,10 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, shape: Shape, cfg: ImageConfig, units: int):
         super().__init__()
-        stages: list[nn.Module] = []
-        before = shape[2]
+        stages: list[nn.Module] = [nn.PixelUnshuffle(2)] if cfg.halve == "patch" else []
+        before = shape[2] * (4 if cfg.halve == "patch" else 1)
         for channels in cfg.channels():
-            stages.append(convolution(before, channels, cfg.kernel, 2 if cfg.halve == "stride" else 1))
+            stages.append(convolution(before, channels, cfg.kernel, 1 if cfg.halve == "pool" else 2))
             stages += [nn.MaxPool2d(2)] if cfg.halve == "pool" else []
             stages += [ChannelNorm(channels), nn.SiLU()]
             before = channels
@@ -149,7 +150,11 @@ class ConvDecoder(nn.Module):
         stages: list[nn.Module] = [ChannelNorm(channels[0]), nn.SiLU()]
         for before, after in zip(channels, channels[1:], strict=False):
             stages += [Doubled(before, after, cfg), ChannelNorm(after), nn.SiLU()]
-        self.stages = nn.Sequential(*stages, Doubled(channels[-1], shape[2], cfg))
+        if cfg.halve == "patch":  # both of the last doublings at once
+            stages += [convolution(channels[-1], shape[2] * 16, 3), nn.PixelShuffle(4)]
+        else:
+            stages.append(Doubled(channels[-1], shape[2], cfg))
+        self.stages = nn.Sequential(*stages)
 
     def forward(self, feat: Tensor) -> Tensor:
         x = self.start(feat).view(-1, *self.inner)
