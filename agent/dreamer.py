@@ -47,7 +47,9 @@ class Dreamer(Learner):
         action from the most probable latents.
         """
         policy = self.policy if explore or self.optimizer.average == 0.0 else self.averaged
-        tensors = {name: torch.as_tensor(obs[name], device=self.device) for name in self.spaces.obs}
+        # A drawn frame may be a view that is upside down, which torch does not take.
+        whole = {name: np.ascontiguousarray(obs[name]) for name in self.spaces.obs}
+        tensors = {name: torch.as_tensor(value, device=self.device) for name, value in whole.items()}
         first = torch.as_tensor(is_first, device=self.device)
         action, memory, depth = policy.act(tensors, memory, first, explore, max_loops)
         return to_env(action, self.spaces.action).numpy(force=True), memory, depth.numpy(force=True)

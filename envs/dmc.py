@@ -213,7 +213,8 @@ class DMControl(gym.Env[dict[str, Any], np.ndarray]):
             try:
                 physics = self._env.physics
                 camera = frame["camera_id"] if physics.model.ncam else -1
-                return np.asarray(physics.render(**{**frame, "camera_id": camera}))
+                # OpenGL's rows go from the bottom up, so what render gives is an upside-down view.
+                return np.ascontiguousarray(physics.render(**{**frame, "camera_id": camera}))
             except Exception as error:
                 # Remembered, because a second try after a failed one can abort the whole process.
                 self._cannot_draw = f"OpenGL cannot draw this scene: {error}"

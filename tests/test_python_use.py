@@ -85,6 +85,9 @@ def test_the_exported_program_of_an_agent_that_sees_images_acts_like_it(tmp_path
         assert np.array_equal(state[0].argmax(-1).numpy(), wanted)
         choices.update(wanted.tolist())
     assert len(choices) > 1
+    views = {name: value.numpy()[:, ::-1] for name, value in obs.items()}  # as OpenGL gives frames
+    copies = {name: value.copy() for name, value in views.items()}
+    assert np.array_equal(agent.predict(views, memory)[0], agent.predict(copies, memory)[0])
 
 
 def test_the_command_exports(finished, script, tmp_path):
