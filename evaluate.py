@@ -32,7 +32,7 @@ from agent.compare import Comparison, as_text
 from agent.config import COUNTS, Config
 from agent.dataset import collected, export_dataset, write_dataset
 from agent.dreamer import Dreamer
-from agent.evaluation import Actor, Evaluator, save_video, summarise
+from agent.evaluation import Actor, Evaluator, loop_shares, save_video, summarise
 from agent.export import export_policy
 from agent.optimizer import NonFiniteError
 from agent.recording import record
@@ -74,16 +74,18 @@ def policy(args: Policy, write: Write) -> None:
     check_spaces(saved, spaces_of(envs))
     make_envs = partial(make_vector_env, task, seed=cfg.first_seed)
     episodes = Evaluator(cfg, agent, make_envs, task.action_repeat, task.judged_by)(final=True)
-    result = summarise(episodes)
+    result, shares = summarise(episodes), loop_shares(episodes)
     print(f"{task}, {args.sb3}" if args.sb3 else f"{task}, {path}, step {saved['step']:,}")
     print(format_summary(result))
+    if len(shares) > 1:
+        print("loops " + "  ".join(f"{loop}: {share:.2%}" for loop, share in enumerate(shares, 1) if share))
     human = human_normalised(str(task), result["mean"])
     if human is not None:
         print(f"human-normalised {human:.3f}")
     write({
         "task": str(task), "checkpoint": args.sb3 or str(path), "step": None if args.sb3 else saved["step"],
         "max_loops": cfg.max_loops, "exit": None if args.sb3 else args.exit or config.model.loop.exit,
-        "summary": result, "human_normalised": human, "episodes": episodes,
+        "summary": result, "loop_shares": shares, "human_normalised": human, "episodes": episodes,
     })  # fmt: skip
     if args.video:
         name = Path(args.sb3 or path).stem

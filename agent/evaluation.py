@@ -28,8 +28,10 @@ MakeEnvs = Callable[[int], gym.vector.VectorEnv[Any, Any, Any]]
 
 # Written as a call because "return" is a word of the language.
 Episode = TypedDict(  # noqa: UP013
-    "Episode", {"episode": int, "seed": int, "return": float, "length": int, "mean_loops": float}
+    "Episode",
+    {"episode": int, "seed": int, "return": float, "length": int, "mean_loops": float, "loop_counts": list[int]},
 )
+"""One evaluation episode; loop_counts: how many of its steps took 1, 2, .. loops, up to the most that one took."""
 
 
 class Actor(Protocol):
@@ -130,17 +132,19 @@ def run_episodes(
         with torch.random.fork_rng():
             for start in range(0, episodes, count):
                 torch.manual_seed(seed + start)
-                returns, steps, loops = _play_round(agent, envs, seed + start, max_loops, explore, stop)
+                returns, loops = _play_round(agent, envs, seed + start, max_loops, explore, stop)
                 if not np.isfinite(returns).all():
                     raise NonFiniteError("the return of an evaluation episode")
                 for i in range(min(count, episodes - start)):
+                    taken = loops[loops[:, i] > 0, i]
                     rows.append(
                         {
                             "episode": start + i,
                             "seed": seed + start + i,
                             "return": float(returns[i]),
-                            "length": int(steps[i]) * repeat,
-                            "mean_loops": float(loops[i] / steps[i]),
+                            "length": len(taken) * repeat,
+                            "mean_loops": float(taken.mean()),
+                            "loop_counts": np.bincount(taken)[1:].tolist(),
                         }
                     )
     finally:
@@ -155,24 +159,32 @@ def _play_round(
     max_loops: int | None,
     explore: bool,
     stop: Callable[[], bool],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One episode in each environment: returns, agent steps and summed loops, each (E,)."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """One episode in each environment: returns (E,), and the loops (T, E) of every step, 0 behind an episode's end."""
     count = envs.num_envs
     obs, _ = envs.reset(seed=[seed + i for i in range(count)])  # type: ignore[arg-type]
     memory: Memory | None = None
     first, live = np.ones(count, bool), np.ones(count, bool)
-    returns, steps, loops = np.zeros(count), np.zeros(count, int), np.zeros(count)
+    returns, loops = np.zeros(count), []
     while live.any():
         if stop():
             raise Interrupted
         action, memory, depth = agent.act(obs, memory, first, explore, max_loops)
         obs, reward, terminated, truncated, _ = envs.step(action)
         returns += np.where(live, reward, 0.0)
-        loops += np.where(live, depth, 0.0)
-        steps += live
+        loops.append(np.where(live, depth, 0))
         live &= ~(terminated | truncated)
         first = np.zeros(count, bool)
-    return returns, steps, loops
+    return returns, np.stack(loops)
+
+
+def loop_shares(episodes: Iterable[Episode]) -> list[float]:
+    """Shares of the steps that took 1, 2, .. loops: what --exit-histogram of a random exit wants."""
+    counts = [row["loop_counts"] for row in episodes]
+    total = np.zeros(max(map(len, counts)))
+    for each in counts:
+        total[: len(each)] += each
+    return [float(share) for share in total / total.sum()]
 
 
 def summarise(episodes: Iterable[Episode]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
     python benchmarks/exits.py RUN DATASET                 # RUN: of train_agent.py, with or without --model-only
     python benchmarks/exits.py RUN DATASET --csv exits.csv --play 4
+    python benchmarks/exits.py RUN DATASET --brief --windows 5000     # few rules, sharply: places come up repeatedly
 
 Printed for the run's own rule, for a random exit with the same histogram, for every fixed depth, and for rules that
 need no training: mean loops and their histogram, open-loop errors 5 and 15 steps ahead on held-out episodes, and the
@@ -89,14 +90,16 @@ class Bench:
 
         self.dreams[name] = dream
 
-    def measure_all(self) -> None:
+    def measure_all(self, brief: bool) -> None:
         flat = self.world.cfg.loop.tokens * self.world.cfg.loop.width
         own = f"own ({self.world.cfg.loop.exit})"
         self.measure(own, None, min(self.cap, self.world.run_cap))
         shape = tuple(self.shapes[own])
         self.measure("random, own histogram", make_rule("random", flat, self.cap, histogram=shape), self.cap)
-        for depth in range(1, self.cap + 1):
+        for depth in [max(1, round(self.rows[own]["loops"]))] if brief else range(1, self.cap + 1):
             self.measure(f"fixed {depth}", ExitRule(), depth)
+        if brief:
+            return
         for name, thresholds in OTHERS.items():
             for threshold in thresholds:
                 self.measure(f"{name} {threshold}", make_rule(name, flat, self.cap, threshold), self.cap)
@@ -215,6 +218,7 @@ def main() -> None:
     parser.add_argument("run", help="run folder or checkpoint of a looped core")
     parser.add_argument("dataset", help="data set of the same task")
     parser.add_argument("--windows", type=int, default=256, help="open-loop predictions per rule")
+    parser.add_argument("--brief", action="store_true", help="the own rule, random, and one fixed depth near its mean")
     parser.add_argument("--starts", type=int, default=256, help="states that a timed dream starts from")
     parser.add_argument("--repeats", type=int, default=15, help="timed dreams of each rule")
     parser.add_argument("--max-loops", type=int, help="most loops; by default as in training")
@@ -238,7 +242,7 @@ def main() -> None:
     except UsageError as error:
         sys.exit(f"error: {error}")
     print(f"{saved['task']}, {args.run}, cap {cap}, {len(episodes.length)} held-out episodes, {args.windows} windows")
-    bench.measure_all()
+    bench.measure_all(args.brief)
     bench.time(args.repeats)
     bench.compare()
     bench.report(args.csv)

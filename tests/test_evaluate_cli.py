@@ -117,6 +117,7 @@ def test_another_exit_rule_than_the_runs(finished, script, tmp_path, words, loop
     assert result.returncode == 0, result.stderr
     content = json.loads((tmp_path / "out.json").read_text())
     assert content["summary"]["loops"] == loops
+    assert content["loop_shares"] == [0.0] * int(loops - 1) + [1.0]
     assert content["exit"] == words[0]
 
 

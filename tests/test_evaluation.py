@@ -6,7 +6,7 @@ import torch
 from conftest import counters, untrained
 
 from agent.config import preset
-from agent.evaluation import record_episode, run_episodes, save_video
+from agent.evaluation import loop_shares, record_episode, run_episodes, save_video
 from agent.pictures import predict_open_loop
 from envs import make_env
 
@@ -37,6 +37,25 @@ def test_evaluation_obeys_the_loop_limit():
     assert {row["mean_loops"] for row in run_episodes(agent, counters, 3, 0, max_loops=1)} == {1.0}
     with pytest.raises(ValueError, match="at least 1 episode"):
         run_episodes(agent, counters, 0, 0)
+
+
+def test_the_loops_of_an_evaluation_are_counted_episode_by_episode():
+    class Counting:
+        """Takes 1, 3, 1, 3, .. loops, in every environment alike."""
+
+        run_cap, steps = 3, 0
+
+        def act(self, obs, memory, is_first, explore=True, max_loops=None):
+            self.steps = 1 if is_first.any() else self.steps + 1
+            return np.zeros(len(is_first), int), None, np.full(len(is_first), 1 if self.steps % 2 else 3)
+
+    rows = run_episodes(Counting(), counters, 5, 50, parallel=2)
+    for row in rows:
+        assert row["loop_counts"] == [(row["length"] + 1) // 2, 0, row["length"] // 2]
+        assert row["mean_loops"] == pytest.approx(1 + 2 * (row["length"] // 2) / row["length"])
+    ones, steps = sum(row["loop_counts"][0] for row in rows), sum(row["length"] for row in rows)
+    assert len({row["length"] for row in rows}) > 1
+    assert loop_shares(rows) == pytest.approx([ones / steps, 0.0, 1 - ones / steps])
 
 
 def test_an_open_loop_prediction_leaves_the_generators_alone(make_trainer, tmp_path):
