@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -48,6 +49,10 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         rates = dict.fromkeys(("model_lr", "actor_lr", "critic_lr", "warmup"), NOT_NEGATIVE)
         require(self, "--optimizer.", **rates, clip=ABOVE_ZERO, hold=SHARE, final=SHARE, average=(0.0, 0.999999))
+
+
+FIRST_LOOKS = 256
+"""Images that encoders get used to before the first update."""
 
 
 class Losses(NamedTuple):
@@ -115,6 +120,16 @@ class Learner:
             self.lap("optimizer", clock)
         self.last_depths, self.last_lengths = losses.depths, losses.lengths
         return losses.states, losses.metrics
+
+    def get_used_to(self, sample: Callable[..., tuple[Batch, Any]]) -> None:
+        """Let the encoders see what images usually look like; for the replay's `sample`, before the first update.
+
+        Does nothing where there are no images, or where something was learned already.
+        """
+        if self.updates == 0 and self.world.senses.images:
+            batch, _ = sample(FIRST_LOOKS, 1, self.device)
+            for policy in (self.policy, self.averaged):
+                policy.world.senses.get_used_to(batch.obs)
 
     def losses(self, batch: Batch, loops: int | Tensor) -> Losses:
         """Everything that is computed forwards; gradients are zeroed."""

@@ -86,6 +86,7 @@ class OfflineTrainer:
     def run(self) -> None:
         """Train to the last update and measure at every depth. Raises NonFiniteError as `Dreamer.update` does."""
         log, measure = Every(self.cfg.log_every), Every(self.cfg.eval_every)
+        self.agent.get_used_to(self.replay.sample)
         clock, done = time.perf_counter(), 0
         while self.step < self.cfg.updates:
             batch, where = self.replay.sample(*self.batch, self.agent.device)

@@ -214,6 +214,7 @@ class Trainer:
 
     def update(self) -> None:
         """One update of the agent, and fresh latents for the replay."""
+        self.agent.get_used_to(self.replay.sample)
         with self.timed("replay"):
             self.batch, where = self.replay.sample(self.cfg.batch, self.cfg.length, self.agent.device)
         states, metrics = self.agent.update(self.batch, self.progress(self.step))

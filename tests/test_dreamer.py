@@ -295,3 +295,26 @@ def test_a_loaded_agent_goes_on_identically(tmp_path):
     for mine, theirs in zip(*results, strict=True):
         assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
     assert torch.equal(agent.behavior.scale.size, other.behavior.scale.size)
+
+
+def test_both_copies_get_used_to_images_once_and_a_checkpoint_remembers_it():
+    """The averaged encoder is the one that is evaluated: what an image usually looks like is no weight to average."""
+    torch.manual_seed(0)
+    model = ModelConfig(LoopConfig(tokens=2, width=8, heads=2, units=16), groups=3, classes=4, units=16, bins=21)
+    behavior = BehaviorConfig(horizon=3, starts=8, units=16, layers=1)
+    spaces = Spaces({"image": (16, 16, 3)}, CONTINUOUS)
+    agent, other = (Dreamer(model, behavior, OptimizerConfig(warmup=1), spaces) for _ in range(2))
+    bright, asked = torch.full((4, 1, 16, 16, 3), 200, dtype=torch.uint8), []
+
+    def sample(*shape):
+        asked.append(shape[:2])
+        return make_batch()._replace(obs={"image": bright}), None
+
+    agent.get_used_to(sample)
+    agent.update(make_batch()._replace(obs={"image": bright.expand(4, 6, 16, 16, 3)}))
+    agent.get_used_to(sample)
+    assert asked == [(256, 1)]
+    other.load_state_dict(agent.state_dict())
+    for policy in (agent.policy, agent.averaged, other.policy, other.averaged):
+        assert (policy.world.senses.images.encoders["image"].mean == 200.0).all()
+    make().get_used_to(None)  # without images nothing is asked

@@ -60,6 +60,29 @@ def test_a_decoder_learns_an_image(halve):
     assert float(loss.detach()) < 0.05 * 128
 
 
+def test_an_encoder_sees_how_images_differ_from_the_usual_one():
+    """A bright dot on a busy background: what two places of it have in common must not hide where it is."""
+    torch.manual_seed(0)
+    images = torch.randint(256, (1, 64, 64, 3)).repeat(40, 1, 1, 1).to(torch.uint8)
+    for number, image in enumerate(images):
+        image[20:24, number : number + 4] = 255 - image[20:24, number : number + 4]
+    encoder = ConvEncoder((64, 64, 3), ImageConfig(), 32)
+
+    def variety() -> float:
+        """Share of the embedding that is not the same for all."""
+        with torch.no_grad():
+            seen = encoder(images)
+        return float((seen - seen.mean(0)).square().mean() / seen.square().mean())
+
+    before = variety()
+    encoder.get_used_to(images)
+    assert before < 0.05
+    assert variety() > 5 * before
+    torch.testing.assert_close(encoder(images[:1]), encoder(images)[:1], atol=1e-5, rtol=1e-5)
+    encoder.get_used_to(images[:1].repeat(3, 1, 1, 1))  # all alike: nothing is divided by nothing
+    assert torch.isfinite(encoder(images)).all()
+
+
 def test_losses_and_predictions_of_images_and_vectors_side_by_side():
     world, batch = make_world(scale=2.0), make_batch()
     post = world.observe_sequence(batch)

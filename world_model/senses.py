@@ -49,6 +49,11 @@ class Senses(nn.Module):
         parts = [obs[name] for name in self.vectors]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
+    def get_used_to(self, obs: Mapping[str, Tensor]) -> None:
+        """See `Images.get_used_to`; vectors come as they are."""
+        if self.images:
+            self.images.get_used_to(obs)
+
     def truth(self, obs: Mapping[str, Tensor]) -> Tensor:
         """(..., P) the numbers that `guess` guesses: vectors in symlog, then pixels from 0 to 1."""
         parts = [symlog(self.flatten(obs))] if self.decoder else []

@@ -100,8 +100,19 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.C
     return layer
 
 
+LEAST_SPREAD = 2.0
+"""Steps of colour, of 255, in which differences between images are measured where they are smaller than that."""
+
+
 class ConvEncoder(nn.Module):
-    """(M, H, W, C) uint8 -> (M, U)."""
+    """(M, H, W, C) uint8 -> (M, U).
+
+    What is seen is how an image differs from the usual one. Otherwise all images of a task look alike to the first
+    layers, what moves is a few pixels of 12,288, and the latents begin as noise that drowns it.
+    """
+
+    mean: Tensor
+    spread: Tensor
 
     def __init__(self, shape: Shape, cfg: ImageConfig, units: int):
         super().__init__()
@@ -114,9 +125,18 @@ class ConvEncoder(nn.Module):
             before = channels
         self.stages = nn.Sequential(*stages)
         self.out = linear(before * (shape[0] // 16) * (shape[1] // 16), units)
+        self.register_buffer("mean", torch.full(shape, 127.5))
+        self.register_buffer("spread", torch.tensor(255.0))
+
+    @torch.no_grad()
+    def get_used_to(self, image: Tensor) -> None:
+        """From now on see the differences from the mean of these images (M, H, W, C), in standard deviations."""
+        image = image.to(self.mean.dtype)
+        self.mean.copy_(image.mean(0))
+        self.spread.copy_((image - self.mean).square().mean().sqrt().clamp(min=LEAST_SPREAD))
 
     def forward(self, image: Tensor) -> Tensor:
-        x = image.movedim(-1, 1).to(self.out.weight.dtype) / 255.0 - 0.5
+        x = ((image.to(self.mean.dtype) - self.mean) / self.spread).movedim(-1, 1)
         return self.out(self.stages(x.contiguous(memory_format=torch.channels_last)).flatten(1))
 
 
@@ -196,6 +216,12 @@ class Images(nn.Module):
         """Inside of this, convolutions compute with the numbers of `cfg.precision`; weights stay float32."""
         kind = computes_in(self.cfg.precision, device)
         return torch.autocast(device.type, kind, enabled=kind != torch.float32)
+
+    def get_used_to(self, obs: Mapping[str, Tensor]) -> None:
+        """Let the encoders know what images {name: (..., H, W, C)} usually look like: once, before training."""
+        for name, encoder in self.encoders.items():
+            assert isinstance(encoder, ConvEncoder)
+            encoder.get_used_to(obs[name].flatten(0, -4))
 
     def embed(self, obs: Mapping[str, Tensor]) -> Tensor:
         """{name: (..., H, W, C)} -> (..., U)"""
