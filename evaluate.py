@@ -78,7 +78,7 @@ def policy(args: Policy, write: Write) -> None:
     print(f"{task}, {args.sb3}" if args.sb3 else f"{task}, {path}, step {saved['step']:,}")
     print(format_summary(result))
     if len(shares) > 1:
-        print("loops " + "  ".join(f"{loop}: {share:.2%}" for loop, share in enumerate(shares, 1) if share))
+        print("shares of 1, 2, .. loops " + " ".join(f"{share:.4f}" for share in shares))
     human = human_normalised(str(task), result["mean"])
     if human is not None:
         print(f"human-normalised {human:.3f}")

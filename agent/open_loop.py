@@ -80,7 +80,10 @@ def usable_horizons(episodes: Episodes, horizons: Sequence[int]) -> list[int]:
 
 
 def choose_places(episodes: Episodes, horizon: int, windows: int, seed: int = 0) -> Places:
-    """`windows` places drawn from `seed`, the same for every model. Raises ValueError when episodes are too short."""
+    """`windows` places drawn from `seed`, the same for every model; all of them again and again where they are fewer.
+
+    Raises ValueError when episodes are too short.
+    """
     context = context_of(episodes)
     places = [
         (episode, row)
@@ -89,7 +92,8 @@ def choose_places(episodes: Episodes, horizon: int, windows: int, seed: int = 0)
     ]
     if not places:
         raise ValueError(f"no held-out episode has {context + horizon} rows")
-    chosen = np.random.default_rng(seed).choice(len(places), windows, replace=windows > len(places))
+    rng, rounds = np.random.default_rng(seed), [np.arange(len(places))] * (windows // len(places))
+    chosen = np.concatenate([*rounds, rng.choice(len(places), windows % len(places), replace=False)])
     device = episodes.reward.device
     episode, row = torch.tensor([places[i] for i in chosen], device=device).unbind(1)
     return Places(episode, row, row[:, None] + torch.arange(1, horizon + 1, device=device))

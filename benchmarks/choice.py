@@ -7,11 +7,10 @@ Every step of the episodes is predicted from the watched state before it, after 
 of eight samples of the prior, and the KL of the posterior from the prior. What loops m+1..n bring to a step is the
 error after m loops less that after n. Then half of the held-out steps may go on from m to n loops, the others stop:
 those that the run's gate ranks highest; those that a reading of the loop state after m loops ranks highest, a ridge
-regression and a small network, both fitted to the gain itself on the data set's other episodes; and those that gained
-most, in hindsight. Printed: by how much the error is then below that of a random half, in per cent of the error after
-m loops, with its standard error over steps, and the rank correlation of each ranking with the gain.
-
-An exit rule can do no better than what a reading of the state finds here.
+regression and a small network, both fitted to the gain itself on the data set's other episodes (the gate's own
+prediction is among what they read); and those that gained most, in hindsight. Printed: by how much the error is then
+below that of a random half, in per cent of the error after m loops, with its standard error over runs of BLOCK steps,
+and the rank correlation of each ranking with the gain.
 """
 
 from __future__ import annotations
@@ -36,9 +35,13 @@ from agent.yardstick import Yardstick, truth_at  # noqa: E402
 from world_model import LatentState, LoopedCore, WorldModel  # noqa: E402
 from world_model.latent import kl_divergence, sample_onehot  # noqa: E402
 
+BLOCK = 25
+"""Steps in a row of an episode count as one in a standard error: neighbours are alike."""
+
 
 class Steps(NamedTuple):
-    """M predictions one step ahead: error and kl (R, M) after 1..R loops, states (R+1, M, N, D), input e (M, N, D)."""
+    """M predictions one step ahead, in the order of the episodes: error and kl (R, M) after 1..R loops, states
+    (R+1, M, N, D), input e (M, N, D)."""
 
     error: Tensor
     kl: Tensor
@@ -57,14 +60,14 @@ class Steps(NamedTuple):
 
 @torch.no_grad()
 def predict(world: WorldModel, rows: Rows, loops: int, most: int) -> Steps:
-    """Of all steps but the first two of each episode, or `most` of them drawn at random."""
+    """Of all steps but the first two of each episode, or of `most` of them drawn at random."""
     core = world.core
     assert isinstance(core, LoopedCore)
     episodes = pad_episodes(rows)
     states, _ = watch(world, episodes)
     row = torch.arange(episodes.reward.shape[1])
     places = ((row >= 2) & (row < episodes.length[:, None] - 1)).nonzero()
-    episode, now = places[torch.randperm(len(places))[:most]].unbind(1)
+    episode, now = places[torch.randperm(len(places))[:most].sort().values].unbind(1)
     state = states.map(lambda leaf: leaf[episode, now])
     inputs = world.inputs(state, episodes.prev_action[episode, now + 1])
     _, trace = core(state.deter, inputs, loops, core.prepare())
@@ -88,11 +91,11 @@ def predict(world: WorldModel, rows: Rows, loops: int, most: int) -> Steps:
 
 
 def ridge(x: Tensor, y: Tensor, ask: Tensor) -> Tensor:
-    """Regression of y (M,) on x (M, F), read at ask (W, F); its penalty is the best of four on the last fifth."""
+    """Regression of y (M,) on x (M, F), read at ask (W, F); its penalty is the best on the last fifth of episodes."""
     cut = len(x) * 4 // 5
     mean = y[:cut].mean()
     square, product = x[:cut].T @ x[:cut], x[:cut].T @ (y[:cut] - mean)
-    weights = [torch.linalg.solve(square + 10.0**k * torch.eye(x.shape[1]), product) for k in (2, 3, 4, 5)]
+    weights = [torch.linalg.solve(square + 10.0**k * torch.eye(x.shape[1]), product) for k in range(2, 9)]
     wrong = [(x[cut:] @ weight + mean - y[cut:]).square().mean() for weight in weights]
     return ask @ weights[int(torch.stack(wrong).argmin())] + mean
 
@@ -122,20 +125,25 @@ def advantage(score: Tensor, gain: Tensor, error: Tensor) -> tuple[float, float]
     goes_on = torch.zeros_like(gain)
     goes_on[score.argsort(descending=True)[: len(score) // 2]] = 1.0
     less = 100.0 * gain * (goes_on - goes_on.mean()) / error.mean()
-    return float(less.mean()), float(less.std() / len(less) ** 0.5)
+    blocks = torch.stack([block.mean() for block in less.split(BLOCK) if len(block) == BLOCK])
+    return float(less.mean()), float(blocks.std() / len(blocks) ** 0.5)
 
 
 def compare(world: WorldModel, others: Steps, held: Steps, first: int, last: int) -> list[dict[str, float | str]]:
     """One row per ranking, for the loops from `first` to `last`."""
     core, gain, learned = world.core, held.gain(first, last), others.gain(first, last)
     x, ask = others.reading(first), held.reading(first)
+    rankings = {}
+    if hasattr(core.rule, "improvement"):
+        with torch.no_grad():
+            told, rankings["gate"] = (
+                core.rule.improvement(part.states[first], part.states[first] - part.states[first - 1])
+                for part in (others, held)
+            )
+        x, ask = torch.cat([x, told[:, None]], 1), torch.cat([ask, rankings["gate"][:, None]], 1)
     mean, std = x.mean(0), x.std(0) + 1e-4
     x, ask = (x - mean) / std, (ask - mean) / std
-    rankings = {"ridge": ridge(x, learned, ask), "network": network(x, learned, ask), "hindsight": gain}
-    if hasattr(core.rule, "improvement"):
-        state, change = held.states[first], held.states[first] - held.states[first - 1]
-        with torch.no_grad():
-            rankings = {"gate": core.rule.improvement(state, change), **rankings}
+    rankings |= {"ridge": ridge(x, learned, ask), "network": network(x, learned, ask), "hindsight": gain}
     rows: list[dict[str, float | str]] = []
     for name, score in rankings.items():
         less, spread = advantage(score, gain, held.error[first - 1])

@@ -10,6 +10,7 @@ from agent.learner import OptimizerConfig
 from agent.optimizer import NonFiniteError
 from agent.spaces import Spaces
 from world_model import Batch, LoopConfig, ModelConfig
+from world_model.vision import ConvEncoder, ImageConfig
 
 CONTINUOUS, DISCRETE = ActionSpec(2, False), ActionSpec(3, True)
 
@@ -318,3 +319,13 @@ def test_both_copies_get_used_to_images_once_and_a_checkpoint_remembers_it():
     for policy in (agent.policy, agent.averaged, other.policy, other.averaged):
         assert (policy.world.senses.images.encoders["image"].mean == 200.0).all()
     make().get_used_to(None)  # without images nothing is asked
+
+
+def test_encoders_of_before_see_images_as_they_did():
+    encoder = ConvEncoder((16, 16, 3), ImageConfig(), 4)
+    images = torch.randint(256, (3, 16, 16, 3), dtype=torch.uint8)
+    plain = {name: value for name, value in encoder.state_dict().items() if name not in ("mean", "spread")}
+    before = encoder(images)
+    other = ConvEncoder((16, 16, 3), ImageConfig(), 4)
+    other.load_state_dict(plain)
+    assert torch.equal(other(images), before)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,8 @@ class ImageConfig:
     the last convolution of the decoder (3 x 3) doubles twice. Little more than half the time on a CPU."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Numbers that the convolutions compute with; auto: bfloat16 on GPUs and on CPUs that have it in hardware."""
+    relative: bool = True
+    """Let the encoder see how an image differs from the mean of 256 of the first ones, in their standard deviation."""
     objective: Literal["decode", "redundancy"] = "decode"
     """What latents of images are trained by: decoding the image, or predicting its embedding without redundancy."""
     scale: float = 1.0
@@ -127,6 +129,12 @@ class ConvEncoder(nn.Module):
         self.out = linear(before * (shape[0] // 16) * (shape[1] // 16), units)
         self.register_buffer("mean", torch.full(shape, 127.5))
         self.register_buffer("spread", torch.tensor(255.0))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Encoders of before saw every image as it is."""
+        for name in ("mean", "spread"):
+            state_dict.setdefault(prefix + name, getattr(self, name))
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def get_used_to(self, image: Tensor) -> None:
@@ -219,7 +227,7 @@ class Images(nn.Module):
 
     def get_used_to(self, obs: Mapping[str, Tensor]) -> None:
         """Let the encoders know what images {name: (..., H, W, C)} usually look like: once, before training."""
-        for name, encoder in self.encoders.items():
+        for name, encoder in self.encoders.items() if self.cfg.relative else ():
             assert isinstance(encoder, ConvEncoder)
             encoder.get_used_to(obs[name].flatten(0, -4))
 
