@@ -1,6 +1,7 @@
 """What several test files share: a tiny trainer, untrained agents, one finished run, and the two scripts."""
 
 import runpy
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,6 +24,9 @@ from agent.settings import to_dict
 from agent.spaces import spaces_of
 from agent.trainer import Trainer
 from envs import make_vector_env
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a script: Ctrl-C is tested anyway
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 
