@@ -83,6 +83,14 @@ def test_an_encoder_sees_how_images_differ_from_the_usual_one():
     assert torch.isfinite(encoder(images)).all()
 
 
+def test_an_encoder_may_see_images_as_they_are():
+    for relative in (True, False):
+        images, batch = make_world(relative=relative).senses.images, make_batch()
+        before = images.embed(batch.obs)
+        images.get_used_to(batch.obs)
+        assert torch.equal(images.embed(batch.obs), before) is not relative
+
+
 def test_losses_and_predictions_of_images_and_vectors_side_by_side():
     world, batch = make_world(scale=2.0), make_batch()
     post = world.observe_sequence(batch)
