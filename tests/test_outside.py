@@ -70,6 +70,22 @@ def test_a_rule_that_is_not_there_is_explained(mine):
         from_dict(Config, {"model": {"loop": {"exit": "residul"}}})
 
 
+def test_a_class_that_cannot_be_built_is_explained(mine):
+    lines = [
+        "from world_model import Core, ExitRule",
+        "class Short(Core):",
+        "    def __init__(self, loop): ...",
+        "class Rule(ExitRule):",
+        "    def __init__(self, flat, cap, threshold):",
+        "        1 / 0",
+    ]
+    (mine / "my_broken.py").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"Short\(loop, sizes\): TypeError: .*flops[^()]*$"):
+        WorldModel(ModelConfig(core="my_broken:Short"), {"state": 3}, 2)
+    with pytest.raises(ValueError, match=r"ZeroDivisionError: .*\(my_broken.py, line 6\)"):
+        make_rule("my_broken:Rule", 8, 2)
+
+
 def test_the_command_line_trains_and_loads_them(mine, tmp_path):
     env = {**os.environ, "PYTHONPATH": str(mine)}
     run = tmp_path / "run"

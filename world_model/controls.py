@@ -11,7 +11,7 @@ import torch
 from world_model.core import Core, CoreSizes
 from world_model.gru import GRUConfig, GRUCore
 from world_model.looped import LoopConfig, LoopedCore
-from world_model.outside import check_name, outside
+from world_model.outside import build_outside, check_name
 from world_model.stacked import StackConfig, StackedCore
 
 
@@ -42,7 +42,7 @@ def make_core(
     if ":" in core:
         if match != "none":
             raise ValueError(f"the size of {core} is its own: --model.match works with stacked and gru")
-        own: Core = outside(core, Core)(loop, sizes)
+        own: Core = build_outside(core, Core, loop=loop, sizes=sizes)
         return own
 
     def build(size: int | None = None) -> Core:

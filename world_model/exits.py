@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from world_model.latent import kl_divergence
 from world_model.nets import linear
-from world_model.outside import check_name, outside
+from world_model.outside import build_outside, check_name
 
 Memory = tuple[Tensor, ...]
 Metrics = dict[str, Tensor]
@@ -295,7 +295,7 @@ def make_rule(
     """
     check_name("exit rule", name, RULES)
     if ":" in name:
-        own: ExitRule = outside(name, ExitRule)(flat, cap, threshold)
+        own: ExitRule = build_outside(name, ExitRule, flat=flat, cap=cap, threshold=threshold)
         return own
     if threshold is None:
         threshold = THRESHOLDS.get(name, 0.0)

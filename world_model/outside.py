@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -15,6 +17,18 @@ def check_name(what: str, name: str, known: Sequence[str]) -> None:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise ValueError(f"there is no {what} {name!r}; {hint}there are {', '.join(known)}, and module:Class of your own")
+
+
+def build_outside(name: str, base: type[Any], **given: Any) -> Any:
+    """module:Class built with the given arguments, by their order. Raises ValueError where that is not possible."""
+    kind = outside(name, base)
+    try:
+        return kind(*given.values())
+    except Exception as error:  # whatever a person's class does while it is built
+        frames = traceback.extract_tb(error.__traceback__)[1:]  # without this one
+        place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+        call = f"{kind.__name__}({', '.join(given)})"
+        raise ValueError(f"{name} cannot be built as {call}: {type(error).__name__}: {error}{place}") from error
 
 
 def outside(name: str, base: type[Any]) -> Any:
