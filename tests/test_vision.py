@@ -42,6 +42,8 @@ def test_encoder_and_decoder_keep_to_their_shapes(halve):
     assert ConvEncoder(SHAPE, cfg, 7)(images).shape == (5, 7)
     out = ConvDecoder(SHAPE, cfg, 6)(torch.randn(5, 6))
     assert out.shape == (5, *SHAPE)
+    assert -0.5 < out.min() < out.max() < 1.5
+    out = ConvDecoder(SHAPE, dataclasses.replace(cfg, relative=False), 6)(torch.randn(5, 6))
     assert 0 < out.min() < out.max() < 1
 
 
@@ -89,6 +91,42 @@ def test_an_encoder_may_see_images_as_they_are():
         before = images.embed(batch.obs)
         images.get_used_to(batch.obs)
         assert torch.equal(images.embed(batch.obs), before) is not relative
+
+
+@pytest.mark.parametrize(("spread", "weight"), [(0.4, 0.25), (0.1, 4.0), (0.02, 25.0)])
+def test_a_decoder_says_how_images_differ_from_the_usual_one_and_small_differences_weigh_more(spread, weight):
+    torch.manual_seed(0)
+    world, batch = make_world(), make_batch()
+    usual = torch.full(SHAPE, 128)
+    sign = torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None, None, None]
+    batch.obs["camera"][:] = (usual + 255 * spread * sign).round().to(torch.uint8)
+    images = world.senses.images
+    images.get_used_to(batch.obs)
+    decoder = images.decoders["camera"]
+    assert float(decoder.weight) == pytest.approx(weight, rel=0.05)
+    feat = world.observe_sequence(batch).states.feat()
+    shown = images.shown(feat)["camera"]
+    with torch.no_grad():
+        decoder.stages[-2 if isinstance(decoder.stages[-1], torch.nn.PixelShuffle) else -1].weight.zero_()
+    nothing = images.shown(feat)["camera"]
+    assert torch.allclose(nothing, usual / 255.0, atol=0.01)  # who says nothing says: as usual
+    assert 0.05 * spread < float((shown - nothing).detach().std()) < 2 * spread  # and speaks in that size
+    loss = images.losses(feat, batch.obs, None)["image"]
+    expected = float(decoder.weight) * spread**2 * usual.numel()
+    assert torch.allclose(loss, torch.full_like(loss, expected), rtol=0.1)
+
+
+def test_decoders_of_before_say_colours():
+    torch.manual_seed(0)
+    old = ConvDecoder(SHAPE, ImageConfig(relative=False), 6)
+    plain = {name: value for name, value in old.state_dict().items() if name not in ("mean", "spread")}
+    (new, other), feat = [ConvDecoder(SHAPE, ImageConfig(), 6) for _ in range(2)], torch.randn(5, 6)
+    assert not torch.equal(new(feat), old(feat))
+    new.load_state_dict(plain)
+    assert torch.equal(new(feat), old(feat))
+    assert new.weight == 1.0
+    new.load_state_dict(other.state_dict())
+    assert torch.equal(new(feat), other(feat))
 
 
 def test_losses_and_predictions_of_images_and_vectors_side_by_side():

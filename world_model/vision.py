@@ -42,11 +42,12 @@ class ImageConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Numbers that the convolutions compute with; auto: bfloat16 on GPUs and on CPUs that have it in hardware."""
     relative: bool = True
-    """Let the encoder see how an image differs from the mean of 256 of the first ones, in their standard deviation."""
+    """See, say and judge how an image differs from the mean of 256 of the first ones, in their standard deviation."""
     objective: Literal["decode", "redundancy"] = "decode"
     """What latents of images are trained by: decoding the image, or predicting its embedding without redundancy."""
     scale: float = 1.0
-    """Weight of the squared error of decoded images, summed over the pixels (colours from 0 to 1)."""
+    """Weight of the squared error of decoded images, summed over the pixels (colours from 0 to 1). It is meant for
+    images whose standard deviation is 0.2; where `relative`, those that vary less weigh more, up to 25 times."""
     redundancy_scale: float = 0.05
     """Weight of the objective without a decoder."""
     redundancy_off: float = 5e-4
@@ -104,20 +105,40 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.C
 
 LEAST_SPREAD = 2.0
 """Steps of colour, of 255, in which differences between images are measured where they are smaller than that."""
+USUAL_SPREAD = 0.2 * 255
+"""Steps of colour by which images differ from their mean that have the weight `ImageConfig.scale`."""
+MOST_WEIGHT = 25.0
+"""How many times more images weigh that differ less than that."""
 
 
-class ConvEncoder(nn.Module):
+class Usual(nn.Module):
+    """What images (H, W, C) of a task usually look like: their mean and standard deviation, in steps of colour."""
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, shape: Shape, spread: float):
+        super().__init__()
+        self.register_buffer("mean", torch.full(shape, 127.5))
+        self.register_buffer("spread", torch.tensor(spread))
+
+    @torch.no_grad()
+    def get_used_to(self, image: Tensor) -> None:
+        """Take mean and standard deviation from these images (M, H, W, C)."""
+        image = image.to(self.mean.dtype)
+        self.mean.copy_(image.mean(0))
+        self.spread.copy_((image - self.mean).square().mean().sqrt().clamp(min=LEAST_SPREAD))
+
+
+class ConvEncoder(Usual):
     """(M, H, W, C) uint8 -> (M, U).
 
     What is seen is how an image differs from the usual one. Otherwise all images of a task look alike to the first
     layers, what moves is a few pixels of 12,288, and the latents begin as noise that drowns it.
     """
 
-    mean: Tensor
-    spread: Tensor
-
     def __init__(self, shape: Shape, cfg: ImageConfig, units: int):
-        super().__init__()
+        super().__init__(shape, 255.0)
         stages: list[nn.Module] = [nn.PixelUnshuffle(2)] if cfg.halve == "patch" else []
         before = shape[2] * (4 if cfg.halve == "patch" else 1)
         for channels in cfg.channels():
@@ -127,21 +148,12 @@ class ConvEncoder(nn.Module):
             before = channels
         self.stages = nn.Sequential(*stages)
         self.out = linear(before * (shape[0] // 16) * (shape[1] // 16), units)
-        self.register_buffer("mean", torch.full(shape, 127.5))
-        self.register_buffer("spread", torch.tensor(255.0))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Encoders of before saw every image as it is."""
         for name in ("mean", "spread"):
             state_dict.setdefault(prefix + name, getattr(self, name))
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
-
-    @torch.no_grad()
-    def get_used_to(self, image: Tensor) -> None:
-        """From now on see the differences from the mean of these images (M, H, W, C), in standard deviations."""
-        image = image.to(self.mean.dtype)
-        self.mean.copy_(image.mean(0))
-        self.spread.copy_((image - self.mean).square().mean().sqrt().clamp(min=LEAST_SPREAD))
 
     def forward(self, image: Tensor) -> Tensor:
         x = ((image.to(self.mean.dtype) - self.mean) / self.spread).movedim(-1, 1)
@@ -167,11 +179,16 @@ class Doubled(nn.Module):
         return out
 
 
-class ConvDecoder(nn.Module):
-    """(M, F) -> (M, H, W, C) colours from 0 to 1."""
+class ConvDecoder(Usual):
+    """(M, F) -> (M, H, W, C) colours.
+
+    What the convolutions say is how the image differs from the usual one; else the first thousand updates go
+    into a picture of what never moves. The colours are then not quite held between 0 and 1.
+    """
 
     def __init__(self, shape: Shape, cfg: ImageConfig, feat: int):
-        super().__init__()
+        super().__init__(shape, USUAL_SPREAD)
+        self.cfg, self.relative = cfg, cfg.relative
         channels = cfg.channels()[::-1]
         self.inner = channels[0], shape[0] // 16, shape[1] // 16
         self.start = linear(feat, math.prod(self.inner), bias=True)
@@ -184,9 +201,22 @@ class ConvDecoder(nn.Module):
             stages.append(Doubled(channels[-1], shape[2], cfg))
         self.stages = nn.Sequential(*stages)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Decoders of before said the colours themselves."""
+        self.relative = self.cfg.relative and prefix + "mean" in state_dict
+        for name in ("mean", "spread"):
+            state_dict.setdefault(prefix + name, getattr(self, name))
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+
+    @property
+    def weight(self) -> Tensor | float:
+        """How much more an error weighs because images of this task differ little, 0-d."""
+        return (USUAL_SPREAD / self.spread).square().clamp(max=MOST_WEIGHT) if self.relative else 1.0
+
     def forward(self, feat: Tensor) -> Tensor:
         x = self.start(feat).view(-1, *self.inner)
-        return torch.sigmoid(self.stages(x.contiguous(memory_format=torch.channels_last))).movedim(1, -1)
+        out: Tensor = self.stages(x.contiguous(memory_format=torch.channels_last)).movedim(1, -1)
+        return (self.mean + self.spread * out) / 255.0 if self.relative else torch.sigmoid(out)
 
 
 def redundancy_loss(guess: Tensor, truth: Tensor, off: float) -> Tensor:
@@ -226,10 +256,11 @@ class Images(nn.Module):
         return torch.autocast(device.type, kind, enabled=kind != torch.float32)
 
     def get_used_to(self, obs: Mapping[str, Tensor]) -> None:
-        """Let the encoders know what images {name: (..., H, W, C)} usually look like: once, before training."""
-        for name, encoder in self.encoders.items() if self.cfg.relative else ():
-            assert isinstance(encoder, ConvEncoder)
-            encoder.get_used_to(obs[name].flatten(0, -4))
+        """Let the networks know what images {name: (..., H, W, C)} usually look like: once, before training."""
+        nets = [*self.encoders.items(), *(self.decoders.items() if self.decodes else ())]
+        for name, net in nets if self.cfg.relative else ():
+            assert isinstance(net, Usual)
+            net.get_used_to(obs[name].flatten(0, -4))
 
     def embed(self, obs: Mapping[str, Tensor]) -> Tensor:
         """{name: (..., H, W, C)} -> (..., U)"""
@@ -243,6 +274,10 @@ class Images(nn.Module):
 
     def decode(self, feat: Tensor) -> dict[str, Tensor]:
         """(..., F) -> {name: (..., H, W, C)} colours from 0 to 1; nothing where there is no decoder."""
+        return {name: image.clamp(0.0, 1.0) for name, image in self.shown(feat).items()}
+
+    def shown(self, feat: Tensor) -> dict[str, Tensor]:
+        """The same as the decoders say it, which may be a little below 0 or above 1."""
         if not self.decodes:
             return {}
         flat = feat.flatten(0, -2)
@@ -256,8 +291,9 @@ class Images(nn.Module):
             guess, truth = self.guess(feat).flatten(0, 1), embed.detach().flatten(0, 1)
             loss = redundancy_loss(guess, truth, self.cfg.redundancy_off).view(feat.shape[:2])
             return {"redundancy": self.cfg.redundancy_scale * loss}
-        wrong = [
-            (guess - obs[name].to(guess.dtype) / 255.0).square().flatten(2).sum(-1)
-            for name, guess in self.decode(feat).items()
-        ]
+        shown, wrong = self.shown(feat), []
+        for name, net in self.decoders.items():
+            assert isinstance(net, ConvDecoder)
+            error = (shown[name] - obs[name].to(feat.dtype) / 255.0).square().flatten(2).sum(-1)
+            wrong.append(net.weight * error)
         return {"image": self.cfg.scale * torch.stack(wrong).sum(0)}
