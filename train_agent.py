@@ -59,7 +59,7 @@ from world_model import cost
 
 def checked(argv: Sequence[str]) -> Config:
     """The settings of a command line whose task exists and whose steps suffice."""
-    config, _ = parse_cli(argv)
+    config, _ = parse_cli(argv, TaskId.shows_images)
     task = TaskId.parse(config.task)
     if not config.model_only:
         check_steps(config, task)
@@ -70,7 +70,7 @@ def train(argv: list[str]) -> int:
     """Build the parts, train, and show what came of it. Returns the exit status."""
     if grid := take_grid(argv):
         return run_sweep(grid, checked)
-    config, saved = parse_cli(argv)
+    config, saved = parse_cli(argv, TaskId.shows_images)
     task, device = TaskId.parse(config.task), resolve_device(config.device)
     if config.model_only:
         return train_model(config, task, device)

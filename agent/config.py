@@ -8,7 +8,7 @@ import ctypes
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ from agent.settings import differences, from_dict, option, parse_count, to_dict
 from agent.trainer import TrainConfig
 from world_model import ModelConfig
 
-PRESETS = ("debug", "small", "base")
+PRESETS = ("debug", "small", "pixels", "base")
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ class Config:
 
     task: tyro.conf.Positional[str] = "dmc:cartpole_swingup"
     """Task as suite:name, for example dmc:walker_walk, gym:CartPole-v1 or toy:cue."""
-    preset: Literal["debug", "small", "base"] = "small"
-    """Values of all options not given: debug ends in seconds, small suits two CPU cores, base a GPU."""
+    preset: Literal["debug", "small", "pixels", "base"] = "small"
+    """Values of all options not given: debug ends in seconds, small suits two CPU cores (pixels where there is much to
+    look at: dmc:TASK@pixels and games), base a GPU."""
     agent: Literal["dreamer", "sac", "ppo", "dqn"] = "dreamer"
     """Looped Dreamer, or a baseline of stable-baselines3 with its own settings and the same files and evaluation."""
     dream: str | None = None
@@ -117,6 +118,8 @@ def preset(name: str) -> Config:
     loop, model, behavior = small.model.loop, small.model, small.behavior
     if name == "small":
         return small
+    if name == "pixels":  # an image costs much and its neighbours say the same: short sequences, more updates
+        return replace(small, preset="pixels", train=replace(small.train, length=8, ratio=0.7))
     if name == "base":
         wide = replace(loop, tokens=4, width=64, heads=4, units=256)
         return replace(
@@ -225,9 +228,12 @@ def _counts(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
     )
 
 
-def parse_cli(argv: Sequence[str]) -> tuple[Config, dict[str, Any] | None]:
+def parse_cli(
+    argv: Sequence[str], shows_images: Callable[[str], bool] = lambda task: False
+) -> tuple[Config, dict[str, Any] | None]:
     """Read the command line of train_agent.py: the settings, and of a run that goes on its checkpoint.
 
+    shows_images says whether a word is a task of images, which has a preset of its own on a CPU.
     A run goes on with --resume, or, where it is trained in slices, by its first command given again.
     Unknown options and values that cannot be end the program with status 2 and a message, as tyro does it.
     Raises UsageError for the rest.
@@ -243,7 +249,9 @@ def parse_cli(argv: Sequence[str]) -> tuple[Config, dict[str, Any] | None]:
         _run_folder(run)
         saved = read_checkpoint(find_checkpoint(run))
         return _parse_resumed(argv, saved, run), saved
-    default = "base" if first.device != "cpu" and torch.cuda.is_available() else "small"
+    default = "pixels" if any(shows_images(word) for word in argv) else "small"
+    if first.device != "cpu" and torch.cuda.is_available():
+        default = "base"
     return _parse(argv, preset(first.preset if first.preset in PRESETS else default)), None
 
 

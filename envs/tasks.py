@@ -86,6 +86,12 @@ class TaskId:
         """Whether a step takes long enough for copies to run in processes of their own."""
         return self.draws or self.suite in atari.STICKY
 
+    @classmethod
+    def shows_images(cls, text: str) -> bool:
+        """Whether this names a task that is known to show images, a game or dmc:TASK@pixels; of anything else False."""
+        suite, _, name = text.lower().partition(":")
+        return suite in atari.STICKY or (suite == "dmc" and name.partition("@")[2] in PIXELS)
+
     @property
     def judged_by(self) -> int:
         """Episodes of a final evaluation, as the field has it."""

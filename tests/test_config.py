@@ -17,6 +17,7 @@ from agent.config import (
     save_yaml,
 )
 from agent.settings import from_dict, parse_count, to_dict
+from envs import TaskId
 
 
 def cli(*words):
@@ -176,6 +177,22 @@ def test_a_gpu_changes_the_default_preset(monkeypatch):
     assert cli("--preset", "debug").preset == "debug"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli().preset == "small"
+
+
+def test_tasks_of_images_have_a_preset_of_their_own_on_a_cpu(monkeypatch):
+    def chosen(*words):
+        return parse_cli(words, TaskId.shows_images)[0]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    pixels = chosen("--seed", "3", "dmc:walker_walk@pixels")
+    assert pixels == replace(preset("pixels"), task="dmc:walker_walk@pixels", seed=3)
+    assert pixels.preset == "pixels"
+    assert pixels.train.length < preset("small").train.length
+    assert chosen("atari100k:pong", "--train.length", "12").train.length == 12
+    for words in (["dmc:walker_walk"], ["gym:CartPole-v1"], ["atari:pong", "--preset", "small"], ["--seed", "1"]):
+        assert chosen(*words).preset == "small"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert chosen("atari:pong").preset == "base"
 
 
 def test_configs_are_plain_values():

@@ -85,6 +85,19 @@ def test_an_encoder_sees_how_images_differ_from_the_usual_one():
     assert torch.isfinite(encoder(images)).all()
 
 
+def test_latents_of_images_begin_with_something_to_say():
+    """The posterior's entropy over that of the uniform distribution, before anything is learned."""
+    batch, share = make_batch(), {}
+    for first in (1.0, 4.0):
+        torch.manual_seed(0)
+        world = make_world(first_logits=first)
+        world.senses.get_used_to(batch.obs)
+        logp = world.observe_sequence(batch).post_logp.detach()
+        entropy = -(logp.exp() * logp).sum((-2, -1)).mean()
+        share[first] = float(entropy / (logp.shape[-2] * torch.tensor(logp.shape[-1]).log()))
+    assert share[4.0] < 0.7 < share[1.0]
+
+
 def test_an_encoder_may_see_images_as_they_are():
     for relative in (True, False):
         images, batch = make_world(relative=relative).senses.images, make_batch()

@@ -105,6 +105,9 @@ class WorldModel(nn.Module):
         self.post_embed = linear(units, units)
         self.post_norm = Norm(units)
         self.post_out = linear(units, stoch, bias=True)
+        if self.senses.images:
+            with torch.no_grad():
+                self.post_out.weight.mul_(cfg.image.first_logits)
         self.prior = MLP(flat, units, 1, stoch)
         self.twohot = TwoHot(cfg.bins, cfg.bin_limit)
         self.reward = MLP(self.feat_size, units, 1, cfg.bins, out_scale=0.0)

@@ -43,6 +43,9 @@ class ImageConfig:
     """Numbers that the convolutions compute with; auto: bfloat16 on GPUs and on CPUs that have it in hardware."""
     relative: bool = True
     """See, say and judge how an image differs from the mean of 256 of the first ones, in their standard deviation."""
+    first_logits: float = 4.0
+    """How many times larger the posterior's logits are at first where there are images: latents that begin as noise
+    say nothing of them, and nothing is learned from what nobody can read."""
     objective: Literal["decode", "redundancy"] = "decode"
     """What latents of images are trained by: decoding the image, or predicting its embedding without redundancy."""
     scale: float = 1.0
@@ -54,7 +57,7 @@ class ImageConfig:
     """Weight of its off-diagonal part."""
 
     def __post_init__(self) -> None:
-        require(self, "", depth=AT_LEAST_ONE, kernel=AT_LEAST_ONE, scale=ABOVE_ZERO)
+        require(self, "", depth=AT_LEAST_ONE, kernel=AT_LEAST_ONE, scale=ABOVE_ZERO, first_logits=ABOVE_ZERO)
         require(self, "", redundancy_scale=ABOVE_ZERO, redundancy_off=NOT_NEGATIVE)
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, got {self.kernel}")
