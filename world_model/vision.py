@@ -125,6 +125,12 @@ class Usual(nn.Module):
         self.register_buffer("mean", torch.full(shape, 127.5))
         self.register_buffer("spread", torch.tensor(spread))
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Networks of before knew of no usual image, and took every one as it is."""
+        for name in ("mean", "spread"):
+            state_dict.setdefault(prefix + name, getattr(self, name))
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+
     @torch.no_grad()
     def get_used_to(self, image: Tensor) -> None:
         """Take mean and standard deviation from these images (M, H, W, C)."""
@@ -151,12 +157,6 @@ class ConvEncoder(Usual):
             before = channels
         self.stages = nn.Sequential(*stages)
         self.out = linear(before * (shape[0] // 16) * (shape[1] // 16), units)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Encoders of before saw every image as it is."""
-        for name in ("mean", "spread"):
-            state_dict.setdefault(prefix + name, getattr(self, name))
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
 
     def forward(self, image: Tensor) -> Tensor:
         x = ((image.to(self.mean.dtype) - self.mean) / self.spread).movedim(-1, 1)
@@ -207,9 +207,7 @@ class ConvDecoder(Usual):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Decoders of before said the colours themselves."""
         self.relative = self.cfg.relative and prefix + "mean" in state_dict
-        for name in ("mean", "spread"):
-            state_dict.setdefault(prefix + name, getattr(self, name))
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def weight(self) -> Tensor | float:
