@@ -129,6 +129,17 @@ def test_a_decoder_says_how_images_differ_from_the_usual_one_and_small_differenc
     assert torch.allclose(loss, torch.full_like(loss, expected), rtol=0.1)
 
 
+def test_errors_are_judged_in_float32_whatever_the_features_are():
+    world, batch = make_world(precision="bfloat16"), make_batch()
+    feat = world.observe_sequence(batch).states.feat().detach()
+    images = world.senses.images
+    half = feat.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, shown = images.losses(half, batch.obs, None)["image"], images.shown(half)["camera"]
+    wrong = (shown - batch.obs["camera"] / 255.0).square().sum((2, 3, 4))
+    assert torch.allclose(loss, images.decoders["camera"].weight * wrong, rtol=1e-6)
+
+
 def test_decoders_of_before_say_colours():
     torch.manual_seed(0)
     old = ConvDecoder(SHAPE, ImageConfig(relative=False), 6)

@@ -185,8 +185,8 @@ class Doubled(nn.Module):
 class ConvDecoder(Usual):
     """(M, F) -> (M, H, W, C) colours.
 
-    What the convolutions say is how the image differs from the usual one; else the first thousand updates go
-    into a picture of what never moves. The colours are then not quite held between 0 and 1.
+    What the convolutions say is how the image differs from the usual one; else many updates go into a
+    picture of what never moves. The colours are then not quite held between 0 and 1.
     """
 
     def __init__(self, shape: Shape, cfg: ImageConfig, feat: int):
@@ -295,6 +295,6 @@ class Images(nn.Module):
         shown, wrong = self.shown(feat), []
         for name, net in self.decoders.items():
             assert isinstance(net, ConvDecoder)
-            error = (shown[name] - obs[name].to(feat.dtype) / 255.0).square().flatten(2).sum(-1)
-            wrong.append(net.weight * error)
+            guess = shown[name]  # float32 whatever the features are: in bfloat16 colours would be a step or two off
+            wrong.append(net.weight * (guess - obs[name].to(guess.dtype) / 255.0).square().flatten(2).sum(-1))
         return {"image": self.cfg.scale * torch.stack(wrong).sum(0)}
