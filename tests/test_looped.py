@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from small import CORE_INPUTS, core_input, exit_bias, make_core
 from torch import nn
 
+from world_model import block
 from world_model.core import CoreSizes
 from world_model.looped import LoopConfig, LoopedCore, sample_depth
 from world_model.retention import Retention
@@ -185,12 +186,25 @@ def test_tokens_see_each_other():
     assert (core.block(x)[:, 0] - core.block(moved)[:, 0]).abs().max() > 1e-4
 
 
-def test_written_out_attention_equals_the_fused_call():
-    core = make_core(tokens=4)
-    qkv = torch.randn(6, 4, 24)
-    query, key, value = (x.unflatten(-1, (2, 4)).transpose(1, 2) for x in qkv.chunk(3, -1))
-    fused = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-    assert torch.allclose(core.block.attention(qkv), fused, atol=1e-6)
+@pytest.mark.parametrize("few", [None, 0, 100])  # most tokens for which it is written out; None: as it is
+@pytest.mark.parametrize("tokens", [2, 4, 8, 9])
+def test_written_out_attention_equals_the_fused_call(monkeypatch, tokens, few):
+    core, fused, calls = make_core(tokens=tokens), F.scaled_dot_product_attention, []
+    qkv, weight = torch.randn(6, tokens, 24), torch.randn(6, tokens, 8)
+    found = []
+    for mine in (False, True):
+        x = qkv.clone().requires_grad_()
+        if mine:
+            monkeypatch.setattr(block, "FEW", block.FEW if few is None else few)
+            monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *parts: (calls.append(1), fused(*parts))[1])
+            out = core.block.attention(x)
+        else:
+            query, key, value = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in x.chunk(3, -1))
+            out = fused(query, key, value).transpose(1, 2).flatten(2)
+        found.append((out, torch.autograd.grad((weight * out).sum(), x)[0]))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=2e-6)
+    assert bool(calls) is {None: tokens > 8, 0: True, 100: False}[few]
 
 
 def test_one_token_needs_no_attention():

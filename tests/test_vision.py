@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from world_model import Batch, LoopConfig, ModelConfig, WorldModel
-from world_model.vision import ConvDecoder, ConvEncoder, ImageConfig, redundancy_loss
+from world_model.vision import ChannelNorm, ConvDecoder, ConvEncoder, ImageConfig, redundancy_loss
 
 SHAPE = (32, 48, 3)
 
@@ -45,6 +45,40 @@ def test_encoder_and_decoder_keep_to_their_shapes(halve):
     assert -0.5 < out.min() < out.max() < 1.5
     out = ConvDecoder(SHAPE, dataclasses.replace(cfg, relative=False), 6)(torch.randn(5, 6))
     assert 0 < out.min() < out.max() < 1
+
+
+def normed(function, x: torch.Tensor, norm: ChannelNorm) -> tuple[torch.Tensor, ...]:
+    """What comes out of function(x), and its gradients in x and in the gain for a loss of unequal weights."""
+    x = x.clone().requires_grad_()
+    out = function(x)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(3))
+    return (out, *torch.autograd.grad((weight * out).sum(), [x, norm.norm.gain]))
+
+
+@pytest.mark.parametrize("channels", [2, 3, 16, 48, 256])
+def test_the_norm_of_gpus_is_that_of_cpus(channels):
+    torch.manual_seed(0)
+    norm = ChannelNorm(channels)
+    torch.nn.init.normal_(norm.norm.gain)
+    x = 3.0 * torch.randn(4, 5, 6, channels) + torch.randn(4, 5, 6, 1)
+    x[0, 0] *= 1e-2  # so little that eps matters
+    pairs = zip(normed(norm.written_out, x, norm), normed(norm.norm, x, norm), strict=True)
+    for name, (mine, expected) in zip(("values", "in x", "in the gain"), pairs, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-5, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
+    torch.testing.assert_close(norm(x.movedim(-1, 1)), norm.written_out(x).movedim(-1, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_the_norm_of_gpus_computes_in_float32():
+    torch.manual_seed(0)
+    norm = ChannelNorm(16)
+    torch.nn.init.normal_(norm.norm.gain)
+    half = (torch.randn(5, 7, 16) + 20.0).bfloat16()  # differences of which bfloat16 would keep little
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = norm.written_out(half)
+        assert out.dtype == torch.float32
+        assert torch.equal(out, norm.written_out(half.float()))
+    torch.testing.assert_close(out, norm.norm(half.float()), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("halve", ["patch", "stride", "pool"])

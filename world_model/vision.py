@@ -94,7 +94,15 @@ class ChannelNorm(nn.Module):
         self.norm = Norm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.movedim(1, -1)).movedim(-1, 1)
+        rows = x.movedim(1, -1)
+        return (self.written_out(rows) if x.is_cuda else self.norm(rows)).movedim(-1, 1)
+
+    def written_out(self, x: Tensor) -> Tensor:
+        """(..., C) normalised. The layer norm of a GPU takes a block of threads for each of a million rows of 16
+        numbers: 17 of the 45 ms of an update."""
+        x = x.float()
+        x = x - x.mean(-1, keepdim=True)
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.norm.eps) * self.norm.gain
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
