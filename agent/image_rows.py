@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import torch
 
 CHUNK = 1 << 24
 """Bytes that are taken from the disk at a time, before they are written: a full disk is then an error that says so, and
@@ -61,3 +62,32 @@ class ImageRows:
             finally:
                 os.close(file)
         self.reserved[chunk] = True
+
+
+class DeviceRows:
+    """The same rings in the memory of a device, (E, L, H, W, C): sequences are then gathered there.
+
+    values: what is held so far; behind row number `count` there is nothing yet.
+    """
+
+    def __init__(self, values: np.ndarray, count: int, device: torch.device | str):
+        self.values = torch.empty(values.shape, dtype=torch.uint8, device=device)
+        held = min(count, values.shape[1])
+        step = max(1, CHUNK // values[:, 0].size)
+        for first in range(0, held, step):
+            part = slice(first, min(first + step, held))
+            self.values[:, part] = torch.from_numpy(np.ascontiguousarray(values[:, part])).to(device)
+
+    @staticmethod
+    def fits(values: np.ndarray, device: torch.device) -> bool:
+        """Whether the rings take at most half of what is free on this GPU."""
+        return 2 * values.size <= torch.cuda.mem_get_info(device)[0]
+
+    def write(self, at: int, images: np.ndarray) -> None:
+        """Put (E, H, W, C) at place `at` of the rings."""
+        self.values[:, at] = torch.from_numpy(np.ascontiguousarray(images)).to(self.values.device)
+
+    def gather(self, env: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+        """Images at places (env, rows), which are broadcast: (B, T, H, W, C)."""
+        where = (torch.from_numpy(place).to(self.values.device, non_blocking=True) for place in (env, rows))
+        return self.values[tuple(where)]

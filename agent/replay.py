@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agent.image_rows import ImageRows
+from agent.image_rows import DeviceRows, ImageRows
 from world_model import Batch, LatentState, ObsSize
 
 FLAGS = ("is_first", "is_last", "is_terminal")
@@ -66,6 +66,7 @@ class ReplayBuffer:
         }
         self.image_sizes = {f"obs/{name}": size for name, size in obs_sizes.items() if not isinstance(size, int)}
         self.images: dict[str, ImageRows] = {}
+        self.copies: dict[str, DeviceRows] | None = None  # of the images, on a GPU with room for them
         self.count = 0  # rows ever written, per environment
         self.oldest_whole = 0  # rows before this one have lost their images
         self.rng = np.random.default_rng(seed)
@@ -101,6 +102,8 @@ class ReplayBuffer:
             self.keep_images(None)
         for name, images in self.images.items():  # first, because a full disk shows here
             images.write(self.count, row[name])
+            if self.copies and name in self.copies:
+                self.copies[name].write(at, row[name])
         for name, value in row.items():
             if name not in self.images:
                 self.rows[name][:, at] = value
@@ -134,9 +137,15 @@ class ReplayBuffer:
         at = (first[:, None] + np.arange(-1, length)) % self.length  # (B, 1 + T), the context row first
         where = (env[:, None], at[:, 1:])
 
+        on_gpu = torch.device(device).type == "cuda"
+        if on_gpu and self.copies is None:
+            self.copy_to(torch.device(device))
+        copies = self.copies or {}
+
         def tensor(name: str, rows: tuple[np.ndarray, np.ndarray] = where) -> torch.Tensor:
+            if name in copies:
+                return copies[name].gather(*rows)
             found = torch.from_numpy(np.asarray(self.rows[name][rows]))
-            on_gpu = torch.device(device).type == "cuda"
             return (found.pin_memory() if on_gpu else found).to(device, non_blocking=True)
 
         context = env, at[:, 0]
@@ -150,6 +159,14 @@ class ReplayBuffer:
             start=start,
         )
         return batch, np.stack(np.broadcast_arrays(*where))
+
+    def copy_to(self, device: torch.device) -> None:
+        """Keep a copy of the images on this device from now on, as far as they fit."""
+        self.copies = {
+            name: DeviceRows(images.values, self.count, device)
+            for name, images in self.images.items()
+            if device.type != "cuda" or DeviceRows.fits(images.values, device)
+        }
 
     def write_back(self, where: np.ndarray, states: LatentState) -> None:
         """Store freshly inferred latents (B, T, ...) of a sampled batch."""
@@ -177,6 +194,7 @@ class ReplayBuffer:
         for name, value in saved["rows"].items():
             self.rows[name][:, : value.shape[1]] = value.numpy()
         self.count = saved["count"]
+        self.copies = None
         if self.images:
             written = [int(images.written[0]) for images in self.images.values()]
             self.oldest_whole = oldest_whole(saved, written, self.length)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from agent import image_rows
+from agent.image_rows import DeviceRows
 from agent.replay import ReplayBuffer, with_images
 from world_model import LatentState
 
@@ -154,3 +156,81 @@ def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path, monkeypatc
     with pytest.raises(OSError, match="No space left"):
         add(replay, [1])
     assert replay.count == 0
+
+
+# ---------------------------------------------------------------------- copies on a device
+
+
+def copied_and_plain(numbers) -> tuple[ReplayBuffer, ReplayBuffer]:
+    """Two replays of the same rows and the same seed, the first with a copy of its images."""
+    copied, plain = make(None), make(None)
+    for replay in (copied, plain):
+        add(replay, numbers)
+    copied.copy_to(torch.device("cpu"))
+    return copied, plain
+
+
+def same_batches(one: ReplayBuffer, other: ReplayBuffer, count: int = 30) -> bool:
+    """Whether both sample the same rows from the same places."""
+    (batch, where), (same, places) = one.sample(count, 3), other.sample(count, 3)
+    pairs = [(batch.obs[name], same.obs[name]) for name in ("image", "number")]
+    pairs += [(batch.reward, same.reward), (batch.start.deter, same.start.deter)]
+    assert batch.obs["image"].dtype == torch.uint8
+    return np.array_equal(where, places) and all(torch.equal(*pair) for pair in pairs)
+
+
+@pytest.mark.parametrize("before", [10, 20, 27, 50])  # rings of 20 rows: filling, full, wrapped once and twice
+def test_copies_on_a_device_change_no_batch(before):
+    copied, plain = copied_and_plain(range(before))
+    assert same_batches(copied, plain)
+    for number in range(before, before + 25):
+        for replay in (copied, plain):
+            add(replay, [number])
+        assert same_batches(copied, plain)
+    copied.images["obs/image"].values[:] = 255  # nobody reads them any more
+    assert same_batches(copied, plain)
+
+
+def test_a_loaded_replay_forgets_the_copies_of_what_it_held_before(tmp_path):
+    other = make(tmp_path / "replay")
+    add(other, range(100, 130))
+    saved = copy.deepcopy(other.state_dict())
+    replay = make(tmp_path / "replay", exists=True)
+    replay.copy_to(torch.device("cpu"))
+    replay.copies["obs/image"].values[:] = 7
+    replay.load_state_dict(saved)
+    assert replay.copies is None
+    assert numbers_of(replay) == set(range(111, 130))
+    replay.copy_to(torch.device("cpu"))
+    assert numbers_of(replay) == set(range(111, 130))
+
+
+@pytest.mark.parametrize("chunk", [1, 3 * 2 * 16 * 16, 7 * 2 * 16 * 16 + 5])  # bytes: 1, 3 and 7 rows at a time
+@pytest.mark.parametrize("count", [0, 1, 13, 20, 33])
+def test_copies_made_in_chunks_hold_what_the_rings_hold(monkeypatch, chunk, count):
+    monkeypatch.setattr(image_rows, "CHUNK", chunk)
+    values = np.random.default_rng(0).integers(256, size=(2, 20, *SHAPE), dtype=np.uint8)
+    held, rows = min(count, 20), DeviceRows(values, count, "cpu")
+    assert rows.values.shape == values.shape
+    assert np.array_equal(rows.values[:, :held].numpy(), values[:, :held])
+    values[:, 5] = 0
+    rows.write(5, values[:, 5])
+    assert not rows.values[:, 5].any()
+    if count >= 20:
+        env, at = np.array([[1], [0], [1]]), np.array([[4, 5], [19, 0], [7, 8]])
+        assert np.array_equal(rows.gather(env, at).numpy(), values[env, at])
+        rows.values.zero_()
+        assert values.any()  # a copy, and no view
+
+
+@pytest.mark.parametrize(("free", "fits"), [(2 * 2 * 20 * 256, True), (2 * 2 * 20 * 256 - 1, False)])
+def test_images_that_would_take_more_than_half_of_a_gpu_stay_where_they_are(monkeypatch, free, fits):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10 * free))
+    replay, gpu = make(None), torch.device("cuda")
+    add(replay, range(30))
+    assert DeviceRows.fits(replay.images["obs/image"].values, gpu) is fits
+    if not fits:
+        replay.copy_to(gpu)
+        assert replay.copies == {}
+        add(replay, range(30, 35))
+        assert numbers_of(replay) == set(range(16, 35))
