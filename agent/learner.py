@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +16,7 @@ from torch import Tensor
 from agent.graphs import UpdateGraphs
 from agent.optimizer import FlatAdam, NonFiniteError, flatten
 from agent.policy import Policy
-from world_model import Batch, LatentState, sample_depth
+from world_model import Batch, LatentState, WorldModel, sample_depth
 from world_model.ranges import ABOVE_ZERO, NOT_NEGATIVE, SHARE, require
 
 Metrics = dict[str, Tensor]
@@ -41,10 +43,12 @@ class OptimizerConfig:
     average: float = 0.998
     """Decay per update of the averaged weights that evaluation uses; 0 evaluates the newest weights."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Numbers that the matrix products of an update compute with (weights and losses stay float32); auto: bfloat16 on a
-    GPU where there are images."""
+    """Numbers that the matrix products of an update compute with (weights and losses stay float32); auto: float32, on a
+    GPU in its fast form with 10 bits behind the point. Images have a precision of their own."""
     graphs: bool = True
     """On a GPU, replay the update as a CUDA graph, one for each training depth."""
+    compile: bool = False
+    """On a GPU, fuse what every loop and step runs into fewer operations, with torch.compile: a minute at the start."""
 
     def __post_init__(self) -> None:
         rates = dict.fromkeys(("model_lr", "actor_lr", "critic_lr", "warmup"), NOT_NEGATIVE)
@@ -74,6 +78,19 @@ def finite(loss: Tensor, metrics: Metrics) -> None:
         raise NonFiniteError(bad[0] if bad else "total loss")
 
 
+def fuse(world: WorldModel) -> None:
+    """Let torch.compile fuse the parts of a step. They are compiled once for every size of batch that they meet."""
+    torch._dynamo.config.recompile_limit = 64
+    parts: dict[torch.nn.Module, tuple[str, ...]] = {
+        world: ("reset", "posterior", "prior_probs", "draw"),
+        world.core: ("prelude", "refine", "finish", "settle"),
+    }
+    for part, names in parts.items():
+        whole = {name: getattr(part, name) for name in names if hasattr(part, name)}
+        for name, function in whole.items():
+            setattr(part, name, torch.compile(function, dynamic=False))
+
+
 class Learner:
     """A policy, its optimisers and its averaged copy, on one device."""
 
@@ -91,8 +108,12 @@ class Learner:
         self.updates = 0
         self.seconds: dict[str, float] = {}  # time spent in each part of the updates
         gpu = self.device.type == "cuda"
-        images = self.world.senses.images is not None
-        self.half = cfg.precision == "bfloat16" or (cfg.precision == "auto" and gpu and images)
+        self.half = cfg.precision == "bfloat16"
+        if gpu and cfg.precision == "auto":
+            torch.set_float32_matmul_precision("high")
+        self.compiled = gpu and cfg.compile and importlib.util.find_spec("triton") is not None
+        if self.compiled:
+            fuse(self.world)
         self.graphs = UpdateGraphs(self) if gpu and cfg.graphs else None
 
     def update(self, batch: Batch, progress: float = 0.0) -> tuple[LatentState, Metrics]:
@@ -120,6 +141,10 @@ class Learner:
             self.lap("optimizer", clock)
         self.last_depths, self.last_lengths = losses.depths, losses.lengths
         return losses.states, losses.metrics
+
+    def as_written(self) -> AbstractContextManager[Any]:
+        """Inside of this nothing compiled runs: for what is too rare to be compiled."""
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def get_used_to(self, sample: Callable[..., tuple[Batch, Any]]) -> None:
         """Let the encoders see what images usually look like; for the replay's `sample`, before the first update.

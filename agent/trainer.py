@@ -287,7 +287,7 @@ class Trainer:
         with self.timed("log"):
             self.logger.scalars(self.step, values)
             if done and self.batch is not None:
-                with torch.random.fork_rng():  # the run is the same however often it is looked at
+                with torch.random.fork_rng(), self.agent.as_written():  # the run is the same however often one looks
                     self.logger.scalars(self.step, stability(self.agent.world, self.batch))
                 self.logger.histogram(self.step, "loop/dream_depth", self.agent.last_depths.float().numpy(force=True))
                 if (lengths := self.agent.last_lengths) is not None:

@@ -27,13 +27,13 @@ class Blindfold(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def make(spec=CONTINUOUS, *, device="cpu", optimizer=None, behavior=None, core="looped", **loop):
+def make(spec=CONTINUOUS, *, device="cpu", optimizer=None, behavior=None, core="looped", obs=None, **loop):
     torch.manual_seed(0)
     loop = LoopConfig(**({"tokens": 2, "width": 8, "heads": 2, "units": 16, "mean_loops": 2.0} | loop))
     model = ModelConfig(loop, core=core, groups=3, classes=4, units=16, bins=21, surprise=True)
     behavior = BehaviorConfig(**({"horizon": 3, "starts": 8, "units": 16, "layers": 1} | (behavior or {})))
     optimizer = OptimizerConfig(**({"warmup": 2, "graphs": False} | (optimizer or {})))
-    return Dreamer(model, behavior, optimizer, Spaces({"state": 3}, spec), device)
+    return Dreamer(model, behavior, optimizer, Spaces(obs or {"state": 3}, spec), device)
 
 
 def with_start(agent, seed):
@@ -159,6 +159,9 @@ def test_replayed_graphs_learn_what_the_eager_update_learns(spec):
     assert graphed.graphs.recorded
 
 
-def test_the_small_preset_keeps_single_precision_for_vectors():
-    assert not make().half
-    assert make(optimizer={"precision": "bfloat16"}).half
+@pytest.mark.parametrize("obs", [{"state": 3}, {"image": (16, 16, 1)}])
+def test_only_who_asks_for_bfloat16_gets_it(obs):
+    before = torch.get_float32_matmul_precision()
+    for precision, half in (("auto", False), ("float32", False), ("bfloat16", True)):
+        assert make(obs=obs, optimizer={"precision": precision}).half is half
+    assert torch.get_float32_matmul_precision() == before == "highest"  # on a CPU

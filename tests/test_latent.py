@@ -1,5 +1,6 @@
 """Categorical latents: probabilities, sampling, straight-through gradients and the KL losses."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -45,20 +46,32 @@ def test_probabilities_have_the_gradient_of_a_softmax():
     assert torch.allclose(a.grad, b.grad, atol=1e-6)
 
 
+def traced_onehot_at(probs: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+    """`onehot_at` as torch.compile sees it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        return onehot_at(probs, level)
+
+
+BOTH = [onehot_at, traced_onehot_at]
+
+
+@pytest.mark.parametrize("draw", BOTH)
 @pytest.mark.parametrize("scale", [1.0, 7.0])
-def test_sampling_frequencies_are_the_probabilities(scale):
+def test_sampling_frequencies_are_the_probabilities(scale, draw):
     probs = torch.tensor([0.5, 0.0, 0.2, 0.3])
     levels = (torch.arange(1000) + 0.5).div(1000)[:, None]
-    counts = onehot_at((probs * scale).expand(1000, 4), levels).sum(0)
+    counts = draw((probs * scale).expand(1000, 4), levels).sum(0)
     assert counts.tolist() == [500, 0, 200, 300]
 
 
-def test_rare_classes_are_drawn_under_autocast():
+@pytest.mark.parametrize("draw", BOTH)
+def test_rare_classes_are_drawn_under_autocast(draw):
     probs = torch.full((16,), 0.00075)
     probs[3] = 1.0 - 15 * 0.00075
     levels = (torch.arange(20_000) + 0.5).div(20_000)[:, None]
     with torch.autocast("cpu", torch.bfloat16):
-        counts = onehot_at(probs.expand(20_000, 16), levels).float().sum(0)
+        counts = draw(probs.expand(20_000, 16), levels).float().sum(0)
     assert torch.allclose(counts, 20_000 * probs, atol=1.01)
 
 
@@ -68,15 +81,39 @@ def test_every_level_gives_exactly_one_class(seed, classes, unimix, scale):
     gen = torch.Generator().manual_seed(seed)
     probs = probabilities(torch.randn(50, classes, generator=gen) * scale, unimix)
     levels = torch.cat([torch.zeros(10, 1), torch.full((10, 1), LAST_LEVEL), torch.rand(30, 1, generator=gen)])
-    sample = onehot_at(probs, levels)
-    assert ((sample == 0) | (sample == 1)).all()
-    assert (sample.sum(-1) == 1).all()
-    assert ((sample * probs).sum(-1) > 0).all()  # never a class without probability
+    for draw in BOTH:
+        sample = draw(probs, levels)
+        assert sample.dtype == probs.dtype
+        assert ((sample == 0) | (sample == 1)).all()
+        assert (sample.sum(-1) == 1).all()
+        assert ((sample * probs).sum(-1) > 0).all()  # never a class without probability
 
 
-def test_extreme_levels_give_the_first_and_the_last_class():
+@pytest.mark.parametrize("classes", [2, 3, 16, 33])
+def test_what_is_compiled_draws_the_same_classes(classes):
+    gen = torch.Generator().manual_seed(classes)
+    probs = torch.rand(200, 6, classes, generator=gen, dtype=torch.float64)  # exact enough that no rounding decides
+    probs[torch.rand(probs.shape, generator=gen) < 0.4] = 0.0
+    probs[..., 1] += 1e-3  # of each something can be drawn
+    probs[:50, :, 0] = 0.0
+    probs[50:100] /= probs[50:100].sum(-1, keepdim=True)
+    levels = torch.rand(200, 6, 1, generator=gen, dtype=torch.float64)
+    levels[::5] = 0.0
+    plain, traced = (draw(probs, levels) for draw in BOTH)
+    assert plain.dtype == traced.dtype == torch.float64
+    assert torch.equal(plain, traced)
+    assert torch.equal(traced.sum(-1), torch.ones(200, 6, dtype=torch.float64))
+    assert ((traced == 0) | (traced == 1)).all()
+    shares = (probs.cumsum(-1) / probs.sum(-1, keepdim=True)).flatten(0, 1).numpy()
+    pairs = zip(shares, levels.flatten().numpy(), strict=True)
+    expected = [np.searchsorted(share, level, side="right") for share, level in pairs]  # one by one
+    assert traced.argmax(-1).flatten().tolist() == expected
+
+
+@pytest.mark.parametrize("draw", BOTH)
+def test_extreme_levels_give_the_first_and_the_last_class(draw):
     probs = torch.full((2, 4), 0.25)
-    sample = onehot_at(probs, torch.tensor([[0.0], [LAST_LEVEL]]))
+    sample = draw(probs, torch.tensor([[0.0], [LAST_LEVEL]]))
     assert sample.argmax(-1).tolist() == [0, 3]
 
 

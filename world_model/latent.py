@@ -60,8 +60,12 @@ def onehot_at(probs: Tensor, level: Tensor) -> Tensor:
 
     probs (..., K), not necessarily normalised; level (..., 1) uniform in [0, 1). Inverse-CDF sampling needs
     one random number per variable; the sums and differences along K are products with small matrices,
-    several times faster on CPU than cumsum, argmax and scatter.
+    several times faster on CPU than cumsum, argmax and scatter. (torch.compile fuses the sum with what surrounds it.)
     """
+    if torch.compiler.is_compiling():
+        cumulative = probs.cumsum(-1)
+        passed = cumulative > level * cumulative[..., -1:]
+        return (passed & ~F.pad(passed[..., :-1], (1, 0))).to(probs.dtype)
     sums, weight, bias = _steps(probs.shape[-1], probs.dtype, probs.device)
     with torch.autocast(probs.device.type, enabled=False):  # sums in bfloat16 would lose the rare classes
         cumulative = probs @ sums

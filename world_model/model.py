@@ -158,6 +158,10 @@ class WorldModel(nn.Module):
         """(..., S, 1) random levels at which to sample, or None for the mode."""
         return torch.rand(*probs.shape[:-1], 1, device=probs.device, dtype=probs.dtype) if sample else None
 
+    def draw(self, probs: Tensor, level: Tensor | None) -> Tensor:
+        """(..., S, K) probabilities -> one-hot latents at random levels, or the most probable ones with None."""
+        return sample_onehot(probs, level)
+
     def inputs(self, state: LatentState, action: Tensor) -> Tensor:
         """(B, S*K + A): what enters the core beside deter."""
         return torch.cat([state.stoch.flatten(1), action], -1)
@@ -187,7 +191,7 @@ class WorldModel(nn.Module):
         inputs = self.inputs(state, clipped(prev_action) * keep[:, None])
         deter, stats = self.core.settle(state.deter, inputs, self.core.prepare(), max_loops, log_prior=self.log_prior)
         probs = self.posterior(deter, self.post_embed(self.senses(obs)))
-        return LatentState(deter, sample_onehot(probs, self.level(probs, sample))), stats
+        return LatentState(deter, self.draw(probs, self.level(probs, sample))), stats
 
     # ------------------------------------------------------------------ sequences
 
@@ -211,7 +215,7 @@ class WorldModel(nn.Module):
             state = self.carried(state)
             deter, trace = self.core(state.deter, self.inputs(state, action), loops, prepared)
             probs = self.posterior(deter, embeds[t])
-            state = LatentState(deter, sample_onehot(probs, levels[t]))
+            state = LatentState(deter, self.draw(probs, levels[t]))
             deters.append(deter)
             stochs.append(state.stoch)
             posts.append(probs)
@@ -280,7 +284,7 @@ class WorldModel(nn.Module):
         inputs = self.inputs(state, clipped(action))
         deter, stats = self.core.settle(state.deter, inputs, prepared, max_loops, log_prior=self.log_prior)
         probs = self.prior_probs(deter)
-        return LatentState(deter, sample_onehot(probs, self.level(probs, sample)).to(deter.dtype)), stats
+        return LatentState(deter, self.draw(probs, self.level(probs, sample)).to(deter.dtype)), stats
 
     def decode(self, state: LatentState) -> dict[str, Tensor]:
         """(..., N, D), (..., S, K) -> {name: (..., O), or (..., H, W, C) from 0 to 1} predicted observations."""

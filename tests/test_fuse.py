@@ -1,0 +1,83 @@
+"""torch.compile fuses the parts of a step: the update stays what it was."""
+
+import pytest
+import torch
+from test_dreamer import CONTINUOUS, DISCRETE, flats
+from test_graphs import make, with_start
+
+from agent.graphs import UpdateGraphs
+from agent.learner import fuse
+
+WORLD, SHELL = {"reset", "posterior", "prior_probs", "draw"}, {"prelude", "finish"}
+REAL = torch.compile
+
+
+@pytest.fixture(autouse=True)
+def clean():
+    """Nothing that is compiled or set here outlives the test."""
+    with torch._dynamo.config.patch(recompile_limit=torch._dynamo.config.recompile_limit):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("core", "parts"),
+    [
+        ("looped", WORLD | SHELL | {"refine", "settle"}),
+        ("stacked", WORLD | SHELL | {"settle"}),
+        ("gru", WORLD | {"settle"}),
+    ],
+)
+def test_the_parts_of_a_step_are_handed_over_and_used(monkeypatch, core, parts):
+    given, used = [], set()
+
+    def compiler(function, **_):
+        given.append(function.__name__)
+
+        def counted(*args, **kwargs):
+            used.add(function.__name__)
+            return function(*args, **kwargs)
+
+        return counted
+
+    plain, fused = make(core=core), make(core=core)
+    monkeypatch.setattr("agent.learner.torch.compile", compiler)
+    fuse(fused.world)
+    assert sorted(given) == sorted(parts)  # each once
+    for number in range(2):
+        results = []
+        for agent in (plain, fused):
+            torch.manual_seed(number)
+            results.append(agent.update(with_start(agent, number)))
+        (states, metrics), (its_states, its_metrics) = results
+        assert torch.equal(states.deter, its_states.deter)
+        assert metrics == its_metrics
+    assert used == parts
+    for name, flat in flats(plain).items():
+        assert torch.equal(flat, flats(fused)[name]), name
+
+
+def test_a_cpu_compiles_nothing(monkeypatch):
+    monkeypatch.setattr("agent.learner.torch.compile", lambda *_, **__: pytest.fail("something was compiled"))
+    make(optimizer={"compile": True}).update(with_start(make(), 0))
+
+
+@pytest.mark.parametrize(("spec", "backend"), [(CONTINUOUS, "eager"), (DISCRETE, "aot_eager")])
+def test_what_is_traced_learns_the_same_in_one_piece(monkeypatch, spec, backend):
+    """Static, as the graphs of a GPU want it; a few seconds."""
+    plain, fused = make(spec), make(spec)
+    monkeypatch.setattr("agent.learner.torch.compile", lambda function, **how: REAL(function, backend=backend, **how))
+    fuse(fused.world)
+    fused.graphs = UpdateGraphs(fused)
+    for number in range(2):
+        for agent in (plain, fused):
+            torch.manual_seed(number)
+            agent.update(with_start(agent, number))
+        for name, flat in flats(plain).items():
+            assert torch.allclose(flat, flats(fused)[name], atol=1e-4), name
+    assert torch.equal(plain.last_depths, fused.last_depths)
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] > 0
+    assert not counters["graph_break"]
