@@ -29,6 +29,12 @@ def test_base_has_tokens_that_attend_to_each_other():
     assert preset("base").model.loop.tokens > 1
 
 
+def test_base_learns_from_as_many_rows_as_dreamerv3_does():
+    train, behavior = preset("base").train, preset("base").behavior
+    assert (train.batch * train.length, train.ratio) == (16 * 64, 0.25)
+    assert (behavior.starts, behavior.horizon) == (0, 15)  # every row starts a dream
+
+
 @pytest.fixture
 def threads():
     """Whatever a test does to the number of threads is undone."""
