@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import multiprocessing
+import os
 import re
 import signal
 import sys
@@ -156,8 +157,12 @@ def position_entries(task: TaskId | str) -> np.ndarray:
     return env.is_position
 
 
+MANY_CORES = 8
+"""Cores from which evaluations of slow tasks start processes: that takes seconds, and memory."""
+
+
 def make_vector_env(
-    task: TaskId | str, num_envs: int, seed: int, lives_end: bool = False, apart: bool = False
+    task: TaskId | str, num_envs: int, seed: int, lives_end: bool = False, apart: bool | None = None
 ) -> gym.vector.VectorEnv[Any, Any, Any]:
     """Build `num_envs` copies that step together, in this process if not `apart`.
 
@@ -170,7 +175,8 @@ def make_vector_env(
         num_envs: number of copies E, at least 1.
         seed: copy i is seeded with `seed` + i, as `reset(seed=seed)` of the result would do.
         lives_end: as in `make_env`.
-        apart: run each copy in a process of its own, which pays where a step takes long: pictures, Atari.
+        apart: run each copy in a process of its own, which pays where a step takes long: pictures, Atari. By default
+            several copies of such a task where there are cores for them.
 
     Raises:
         ValueError: `num_envs` is less than 1.
@@ -187,6 +193,8 @@ def make_vector_env(
 
         return make
 
+    if apart is None:
+        apart = num_envs > 1 and (os.cpu_count() or 1) >= MANY_CORES and TaskId.parse(str(task)).is_slow
     makers = [maker(i) for i in range(num_envs)]
     if apart:
         if TaskId.parse(str(task)).draws and (problem := prepare_rendering(True)):

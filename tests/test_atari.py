@@ -1,10 +1,12 @@
 """Atari games: names, the two protocols, and lives."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.vector import SyncVectorEnv
 
 from agent.atari_scores import human_normalised, scores
-from envs import TaskError, TaskId, make_env, make_vector_env
+from envs import TaskError, TaskId, make_env, make_vector_env, tasks
 from envs.atari import Atari, games
 
 pytest.importorskip("ale_py", reason="the Atari games are not installed")
@@ -77,12 +79,33 @@ def test_the_loss_of_a_life_ends_an_episode_where_it_is_wanted_and_the_game_goes
 
 def test_games_in_processes_of_their_own():
     envs = make_vector_env("atari:pong", 2, seed=3, apart=True)
-    same = make_vector_env("atari:pong", 2, seed=3)
+    same = make_vector_env("atari:pong", 2, seed=3, apart=False)
     one, other = envs.reset(seed=3)[0], same.reset(seed=3)[0]
     assert one["image"].shape == (2, 64, 64, 3)
     assert np.array_equal(one["image"], other["image"])
     envs.close()
     same.close()
+
+
+@pytest.mark.parametrize(
+    ("cores", "copies", "apart"),
+    [(2, 2, False), (None, 2, False), (tasks.MANY_CORES, 2, True), (64, 10, True), (64, 1, False)],
+)
+def test_games_go_into_processes_where_there_are_cores_for_them(monkeypatch, cores, copies, apart):
+    started = []
+    monkeypatch.setattr(tasks.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(tasks, "AsyncVectorEnv", lambda makers, **how: started.append(len(makers)))
+    monkeypatch.setattr(tasks, "make_env", lambda task, seed, lives_end: gym.make("CartPole-v1"))  # is made faster
+    envs = make_vector_env("atari:pong", copies, seed=0)
+    assert started == ([copies] if apart else [])
+    assert isinstance(envs, SyncVectorEnv) is not apart
+    if apart:  # and who says how they run is obeyed
+        envs = make_vector_env("atari:pong", copies, seed=0, apart=False)
+    else:
+        make_vector_env("atari:pong", copies, seed=0, apart=True)
+        assert started == [copies]
+    assert isinstance(envs, SyncVectorEnv)
+    envs.close()
 
 
 def test_scores_are_put_between_random_play_and_a_human():

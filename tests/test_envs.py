@@ -15,7 +15,7 @@ import pytest
 from gymnasium import spaces
 
 import envs
-from envs import TaskError, TaskId, dmc, make_env, make_vector_env, rendering
+from envs import TaskError, TaskId, dmc, make_env, make_vector_env, rendering, tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -174,6 +174,17 @@ def test_vector_env_seeds_copies_apart() -> None:
     vector.close()
     with pytest.raises(ValueError, match="at least 1"):
         make_vector_env("toy:cue", num_envs=0, seed=0)
+
+
+@pytest.mark.parametrize("task", ["dmc:reacher_easy", "toy:cue", "gym:Pendulum-v1"])
+def test_fast_tasks_stay_in_this_process_however_many_cores_there_are(
+    monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    monkeypatch.setattr(tasks.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(tasks, "AsyncVectorEnv", lambda *_, **__: pytest.fail("a process was started"))
+    vector = make_vector_env(task, num_envs=3, seed=0)
+    assert isinstance(vector, gym.vector.SyncVectorEnv)
+    vector.close()
 
 
 # --- drawing
