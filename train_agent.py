@@ -84,8 +84,7 @@ def train(argv: list[str]) -> int:
     keep_memory()
     seed_everything(config.seed)
 
-    apart = task.is_slow and config.train.envs > 1
-    envs = make_vector_env(task, config.train.envs, config.seed, config.train.lives_end, apart)
+    envs = make_vector_env(task, config.train.envs, config.seed, config.train.lives_end, task.is_slow)
     spaces, model = spaces_of(envs), config.model
     if saved:
         check_spaces(saved, spaces)
@@ -94,7 +93,7 @@ def train(argv: list[str]) -> int:
     replay = ReplayBuffer(
         config.train.replay_rows, envs.num_envs, spaces.obs, spaces.action.size, *latent, config.seed
     )
-    make_envs = partial(make_vector_env, task, seed=config.eval.first_seed)
+    make_envs = partial(make_vector_env, task, seed=config.eval.first_seed, apart=task.is_parallel)
     evaluate = Evaluator(config.eval, agent, make_envs, task.action_repeat, task.judged_by)
 
     name = f"{config.preset}-s{config.seed}"

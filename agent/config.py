@@ -131,7 +131,7 @@ def preset(name: str) -> Config:
             behavior=replace(behavior, units=256, starts=0, horizon=15),
             # As many rows and updates per step as DreamerV3's 16 x 64 and 0.25 on Atari-100k. Sequences that are apart
             # teach more, and a GPU waits for the length of a sequence, not for their number.
-            train=replace(small.train, batch=64, length=16, ratio=0.25, envs=16),
+            train=replace(small.train, batch=64, length=16, ratio=0.25, envs=min(16, os.cpu_count() or 1)),
             optimizer=replace(small.optimizer, model_lr=4e-4, actor_lr=4e-4, critic_lr=4e-4, compile=True),
         )
     if name == "debug":
@@ -291,9 +291,10 @@ def _parse_resumed(argv: Sequence[str], saved: Mapping[str, Any], run: str) -> C
     config = _parse(argv, before)
     may_change = ("steps", "minutes", "slice", "eval_every", "log_every", "save_every", "threads")
     kept = {name: getattr(before.train, name) for name in may_change}
+    fast = {name: getattr(before.optimizer, name) for name in ("compile", "graphs")}
     same = replace(
         config, task=before.task, device=before.device, video=before.video, eval=before.eval,
-        train=replace(config.train, **kept),
+        train=replace(config.train, **kept), optimizer=replace(config.optimizer, **fast),
     )  # fmt: skip
     if changed := differences(to_dict(before), to_dict(same)):
         raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -64,27 +65,40 @@ class ImageRows:
         self.reserved[chunk] = True
 
 
+def room(device: torch.device) -> float:
+    """Bytes that are free on a GPU; of other devices nobody asks."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+
+
 class DeviceRows:
     """The same rings in the memory of a device, (E, L, H, W, C): sequences are then gathered there.
 
-    values: what is held so far; behind row number `count` there is nothing yet.
+    They begin with the rows that are held so far, of those before row number `count`, and grow with the rings: a short
+    run takes little of the memory. Raises MemoryError where there is no room.
     """
 
     def __init__(self, values: np.ndarray, count: int, device: torch.device | str):
-        self.values = torch.empty(values.shape, dtype=torch.uint8, device=device)
-        held = min(count, values.shape[1])
+        self.length, held = values.shape[1], min(count, values.shape[1])
+        self.values = torch.empty((values.shape[0], 0, *values.shape[2:]), dtype=torch.uint8, device=device)
+        self.grow(held)
         step = max(1, CHUNK // values[:, 0].size)
         for first in range(0, held, step):
             part = slice(first, min(first + step, held))
             self.values[:, part] = torch.from_numpy(np.ascontiguousarray(values[:, part])).to(device)
 
-    @staticmethod
-    def fits(values: np.ndarray, device: torch.device) -> bool:
-        """Whether the rings take at most half of what is free on this GPU."""
-        return 2 * values.size <= torch.cuda.mem_get_info(device)[0]
+    def grow(self, rows: int) -> None:
+        """Make room for at least `rows` rows of every ring, and for as many again."""
+        before, device = self.values, self.values.device
+        shape = before.shape[0], min(self.length, 2 * rows), *before.shape[2:]
+        if 2 * math.prod(shape) > room(device):
+            raise MemoryError  # an update wants room too
+        self.values = torch.empty(shape, dtype=torch.uint8, device=device)
+        self.values[:, : before.shape[1]] = before
 
     def write(self, at: int, images: np.ndarray) -> None:
         """Put (E, H, W, C) at place `at` of the rings."""
+        if at >= self.values.shape[1]:
+            self.grow(at + 1)
         self.values[:, at] = torch.from_numpy(np.ascontiguousarray(images)).to(self.values.device)
 
     def gather(self, env: np.ndarray, rows: np.ndarray) -> torch.Tensor:

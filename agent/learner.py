@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -44,11 +44,11 @@ class OptimizerConfig:
     """Decay per update of the averaged weights that evaluation uses; 0 evaluates the newest weights."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Numbers that the matrix products of an update compute with (weights and losses stay float32); auto: float32, on a
-    GPU in its fast form with 10 bits behind the point. Images have a precision of their own."""
+    GPU in its fast form with 10 bits behind the point (for the whole process). Images have a precision of their own."""
     graphs: bool = True
     """On a GPU, replay the update as a CUDA graph, one for each training depth."""
     compile: bool = False
-    """On a GPU, fuse what every loop and step runs into fewer operations, with torch.compile: a minute at the start."""
+    """On a GPU, fuse what every loop and step runs into fewer operations, with torch.compile: half a minute at the start."""
 
     def __post_init__(self) -> None:
         rates = dict.fromkeys(("model_lr", "actor_lr", "critic_lr", "warmup"), NOT_NEGATIVE)
@@ -78,17 +78,31 @@ def finite(loss: Tensor, metrics: Metrics) -> None:
         raise NonFiniteError(bad[0] if bad else "total loss")
 
 
+def compiles(device: torch.device) -> bool:
+    """Whether torch.compile works here, tried out: it needs a C compiler and a GPU that is not too old."""
+    try:
+        torch.compile(lambda x: x + 1.0)(torch.zeros(1, device=device))
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        warnings.warn(f"nothing is compiled, and updates take longer: {reason}", stacklevel=2)
+        return False
+    return True
+
+
 def fuse(world: WorldModel) -> None:
-    """Let torch.compile fuse the parts of a step. They are compiled once for every size of batch that they meet."""
+    """Let torch.compile fuse the parts of a step. They are compiled once for every size of batch that they meet.
+
+    The compiled methods are those of a class, or a copy of the network would compute with the weights of the original.
+    """
     torch._dynamo.config.recompile_limit = 64
     parts: dict[torch.nn.Module, tuple[str, ...]] = {
         world: ("reset", "posterior", "prior_probs", "draw"),
         world.core: ("prelude", "refine", "finish", "settle"),
     }
     for part, names in parts.items():
-        whole = {name: getattr(part, name) for name in names if hasattr(part, name)}
-        for name, function in whole.items():
-            setattr(part, name, torch.compile(function, dynamic=False))
+        kind = type(part)
+        methods = {name: torch.compile(getattr(kind, name), dynamic=False) for name in names if hasattr(kind, name)}
+        part.__class__ = type(kind.__name__, (kind,), methods)
 
 
 class Learner:
@@ -109,9 +123,9 @@ class Learner:
         self.seconds: dict[str, float] = {}  # time spent in each part of the updates
         gpu = self.device.type == "cuda"
         self.half = cfg.precision == "bfloat16"
-        if gpu and cfg.precision == "auto":
-            torch.set_float32_matmul_precision("high")
-        self.compiled = gpu and cfg.compile and importlib.util.find_spec("triton") is not None
+        if gpu:
+            torch.set_float32_matmul_precision("high" if cfg.precision == "auto" else "highest")
+        self.compiled = gpu and cfg.compile and compiles(self.device)
         if self.compiled:
             fuse(self.world)
         self.graphs = UpdateGraphs(self) if gpu and cfg.graphs else None

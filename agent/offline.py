@@ -76,7 +76,8 @@ class OfflineTrainer:
         latent = (loop.tokens, loop.width), (model.groups, model.classes)
         rows = len(dataset.train["reward"])
         self.replay = ReplayBuffer(rows, 1, dataset.spaces.obs, dataset.spaces.action.size, *latent, seed)
-        self.replay.fill(dataset.train, watch_rows(agent.world, dataset.train, agent.device))
+        with agent.as_written():
+            self.replay.fill(dataset.train, watch_rows(agent.world, dataset.train, agent.device))
         self.episodes = pad_episodes(dataset.held_out).to(agent.device)
         self.yardstick = Yardstick.of(agent.world.senses, [self.episodes])
         self.horizons = usable_horizons(self.episodes, cfg.horizons)
@@ -96,7 +97,7 @@ class OfflineTrainer:
             self.logger.add(metrics)
             if log(self.step):
                 now = time.perf_counter()
-                with torch.random.fork_rng():
+                with torch.random.fork_rng(), self.agent.as_written():
                     self.logger.scalars(self.step, stability(self.agent.world, batch))
                 self.logger.scalars(self.step, {"speed/updates": (self.step - done) / (now - clock)})
                 self.logger.write(self.step)
@@ -119,7 +120,7 @@ class OfflineTrainer:
     def measure(self, depth: int | None) -> dict[str, float]:
         """Open-loop errors of the averaged weights, at a fixed depth or with the exit rule, into open_loop.csv."""
         world = (self.agent.averaged if self.agent.optimizer.average else self.agent.policy).world
-        with exit_rule(world, None if depth is None else ExitRule()):
+        with exit_rule(world, None if depth is None else ExitRule()), self.agent.as_written():
             found = open_loop(
                 world, self.episodes, self.horizons, self.cfg.windows, max_loops=depth, yardstick=self.yardstick
             ).means()

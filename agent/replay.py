@@ -19,6 +19,7 @@ Vectors are saved with the checkpoint. Images are not: they lie in a memory-mapp
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,10 @@ class ReplayBuffer:
         for name, images in self.images.items():  # first, because a full disk shows here
             images.write(self.count, row[name])
             if self.copies and name in self.copies:
-                self.copies[name].write(at, row[name])
+                try:
+                    self.copies[name].write(at, row[name])
+                except MemoryError:
+                    del self.copies[name]
         for name, value in row.items():
             if name not in self.images:
                 self.rows[name][:, at] = value
@@ -118,6 +122,7 @@ class ReplayBuffer:
         """
         if self.image_sizes and not self.images:
             self.keep_images(None)
+        self.copies = None
         for name, value in rows.items():
             self.rows[name][0] = value
         self.rows["deter"][0] = state.deter.numpy(force=True)
@@ -140,7 +145,7 @@ class ReplayBuffer:
         on_gpu = torch.device(device).type == "cuda"
         if on_gpu and self.copies is None:
             self.copy_to(torch.device(device))
-        copies = self.copies or {}
+        copies = {name: copy for name, copy in (self.copies or {}).items() if on_gpu == copy.values.is_cuda}
 
         def tensor(name: str, rows: tuple[np.ndarray, np.ndarray] = where) -> torch.Tensor:
             if name in copies:
@@ -162,11 +167,10 @@ class ReplayBuffer:
 
     def copy_to(self, device: torch.device) -> None:
         """Keep a copy of the images on this device from now on, as far as they fit."""
-        self.copies = {
-            name: DeviceRows(images.values, self.count, device)
-            for name, images in self.images.items()
-            if device.type != "cuda" or DeviceRows.fits(images.values, device)
-        }
+        self.copies = {}
+        for name, images in self.images.items():
+            with contextlib.suppress(MemoryError):
+                self.copies[name] = DeviceRows(images.values, self.count, device)
 
     def write_back(self, where: np.ndarray, states: LatentState) -> None:
         """Store freshly inferred latents (B, T, ...) of a sampled batch."""

@@ -3,7 +3,6 @@
 import difflib
 import importlib
 import multiprocessing
-import os
 import re
 import signal
 import sys
@@ -19,6 +18,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from envs import atari, dmc, toy
 from envs.errors import TaskError
 from envs.gym_adapter import GymAdapter, SeedFirstReset
+from envs.processes import MANY_CORES, cores, without_ctrl_c
 from envs.rendering import prepare_rendering
 
 EXAMPLES = {
@@ -86,6 +86,11 @@ class TaskId:
     def is_slow(self) -> bool:
         """Whether a step takes long enough for copies to run in processes of their own."""
         return self.draws or self.suite in atari.STICKY
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether evaluations run its copies in processes of their own: a step takes long, and there are cores."""
+        return self.is_slow and cores() >= MANY_CORES
 
     @classmethod
     def shows_images(cls, text: str) -> bool:
@@ -157,12 +162,8 @@ def position_entries(task: TaskId | str) -> np.ndarray:
     return env.is_position
 
 
-MANY_CORES = 8
-"""Cores from which evaluations of slow tasks start processes: that takes seconds, and memory."""
-
-
 def make_vector_env(
-    task: TaskId | str, num_envs: int, seed: int, lives_end: bool = False, apart: bool | None = None
+    task: TaskId | str, num_envs: int, seed: int, lives_end: bool = False, apart: bool = False
 ) -> gym.vector.VectorEnv[Any, Any, Any]:
     """Build `num_envs` copies that step together, in this process if not `apart`.
 
@@ -175,8 +176,7 @@ def make_vector_env(
         num_envs: number of copies E, at least 1.
         seed: copy i is seeded with `seed` + i, as `reset(seed=seed)` of the result would do.
         lives_end: as in `make_env`.
-        apart: run each copy in a process of its own, which pays where a step takes long: pictures, Atari. By default
-            several copies of such a task where there are cores for them.
+        apart: run each of several copies in a process of its own, which pays where a step takes long: pictures, Atari.
 
     Raises:
         ValueError: `num_envs` is less than 1.
@@ -193,13 +193,12 @@ def make_vector_env(
 
         return make
 
-    if apart is None:
-        apart = num_envs > 1 and (os.cpu_count() or 1) >= MANY_CORES and TaskId.parse(str(task)).is_slow
     makers = [maker(i) for i in range(num_envs)]
-    if apart:
+    if apart and num_envs > 1:
         if TaskId.parse(str(task)).draws and (problem := prepare_rendering(True)):
             raise TaskError(problem)  # before processes begin that would each say it
-        return AsyncVectorEnv(makers, context="spawn", autoreset_mode=AutoresetMode.NEXT_STEP)
+        with without_ctrl_c():
+            return AsyncVectorEnv(makers, context="spawn", autoreset_mode=AutoresetMode.NEXT_STEP)
     return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
 
 

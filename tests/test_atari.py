@@ -87,25 +87,32 @@ def test_games_in_processes_of_their_own():
     same.close()
 
 
-@pytest.mark.parametrize(
-    ("cores", "copies", "apart"),
-    [(2, 2, False), (None, 2, False), (tasks.MANY_CORES, 2, True), (64, 10, True), (64, 1, False)],
-)
-def test_games_go_into_processes_where_there_are_cores_for_them(monkeypatch, cores, copies, apart):
+@pytest.mark.parametrize(("copies", "apart"), [(2, True), (10, True), (1, False)])
+def test_several_games_go_into_processes(monkeypatch, copies, apart):
     started = []
-    monkeypatch.setattr(tasks.os, "cpu_count", lambda: cores)
     monkeypatch.setattr(tasks, "AsyncVectorEnv", lambda makers, **how: started.append(len(makers)))
     monkeypatch.setattr(tasks, "make_env", lambda task, seed, lives_end: gym.make("CartPole-v1"))  # is made faster
-    envs = make_vector_env("atari:pong", copies, seed=0)
+    envs = make_vector_env("atari:pong", copies, seed=0, apart=True)
     assert started == ([copies] if apart else [])
-    assert isinstance(envs, SyncVectorEnv) is not apart
-    if apart:  # and who says how they run is obeyed
-        envs = make_vector_env("atari:pong", copies, seed=0, apart=False)
-    else:
-        make_vector_env("atari:pong", copies, seed=0, apart=True)
-        assert started == [copies]
-    assert isinstance(envs, SyncVectorEnv)
-    envs.close()
+    if not apart:
+        assert isinstance(envs, SyncVectorEnv)
+        envs.close()
+
+
+@pytest.mark.parametrize(
+    ("task", "cores", "parallel"),
+    [
+        ("atari:pong", 2, False),
+        ("atari:pong", tasks.MANY_CORES, True),
+        ("dmc:walker_walk@pixels", 64, True),
+        ("dmc:walker_walk", 64, False),
+        ("gym:CartPole-v1", 64, False),
+        ("toy:cue", 64, False),
+    ],
+)
+def test_evaluations_use_processes_where_a_step_is_slow_and_there_are_cores(monkeypatch, task, cores, parallel):
+    monkeypatch.setattr(tasks, "cores", lambda: cores)
+    assert tasks.TaskId.parse(task).is_parallel is parallel
 
 
 def test_scores_are_put_between_random_play_and_a_human():

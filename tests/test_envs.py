@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,8 @@ import pytest
 from gymnasium import spaces
 
 import envs
-from envs import TaskError, TaskId, dmc, make_env, make_vector_env, rendering, tasks
+from envs import TaskError, TaskId, dmc, make_env, make_vector_env, rendering
+from envs.processes import without_ctrl_c
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -176,15 +178,17 @@ def test_vector_env_seeds_copies_apart() -> None:
         make_vector_env("toy:cue", num_envs=0, seed=0)
 
 
-@pytest.mark.parametrize("task", ["dmc:reacher_easy", "toy:cue", "gym:Pendulum-v1"])
-def test_fast_tasks_stay_in_this_process_however_many_cores_there_are(
-    monkeypatch: pytest.MonkeyPatch, task: str
-) -> None:
-    monkeypatch.setattr(tasks.os, "cpu_count", lambda: 64)
-    monkeypatch.setattr(tasks, "AsyncVectorEnv", lambda *_, **__: pytest.fail("a process was started"))
-    vector = make_vector_env(task, num_envs=3, seed=0)
-    assert isinstance(vector, gym.vector.SyncVectorEnv)
-    vector.close()
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="this system cannot block signals")
+def test_processes_of_environments_never_hear_ctrl_c() -> None:
+    look = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+
+    def blocked() -> str:
+        return subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout.strip()
+
+    with without_ctrl_c():
+        assert blocked() == "True"
+    assert blocked() == "False"
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 # --- drawing

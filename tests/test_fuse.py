@@ -1,12 +1,14 @@
 """torch.compile fuses the parts of a step: the update stays what it was."""
 
+import copy
+
 import pytest
 import torch
 from test_dreamer import CONTINUOUS, DISCRETE, flats
 from test_graphs import make, with_start
 
 from agent.graphs import UpdateGraphs
-from agent.learner import fuse
+from agent.learner import compiles, fuse
 
 WORLD, SHELL = {"reset", "posterior", "prior_probs", "draw"}, {"prelude", "finish"}
 REAL = torch.compile
@@ -57,6 +59,31 @@ def test_the_parts_of_a_step_are_handed_over_and_used(monkeypatch, core, parts):
     assert used == parts
     for name, flat in flats(plain).items():
         assert torch.equal(flat, flats(fused)[name]), name
+
+
+def test_a_copy_of_a_fused_world_computes_with_its_own_weights(monkeypatch):
+    monkeypatch.setattr("agent.learner.torch.compile", lambda function, **_: function)
+    world = make().world
+    names = set(world.state_dict())
+    fuse(world)
+    assert set(world.state_dict()) == names
+    deter, embed = torch.randn(4, 2, 8), torch.randn(4, 16)
+    other = copy.deepcopy(world)
+    torch.nn.init.zeros_(other.post_out.weight)
+    torch.nn.init.zeros_(other.post_out.bias)
+    assert torch.allclose(other.posterior(deter, embed), torch.full((4, 3, 4), 0.25))
+    assert not torch.allclose(world.posterior(deter, embed), torch.full((4, 3, 4), 0.25))
+
+
+def test_where_nothing_can_be_compiled_a_line_says_so(monkeypatch):
+    def broken(function, **_):
+        raise RuntimeError("no C compiler\nand a long story")
+
+    monkeypatch.setattr("agent.learner.torch.compile", broken)
+    with pytest.warns(UserWarning, match="nothing is compiled, and updates take longer: no C compiler$"):
+        assert not compiles(torch.device("cpu"))
+    monkeypatch.setattr("agent.learner.torch.compile", lambda function, **_: function)
+    assert compiles(torch.device("cpu"))
 
 
 def test_a_cpu_compiles_nothing(monkeypatch):

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -211,7 +212,7 @@ def test_copies_made_in_chunks_hold_what_the_rings_hold(monkeypatch, chunk, coun
     monkeypatch.setattr(image_rows, "CHUNK", chunk)
     values = np.random.default_rng(0).integers(256, size=(2, 20, *SHAPE), dtype=np.uint8)
     held, rows = min(count, 20), DeviceRows(values, count, "cpu")
-    assert rows.values.shape == values.shape
+    assert rows.values.shape == (2, min(20, 2 * held), *SHAPE)
     assert np.array_equal(rows.values[:, :held].numpy(), values[:, :held])
     values[:, 5] = 0
     rows.write(5, values[:, 5])
@@ -223,14 +224,31 @@ def test_copies_made_in_chunks_hold_what_the_rings_hold(monkeypatch, chunk, coun
         assert values.any()  # a copy, and no view
 
 
-@pytest.mark.parametrize(("free", "fits"), [(2 * 2 * 20 * 256, True), (2 * 2 * 20 * 256 - 1, False)])
-def test_images_that_would_take_more_than_half_of_a_gpu_stay_where_they_are(monkeypatch, free, fits):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10 * free))
-    replay, gpu = make(None), torch.device("cuda")
-    add(replay, range(30))
-    assert DeviceRows.fits(replay.images["obs/image"].values, gpu) is fits
-    if not fits:
-        replay.copy_to(gpu)
-        assert replay.copies == {}
-        add(replay, range(30, 35))
-        assert numbers_of(replay) == set(range(16, 35))
+ROW = 2 * 16 * 16
+"""Bytes of a row of both environments."""
+
+
+@pytest.mark.parametrize(("free", "fits"), [(2 * 20 * ROW, True), (2 * 20 * ROW - 1, False)])
+def test_images_that_would_take_more_than_half_of_what_is_free_stay_where_they_are(monkeypatch, free, fits):
+    monkeypatch.setattr(image_rows, "room", lambda device: free)
+    copied, plain = copied_and_plain(range(30))
+    assert set(copied.copies) == ({"obs/image"} if fits else set())
+    assert same_batches(copied, plain)
+
+
+def test_copies_grow_with_the_rings_and_go_when_there_is_no_room_left(monkeypatch):
+    monkeypatch.setattr(image_rows, "room", lambda device: 2 * 16 * ROW)
+    copied, plain = copied_and_plain(range(4))
+    for number in range(4, 40):
+        for replay in (copied, plain):
+            add(replay, [number])
+        if number < 8:
+            assert copied.copies["obs/image"].values.shape[1] == 8
+        assert set(copied.copies) == ({"obs/image"} if number < 8 else set())  # 9 rows want room for 18
+        assert same_batches(copied, plain)
+
+
+def test_a_copy_on_another_device_is_not_asked():
+    copied, plain = copied_and_plain(range(10))
+    copied.copies["obs/image"] = SimpleNamespace(values=SimpleNamespace(is_cuda=True))
+    assert same_batches(copied, plain)

@@ -64,8 +64,8 @@ def onehot_at(probs: Tensor, level: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():
         cumulative = probs.cumsum(-1)
-        passed = cumulative > level * cumulative[..., -1:]
-        return (passed & ~F.pad(passed[..., :-1], (1, 0))).to(probs.dtype)
+        before = (cumulative <= level * cumulative[..., -1:]).sum(-1, keepdim=True)  # a GPU's sums may fall a little
+        return (torch.arange(probs.shape[-1], device=probs.device) == before).to(probs.dtype)
     sums, weight, bias = _steps(probs.shape[-1], probs.dtype, probs.device)
     with torch.autocast(probs.device.type, enabled=False):  # sums in bfloat16 would lose the rare classes
         cumulative = probs @ sums
