@@ -48,7 +48,7 @@ class OptimizerConfig:
     graphs: bool = True
     """On a GPU, replay the update as a CUDA graph, one for each training depth."""
     compile: bool = False
-    """On a GPU, fuse what every loop and step runs into fewer operations, with torch.compile: half a minute at the start."""
+    """On a GPU, fuse what every loop and step runs into fewer operations, with torch.compile: half a minute."""
 
     def __post_init__(self) -> None:
         rates = dict.fromkeys(("model_lr", "actor_lr", "critic_lr", "warmup"), NOT_NEGATIVE)
