@@ -176,7 +176,7 @@ def show(
 ) -> None:
     """After the last step: the numbers, the curve and a video."""
     meta.update(results=report(trainer, str(task)))
-    print(f"curve  {draw_curves(run_dir, f'{task}, {config.agent}, seed {config.seed}')}")
+    print(f"curve  {draw_curves(run_dir, f'{task}, {config.agent}, seed {config.seed}', task.unit)}")
     if config.video:
         path, make = run_dir / "videos" / "eval_final.mp4", partial(make_env, task, render=True)
         print(cannot_draw or save_video(path, agent, make, config.eval))
@@ -213,7 +213,8 @@ def chosen(config: Config) -> dict[str, object]:
 
 def header(config: Config, task: TaskId) -> str:
     limit = f", at most {config.train.minutes:g} minutes" if config.train.minutes else ""
-    return f"{task}, {config.train.steps:,} simulator steps{limit}, {task.action_repeat} per action"
+    each = "4 frames each" if task.unit == "agent steps" else f"{task.action_repeat} per action"
+    return f"{task}, {config.train.steps:,} {task.unit}{limit}, {each}"
 
 
 def remarks(task: TaskId, cannot_draw: str | None) -> list[str]:

@@ -164,7 +164,7 @@ def _draw_lines(lines: list[tuple[str, np.ndarray, np.ndarray]], context: int) -
     return pixels_of(figure)
 
 
-def draw_curves(run_dir: Path, title: str) -> Path:
+def draw_curves(run_dir: Path, title: str, unit: str = "steps") -> Path:
     """Draw the logs of a run: training and evaluation returns over steps, loops below. -> curve.png"""
     figure, grid = new_figure(7.0, 5.0, 2, share_x=True)
     top, bottom = grid[:, 0]
@@ -186,7 +186,7 @@ def draw_curves(run_dir: Path, title: str) -> Path:
         dreamt = [row["step"] for row in rows], [row[LOOPS_METRIC] for row in rows]
         bottom.plot(*dreamt, color="tab:orange", label="dreams")
     top.set(title=title, ylabel="return")
-    bottom.set(ylabel="loops per step", xlabel="simulator steps")
+    bottom.set(ylabel="loops per step", xlabel=unit)
     for axis in (top, bottom):
         if axis.has_data():
             axis.legend(loc="best", frameon=False)

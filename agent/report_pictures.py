@@ -26,7 +26,7 @@ def curves(comparison: Comparison, task: str) -> str:
     def over(axis: str, words: str) -> str:
         return both(lambda axes, ink: _curves(axes, ink, comparison, task, axis, words), f"Return over {words}")
 
-    found = over("steps", "simulator steps") + over("seconds", "minutes")
+    found = over("steps", "steps") + over("seconds", "minutes")
     caption = "Thin: every seed. Thick: the mean over seeds, at the steps where all were evaluated. Dotted: published."
     return f'<figure><div class="two">{found}</div><figcaption>{caption}</figcaption></figure>'
 

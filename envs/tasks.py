@@ -99,6 +99,11 @@ class TaskId:
         return suite in atari.STICKY or (suite == "dmc" and name.partition("@")[2] in PIXELS)
 
     @property
+    def unit(self) -> str:
+        """What a step is: of a game an agent step, which shows four frames, and else a step of the simulator."""
+        return "agent steps" if self.suite in atari.STICKY else "simulator steps"
+
+    @property
     def judged_by(self) -> int:
         """Episodes of a final evaluation, as the field has it."""
         return 100 if self.suite == "atari100k" else 10

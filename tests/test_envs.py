@@ -191,6 +191,11 @@ def test_processes_of_environments_never_hear_ctrl_c() -> None:
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
+@pytest.mark.parametrize(("suite", "unit"), [("atari100k", "agent steps"), ("dmc", "simulator steps")])
+def test_steps_have_the_unit_of_their_suite(suite: str, unit: str) -> None:
+    assert TaskId(suite, "pong").unit == unit
+
+
 # --- drawing
 
 
