@@ -119,7 +119,10 @@ def preset(name: str) -> Config:
     if name == "small":
         return small
     if name == "pixels":  # an image costs much and its neighbours say the same: short sequences, more updates
-        return replace(small, preset="pixels", train=replace(small.train, length=8, ratio=0.7))
+        wider = replace(model, units=256, loop=replace(loop, units=256))  # costs little beside the convolutions
+        longer = replace(behavior, horizon=15)
+        train = replace(small.train, length=8, ratio=0.7)
+        return replace(small, preset="pixels", model=wider, behavior=longer, train=train)
     if name == "base":
         wide = replace(loop, tokens=4, width=64, heads=4, units=256)
         return replace(
