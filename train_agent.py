@@ -114,7 +114,7 @@ def train(argv: list[str]) -> int:
         trainer.load_state_dict(saved)
     save_yaml(config, run_dir / "config.yaml")
     meta = Meta(run_dir, str(task), device, agent.parameter_counts())
-    notes = [f"resume       {resume_command(run_dir)}", *remarks(task, cannot_draw)]
+    notes = [f"resume       {resume_command(run_dir)}", *remarks(task, cannot_draw), *advice(config, spaces, device)]
     announce(header(config, task), spaces, agent.parameter_counts(), f"{device}, {config.preset}", run_dir, *notes)
     try:
         status = carry_out(trainer, run_dir)
@@ -225,6 +225,14 @@ def remarks(task: TaskId, cannot_draw: str | None) -> list[str]:
     if cannot_draw:
         found.append(f"video        left out: {cannot_draw}")
     return found
+
+
+def advice(config: Config, spaces: Spaces, device: torch.device) -> list[str]:
+    """A line for tasks whose name does not say that they show images, and which got the preset for numbers."""
+    sees = any(not isinstance(size, int) for size in spaces.obs.values())
+    if sees and config.preset == "small" and device.type == "cpu":
+        return ["images       this task shows some: --preset pixels learns more from them in the same time"]
+    return []
 
 
 def check_steps(config: Config, task: TaskId) -> None:

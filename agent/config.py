@@ -112,6 +112,12 @@ def check_baseline(config: Config) -> None:
         raise UsageError(f"--agent {config.agent} has its own settings and knows nothing of --{', --'.join(given)}")
 
 
+def cores() -> int:
+    """Processors that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
 def preset(name: str) -> Config:
     """The named preset: small is what the dataclasses say, the others differ from it in what stands here."""
     small = Config()
@@ -134,7 +140,7 @@ def preset(name: str) -> Config:
             behavior=replace(behavior, units=256, starts=0, horizon=15),
             # As many rows and updates per step as DreamerV3's 16 x 64 and 0.25 on Atari-100k. Sequences that are apart
             # teach more, and a GPU waits for the length of a sequence, not for their number.
-            train=replace(small.train, batch=64, length=16, ratio=0.25, envs=min(16, os.cpu_count() or 1)),
+            train=replace(small.train, batch=64, length=16, ratio=0.25, envs=min(16, cores())),
             optimizer=replace(small.optimizer, model_lr=4e-4, actor_lr=4e-4, critic_lr=4e-4, compile=True),
         )
     if name == "debug":
@@ -186,7 +192,7 @@ def set_threads(wanted: int) -> int:
     if wanted == 0:
         small, wide, weight = torch.ones(128, 256), torch.ones(2048, 256), torch.ones(256, 128)
         seconds = {}
-        for threads in (1, 2) if (os.cpu_count() or 1) > 1 else (1,):
+        for threads in (1, 2) if cores() > 1 else (1,):
             torch.set_num_threads(threads)
             rounds = []
             for _ in range(15):

@@ -8,12 +8,17 @@ import sys
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, spawn
 from gymnasium import spaces
 
+from agent.actor_critic import ActionSpec
+from agent.config import Config
+from agent.spaces import Spaces
 from envs import TaskError, TaskId, rendering_backend
 from envs.gym_adapter import GymAdapter
 from envs.images import resized
+from train_agent import advice
 
 drawing = pytest.mark.skipif(rendering_backend() is None, reason="no OpenGL backend works here")
 
@@ -186,6 +191,15 @@ def test_an_agent_learns_from_images_and_leaves_what_can_be_looked_at(script, tm
     lost = script("train_agent.py", "--resume", run, "--steps", 300)
     assert lost.returncode == 2
     assert "missing" in lost.stderr
+
+
+@pytest.mark.parametrize(
+    ("preset", "size", "said"),
+    [("small", (64, 64, 3), True), ("pixels", (64, 64, 3), False), ("small", 3, False)],
+)
+def test_who_brings_images_is_told_of_their_preset(preset, size, said):
+    words = advice(Config(preset=preset), Spaces({"eye": size}, ActionSpec(1, False)), torch.device("cpu"))
+    assert said == ("--preset pixels" in " ".join(words))
 
 
 @pytest.mark.parametrize("task", ["atari100k:pong", pytest.param("dmc:cartpole_balance@fast_pixels", marks=drawing)])

@@ -56,11 +56,22 @@ def test_threads_not_given_are_measured(threads):
     assert torch.get_num_threads() == chosen
 
 
-@pytest.mark.parametrize(("cores", "seconds", "faster"), [(2, (3, 2), 2), (2, (2, 3), 1), (None, (3, 2), 1)])
+@pytest.mark.parametrize(("cores", "seconds", "faster"), [(2, (3, 2), 2), (2, (2, 3), 1), (1, (3, 2), 1)])
 def test_the_faster_number_of_threads_is_taken(monkeypatch, cores, seconds, faster):
     given = []  # nothing really runs on two threads, which takes long on busy cores
     now = itertools.accumulate(iter(lambda: seconds[given[-1] - 1], None))
     monkeypatch.setattr(config.time, "perf_counter", lambda: next(now))
-    monkeypatch.setattr(config.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(config, "cores", lambda: cores)
     monkeypatch.setattr(torch, "set_num_threads", given.append)
     assert set_threads(0) == given[-1] == faster
+
+
+@pytest.mark.parametrize(("allowed", "count", "expected"), [({0, 5}, 8, 2), (None, 8, 8), (None, None, 1)])
+def test_processors_are_those_that_this_process_may_use(monkeypatch, allowed, count, expected):
+    monkeypatch.setattr(config.os, "cpu_count", lambda: count)
+    if allowed:
+        monkeypatch.setattr(config.os, "sched_getaffinity", lambda pid: allowed, raising=False)
+    else:
+        monkeypatch.delattr(config.os, "sched_getaffinity", raising=False)
+    assert config.cores() == expected
+    assert preset("base").train.envs == expected
