@@ -51,8 +51,9 @@ from agent.replay import ReplayBuffer
 from agent.schedule import UNFINISHED
 from agent.settings import differences, to_dict, value_of
 from agent.spaces import Spaces, spaces_of
+from agent.stepping import EnvironmentFailure
 from agent.sweep import run_sweep
-from agent.trainer import EnvironmentFailure, Trainer
+from agent.trainer import Trainer
 from envs import EPISODE_LIMIT, TaskError, TaskId, endless, make_env, make_vector_env, prepare_rendering
 from world_model import cost
 

@@ -19,11 +19,11 @@ from agent.checkpoint import Store, random_states, restore_random_states
 from agent.dreamer import Dreamer
 from agent.evaluation import EVAL_SEEDS, Episode, Interrupted
 from agent.logger import Logger
-from agent.optimizer import NonFiniteError
 from agent.pictures import log_open_loop
 from agent.policy import Memory
 from agent.replay import FLAGS, ReplayBuffer
 from agent.schedule import Every, Progress, Ratio, ctrl_c
+from agent.stepping import EnvironmentFailure, Stepping
 from world_model import Batch, LatentState, stability
 from world_model.ranges import AT_LEAST_ONE, NOT_NEGATIVE, require
 
@@ -77,17 +77,6 @@ class TrainConfig:
                 )
 
 
-class EnvironmentFailure(RuntimeError):
-    """The environment raised an error in `step`; its cause holds it."""
-
-
-def finite(obs: Mapping[str, np.ndarray], reward: np.ndarray) -> None:
-    """Raise NonFiniteError for what an environment returned, before the replay keeps it."""
-    for name, value in {"the environment's reward": reward, **{f"observation {k}": v for k, v in obs.items()}}.items():
-        if not np.isfinite(value).all():
-            raise NonFiniteError(name)
-
-
 class Trainer:
     """Trains `agent` in `envs`, which step `repeat` simulator steps per action.
 
@@ -109,7 +98,7 @@ class Trainer:
     ):
         self.cfg, self.agent, self.envs, self.replay, self.logger = cfg, agent, envs, replay, logger
         self.evaluate, self.store, self.seed, self.repeat = evaluate, store, seed, repeat
-        self.step = 0
+        self.step, self.stepping = 0, Stepping(envs)
         self.updates = Ratio(cfg.ratio, cfg.prefill, cfg.pretrain)
         self.progress = Progress(cfg.steps, cfg.minutes, cfg.slice)
         self.row: dict[str, np.ndarray] = {}  # what was seen last and is not in the replay yet
@@ -140,10 +129,9 @@ class Trainer:
                 self.begin()
                 while self.progress(self.step) < 1.0 and not self.stopping:
                     self.interact()
-                    enough = self.replay.held > self.cfg.length
-                    while enough and not self.stopping and self.updates.due(self.step // self.repeat):
-                        self.update()
                     over = self.progress(self.step) == 1.0  # `finish` evaluates, logs and saves
+                    if over or not self.stepping.meanwhile:
+                        self.learn()
                     if should_eval(self.step) and not over:
                         self.interim_evaluation()
                     if should_log(self.step) and not over:
@@ -188,7 +176,10 @@ class Trainer:
         return self.agent.act(obs, self.memory, self.row["is_first"])
 
     def interact(self) -> None:
-        """One step of every environment. Until the last lines nothing changes, should the user interrupt."""
+        """One step of every environment; updates that are due meanwhile, where environments step by themselves.
+
+        Until the last lines no row changes, should the user interrupt.
+        """
         row = self.row
         with self.timed("act"):
             action, memory, _ = self.act()
@@ -197,11 +188,11 @@ class Trainer:
                 taken = from_env(torch.as_tensor(action), self.agent.spaces.action).to(self.agent.device)
                 memory = memory._replace(action=taken)
         with self.timed("env"):
-            try:
-                obs, reward, terminated, truncated, _ = self.envs.step(action)
-            except Exception as error:
-                raise EnvironmentFailure(f"{type(error).__name__}: {error}") from error
-            finite(obs, reward)
+            self.stepping.begin(action)
+        if self.stepping.meanwhile:
+            self.learn()
+        with self.timed("env"):
+            obs, reward, terminated, truncated, _ = self.stepping.end()
         with self.timed("replay"):
             self.replay.add(row, memory.state)
             first = row["is_last"]  # this call was their reset: no action, no reward (NEXT_STEP)
@@ -211,6 +202,12 @@ class Trainer:
             self.row = self.arrival(obs, prev_action, reward * ~first, first, last, terminated & ~first)
         self.step += self.repeat * int((~first).sum())
         self.count_episodes()
+
+    def learn(self) -> None:
+        """The updates that are due."""
+        enough = self.replay.held > self.cfg.length
+        while enough and not self.stopping and self.updates.due(self.step // self.repeat):
+            self.update()
 
     def update(self) -> None:
         """One update of the agent, and fresh latents for the replay."""

@@ -181,7 +181,8 @@ def make_vector_env(
         num_envs: number of copies E, at least 1.
         seed: copy i is seeded with `seed` + i, as `reset(seed=seed)` of the result would do.
         lives_end: as in `make_env`.
-        apart: run each of several copies in a process of its own, which pays where a step takes long: pictures, Atari.
+        apart: run each copy in a process of its own, which pays where a step takes long (pictures, Atari) and there is
+            more than one copy, or a second core on which it steps while the caller does something else.
 
     Raises:
         ValueError: `num_envs` is less than 1.
@@ -199,7 +200,7 @@ def make_vector_env(
         return make
 
     makers = [maker(i) for i in range(num_envs)]
-    if apart and num_envs > 1:
+    if apart and max(num_envs, cores()) > 1:
         if TaskId.parse(str(task)).draws and (problem := prepare_rendering(True)):
             raise TaskError(problem)  # before processes begin that would each say it
         with without_ctrl_c():

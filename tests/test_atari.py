@@ -87,9 +87,12 @@ def test_games_in_processes_of_their_own():
     same.close()
 
 
-@pytest.mark.parametrize(("copies", "apart"), [(2, True), (10, True), (1, False)])
-def test_several_games_go_into_processes(monkeypatch, copies, apart):
+@pytest.mark.parametrize(
+    ("copies", "cores", "apart"), [(2, 2, True), (10, 2, True), (1, 2, True), (2, 1, True), (1, 1, False)]
+)
+def test_games_go_into_processes_where_that_pays(monkeypatch, copies, cores, apart):
     started = []
+    monkeypatch.setattr(tasks, "cores", lambda: cores)
     monkeypatch.setattr(tasks, "AsyncVectorEnv", lambda makers, **how: started.append(len(makers)))
     monkeypatch.setattr(tasks, "make_env", lambda task, seed, lives_end: gym.make("CartPole-v1"))  # is made faster
     envs = make_vector_env("atari:pong", copies, seed=0, apart=True)

@@ -16,7 +16,7 @@ from agent.config import preset
 from agent.dreamer import Dreamer
 from agent.optimizer import NonFiniteError
 from agent.schedule import Every, Progress, Ratio
-from agent.trainer import EnvironmentFailure
+from agent.stepping import EnvironmentFailure
 
 
 def weights(agent):

@@ -1,0 +1,112 @@
+"""Environments that step by themselves while the agent learns."""
+
+import signal
+
+import numpy as np
+import pytest
+from conftest import Metronome, counters, metronomes
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from agent.optimizer import NonFiniteError
+from agent.stepping import EnvironmentFailure
+from envs import make_vector_env
+
+
+class Halves(SyncVectorEnv):
+    """Steps in two halves, as environments in processes of their own do, and remembers what happened in between."""
+
+    def __init__(self, count, kind=Metronome):
+        super().__init__([kind] * count, autoreset_mode=AutoresetMode.NEXT_STEP)
+        self.story = []
+
+    def step_async(self, action):
+        self.story.append("begin")
+        self.given = np.array(action)
+
+    def step_wait(self):
+        self.story.append("end")
+        return super().step(self.given)
+
+
+def told(trainer):
+    """Let the updates of a trainer in `Halves` write into their story."""
+    update = trainer.update
+
+    def told_update():
+        trainer.envs.story.append("update")
+        update()
+
+    trainer.update = told_update
+    return trainer.envs.story
+
+
+def test_updates_happen_while_the_environments_step(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path / "halves", Halves, steps=160, prefill=100, pretrain=3, ratio=0.5, eval_every=0)
+    story = told(trainer)
+    assert trainer.run()
+    plain = make_trainer(tmp_path / "plain", metronomes, steps=160, prefill=100, pretrain=3, ratio=0.5, eval_every=0)
+    assert plain.run()
+    assert story.count("update") == trainer.agent.updates == plain.agent.updates == 33
+    open_ = np.cumsum([{"begin": 1, "end": -1}.get(word, 0) for word in story])
+    meanwhile = [bool(open_[i]) for i, word in enumerate(story) if word == "update"]
+    assert all(meanwhile[:-1])  # what the last step asks for comes after it
+    assert trainer.replay.count == plain.replay.count
+    assert np.array_equal(trainer.replay.rows["obs/state"][:, :100], plain.replay.rows["obs/state"][:, :100])
+
+
+def test_rows_from_other_processes_are_those_of_this_one(make_trainer, tmp_path):
+    """Without updates the actions are the same, and so has to be every row."""
+    options = {"steps": 230, "pretrain": 0, "ratio": 0.0, "eval_every": 0, "envs": 2}
+    here = make_trainer(tmp_path / "here", counters, **options)
+    assert not here.stepping.meanwhile
+    assert here.run()
+    there = make_trainer(
+        tmp_path / "there", lambda count: make_vector_env("toy:counter", count, seed=0, apart=count == 2), **options
+    )
+    assert there.stepping.meanwhile
+    assert there.run()
+    for name, rows in here.replay.rows.items():
+        assert np.array_equal(rows, there.replay.rows[name]), name
+
+
+class Broken(Metronome):
+    """Fails, or returns what is no number, in its step number 40."""
+
+    steps, how = 0, "raise"
+
+    def step(self, action):
+        Broken.steps += 1
+        obs, reward, *rest = super().step(action)
+        if Broken.steps == 40:
+            if Broken.how == "raise":
+                raise OSError("no answer")
+            reward = np.nan
+        return obs, reward, *rest
+
+
+@pytest.mark.parametrize(("how", "error"), [("raise", EnvironmentFailure), ("nan", NonFiniteError)])
+def test_what_goes_wrong_meanwhile_leaves_the_rows_of_before(make_trainer, tmp_path, how, error):
+    Broken.steps, Broken.how = 0, how
+    trainer = make_trainer(tmp_path, lambda n: Halves(n, Broken), steps=200, prefill=20, eval_every=0)
+    with pytest.raises(error):
+        trainer.run()
+    # 40 steps and the resets of 4 episodes: the row at hand never arrived in the replay
+    assert trainer.step == 39
+    assert trainer.replay.count == 39 + 3
+
+
+def test_ctrl_c_meanwhile_ends_the_step_first(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, Halves, steps=400, eval_every=0)
+    story, update = told(trainer), trainer.update
+
+    def interrupted():
+        update()
+        if trainer.agent.updates == 10:
+            signal.raise_signal(signal.SIGINT)
+
+    trainer.update = interrupted
+    assert trainer.run() is False
+    assert trainer.agent.updates == 10
+    assert story[-2:] == ["update", "end"]
+    trainer.replay.sample(2, 4)
+    assert trainer.replay.count == story.count("end")
