@@ -1,0 +1,193 @@
+"""Do dreams answer to actions as the simulator does? For runs on dmc: tasks, from numbers or from pictures.
+
+    python benchmarks/control.py RUN [RUN ..] --data balance.npz [--csv FILE]
+
+The first RUN's agent plays (every second episode exploring) unless FILE.npz exists; all runs are then judged on the
+same recording. What the simulator itself would observe, positions and velocities, is read from a run's latents by
+ridge regression, so that dreams can be compared with the simulator in its own numbers. Printed for each run:
+
+    read     R2 of that, over the numbers, on the fifth of the episodes that the regression has not seen
+    error    of dreams under the recorded actions, in standard deviations of what is read (1: no better than the mean)
+    answer   by how much a dream differs after K steps of full actions from one after K steps of the opposite ones,
+             against the simulator from the same place: 1 as in the world, less where the dream believes that actions
+             do less, which is what an actor learns from it
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from agent.checkpoint import UsageError, find_checkpoint, read_checkpoint  # noqa: E402
+from agent.dreamer import Dreamer  # noqa: E402
+from envs import TaskError, TaskId, prepare_rendering  # noqa: E402
+from envs.dmc import TASKS, DMControl  # noqa: E402
+from world_model import LatentState  # noqa: E402
+
+EPISODES, ROWS = 20, 200
+FIRST, EVERY, AHEAD = 30, 20, 25  # rows from which dreams start, and how far they go
+STEPS = (1, 3, 5, 10)
+SAMPLES = 16
+SEED = 1_500_000_000
+
+
+def observed(env: DMControl) -> np.ndarray:
+    """(S,) what the task observes in numbers at this moment, whatever the agent is shown."""
+    entries = env._env.task.get_observation(env._env.physics)
+    return np.concatenate([np.ravel(value) for value in entries.values()])
+
+
+def record(agent: Dreamer, task: TaskId) -> dict[str, np.ndarray]:
+    """Episodes of the agent, and the simulator's answers to full actions from places in them."""
+    look = {"pixels": "field", "fast_pixels": "fast"}.get(task.variant)
+    env = DMControl(*TASKS[task.name.partition("@")[0]], seed=SEED, pixels=look)
+    rng = np.random.default_rng(SEED)
+    rows: dict[str, list[np.ndarray]] = {}
+    physics = []
+    for episode in range(EPISODES):
+        obs, _ = env.reset(seed=SEED + episode)
+        memory = None
+        for row in range(ROWS):
+            physics.append(env._env.physics.get_state())
+            seen = {name: value[None] for name, value in obs.items()}
+            action, memory, _ = agent.act(seen, memory, np.array([row == 0]), explore=episode % 2 == 0)
+            for name, value in {"numbers": observed(env), "action": action[0], **obs}.items():
+                rows.setdefault(name, []).append(value)
+            obs, *_ = env.step(action[0])
+    found = {name: np.stack(value).reshape(EPISODES, ROWS, *value[0].shape) for name, value in rows.items()}
+    states = np.stack(physics).reshape(EPISODES, ROWS, -1)
+    starts = [(e, row) for e in range(EPISODES) for row in range(FIRST, ROWS - AHEAD, EVERY)]
+    sides = rng.choice([-1.0, 1.0], (len(starts), found["action"].shape[-1])).astype(np.float32)
+    answers = np.zeros((2, len(starts), max(STEPS), found["numbers"].shape[-1]))
+    for i, place in enumerate(starts):
+        for way, sign in enumerate((-1.0, 1.0)):
+            env.reset(seed=SEED)
+            with env._env.physics.reset_context():
+                env._env.physics.set_state(states[place])
+            for step in range(max(STEPS)):
+                env.step(sign * sides[i])
+                answers[way, i, step] = observed(env)
+    env.close()
+    return found | {"starts": np.array(starts), "sides": sides, "answers": answers}
+
+
+class Reader:
+    """Ridge regression from features (..., F) to the simulator's numbers (..., S)."""
+
+    def __init__(self, feat: Tensor, numbers: Tensor, weight: float = 30.0):
+        x, y = feat.flatten(0, -2), numbers.flatten(0, -2)
+        self.mean, self.spread = x.mean(0), x.std(0) + 0.1
+        self.middle, self.scale = y.mean(0), y.std(0).clamp(min=1e-6)
+        x, y = (x - self.mean) / self.spread, (y - self.middle) / self.scale
+        self.map = torch.linalg.solve(x.t() @ x + weight * torch.eye(x.shape[1]), x.t() @ y)
+
+    def __call__(self, feat: Tensor) -> Tensor:
+        """In standard deviations from the mean."""
+        out: Tensor = ((feat - self.mean) / self.spread) @ self.map
+        return out
+
+    def true(self, numbers: Tensor) -> Tensor:
+        return (numbers - self.middle) / self.scale
+
+
+@torch.no_grad()
+def watch(agent: Dreamer, data: dict[str, np.ndarray]) -> LatentState:
+    """(EPISODES, ROWS, ...) states of an agent that sees the recording."""
+    if missing := [name for name in agent.spaces.obs if name not in data and name != "state"]:
+        raise UsageError(f"the recording has no {missing[0]!r}: let a run that sees it record another --data")
+    memory, states = None, []
+    actions = torch.as_tensor(data["action"])
+    for row in range(ROWS):
+        seen = {
+            name: torch.as_tensor(data["numbers" if name == "state" else name][:, row]).float()
+            if name == "state"
+            else torch.as_tensor(data[name][:, row])
+            for name in agent.spaces.obs
+        }
+        _, memory, _ = agent.averaged.act(seen, memory, torch.full((EPISODES,), row == 0), False)
+        memory = memory._replace(action=actions[:, row])
+        states.append(memory.state)
+    return LatentState(*(torch.stack(part, 1) for part in zip(*states, strict=True)))
+
+
+@torch.no_grad()
+def judge(agent: Dreamer, data: dict[str, np.ndarray]) -> dict[str, float]:
+    """The numbers of one run: read, error_K and answer_K."""
+    world, numbers = agent.averaged.world, torch.as_tensor(data["numbers"]).float()
+    states = watch(agent, data)
+    feat = states.deter.flatten(2), states.stoch.flatten(2)
+    whole = torch.cat(feat, -1)[:, 10:]
+    held = torch.arange(EPISODES) % 5 == 4
+    part = Reader(whole[~held], numbers[~held, 10:])
+    wrong = (part(whole[held]) - part.true(numbers[held, 10:])).square().flatten(0, 1)
+    varies = part.true(numbers[held, 10:]).flatten(0, 1).var(0, unbiased=False).clamp(min=1e-6)
+    found = {"read": float((1.0 - wrong.mean(0) / varies).mean())}
+
+    read = Reader(whole, numbers[:, 10:])
+    episode, row = torch.as_tensor(data["starts"]).unbind(1)
+    start = states.map(lambda leaf: leaf[episode, row].repeat_interleave(SAMPLES, 0))
+    actions = torch.as_tensor(data["action"])
+
+    def dreamt(taken: Tensor, steps: int) -> Tensor:
+        """(starts, H, A) actions -> (H, starts, S) the mean of the samples, as it is read."""
+        dream = world.imagine(start, taken.repeat_interleave(SAMPLES, 0), steps)
+        return read(dream.feat[1:]).unflatten(1, (-1, SAMPLES)).mean(2)
+
+    own = dreamt(torch.stack([actions[episode, row + k] for k in range(AHEAD)], 1), AHEAD)
+    for steps in (*STEPS, AHEAD):
+        missed = own[steps - 1] - read.true(numbers[episode, row + steps])
+        found[f"error_{steps}"] = float(missed.square().mean().sqrt())
+    sides = torch.as_tensor(data["sides"])[:, None].expand(-1, max(STEPS), -1)
+    dream = dreamt(sides, max(STEPS)) - dreamt(-sides, max(STEPS))
+    truth = torch.as_tensor(data["answers"][1] - data["answers"][0]).float().transpose(0, 1) / read.scale
+    for steps in STEPS[1:]:
+        one, other = dream[steps - 1], truth[steps - 1]
+        found[f"answer_{steps}"] = float((one * other).sum() / other.square().sum())
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", help="run folders or checkpoints of one dmc: task")
+    parser.add_argument("--data", type=Path, help="recording to use, or to make where there is none")
+    parser.add_argument("--csv", type=Path, help="write the numbers there")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    data: dict[str, np.ndarray] = {}
+    table = []
+    try:
+        prepare_rendering(True)
+        for run in args.runs:
+            saved = read_checkpoint(find_checkpoint(run))
+            task, agent = TaskId.parse(saved["task"]), Dreamer.from_checkpoint(saved, "cpu")
+            if task.suite != "dmc" or task.variant == "nov":
+                raise UsageError(f"{run} is a run of {task}: a dmc: task is needed, with velocities or from pictures")
+            if not data and args.data and args.data.exists():
+                with np.load(args.data) as file:
+                    data = dict(file)
+            if not data:
+                data = record(agent, task)
+                if args.data:
+                    np.savez(args.data, **data)
+            table.append({"run": run, **judge(agent, data)})
+            print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{v:30s}" for k, v in table[-1].items()))
+    except (TaskError, UsageError) as error:
+        sys.exit(f"error: {error}")
+    if args.csv:
+        with args.csv.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(table[0]))
+            writer.writeheader()
+            writer.writerows(table)
+
+
+if __name__ == "__main__":
+    main()
