@@ -33,6 +33,7 @@ from envs.dmc import TASKS, DMControl  # noqa: E402
 from world_model import LatentState  # noqa: E402
 
 EPISODES, ROWS = 20, 200
+SETTLED = 10  # rows after which an agent has seen enough of an episode for its latents to be read
 FIRST, EVERY, AHEAD = 30, 20, 25  # rows from which dreams start, and how far they go
 STEPS = (1, 3, 5, 10)
 SAMPLES = 16
@@ -76,7 +77,8 @@ def record(agent: Dreamer, task: TaskId) -> dict[str, np.ndarray]:
                 env.step(sign * sides[i])
                 answers[way, i, step] = observed(env)
     env.close()
-    return found | {"starts": np.array(starts), "sides": sides, "answers": answers}
+    name = np.array(task.name.partition("@")[0])
+    return found | {"task": name, "starts": np.array(starts), "sides": sides, "answers": answers}
 
 
 class Reader:
@@ -105,13 +107,9 @@ def watch(agent: Dreamer, data: dict[str, np.ndarray]) -> LatentState:
         raise UsageError(f"the recording has no {missing[0]!r}: let a run that sees it record another --data")
     memory, states = None, []
     actions = torch.as_tensor(data["action"])
+    recorded = {**data, "state": data["numbers"].astype(np.float32)}
     for row in range(ROWS):
-        seen = {
-            name: torch.as_tensor(data["numbers" if name == "state" else name][:, row]).float()
-            if name == "state"
-            else torch.as_tensor(data[name][:, row])
-            for name in agent.spaces.obs
-        }
+        seen = {name: torch.as_tensor(recorded[name][:, row]) for name in agent.spaces.obs}
         _, memory, _ = agent.averaged.act(seen, memory, torch.full((EPISODES,), row == 0), False)
         memory = memory._replace(action=actions[:, row])
         states.append(memory.state)
@@ -123,15 +121,14 @@ def judge(agent: Dreamer, data: dict[str, np.ndarray]) -> dict[str, float]:
     """The numbers of one run: read, error_K and answer_K."""
     world, numbers = agent.averaged.world, torch.as_tensor(data["numbers"]).float()
     states = watch(agent, data)
-    feat = states.deter.flatten(2), states.stoch.flatten(2)
-    whole = torch.cat(feat, -1)[:, 10:]
+    feat, known = states.feat()[:, SETTLED:], numbers[:, SETTLED:]
     held = torch.arange(EPISODES) % 5 == 4
-    part = Reader(whole[~held], numbers[~held, 10:])
-    wrong = (part(whole[held]) - part.true(numbers[held, 10:])).square().flatten(0, 1)
-    varies = part.true(numbers[held, 10:]).flatten(0, 1).var(0, unbiased=False).clamp(min=1e-6)
+    part = Reader(feat[~held], known[~held])
+    wrong = (part(feat[held]) - part.true(known[held])).square().flatten(0, 1)
+    varies = part.true(known[held]).flatten(0, 1).var(0, unbiased=False).clamp(min=1e-6)
     found = {"read": float((1.0 - wrong.mean(0) / varies).mean())}
 
-    read = Reader(whole, numbers[:, 10:])
+    read = Reader(feat, known)
     episode, row = torch.as_tensor(data["starts"]).unbind(1)
     start = states.map(lambda leaf: leaf[episode, row].repeat_interleave(SAMPLES, 0))
     actions = torch.as_tensor(data["action"])
@@ -178,6 +175,8 @@ def main() -> None:
                 data = record(agent, task)
                 if args.data:
                     np.savez(args.data, **data)
+            if (recorded := str(data["task"])) != task.name.partition("@")[0]:
+                raise UsageError(f"the recording is of {recorded}, and {run} a run of {task}: give another --data")
             table.append({"run": run, **judge(agent, data)})
             print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{v:30s}" for k, v in table[-1].items()))
     except (TaskError, UsageError) as error:
