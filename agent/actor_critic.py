@@ -36,8 +36,9 @@ class BehaviorConfig:
     (needs --model.surprise) or of loops: half of the horizon times the running mean of a step. From there on its
     rewards count less and the critic more, down to nothing at twice the budget."""
     starts: int | None = None
-    """Start states per update, taken from the end of every replayed sequence; 0 = all of them. By default 64 where
-    the actor learns through the world model, and 128 by the likelihood, whose gradient is noisier and cheaper."""
+    """Start states per update, taken from the end of every replayed sequence, at least two of each; 0 = all of them.
+    By default 64 where the actor learns through the world model, and 128 by the likelihood, whose gradient is noisier
+    and cheaper; more where sequences are many."""
     actor_gradient: Literal["auto", "dynamics", "reinforce"] = "auto"
     """How the actor learns: through the world model, from the likelihood of its actions, or (auto) in the first
     way where actions are continuous and in the second where they are discrete."""

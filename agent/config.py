@@ -92,10 +92,10 @@ class Config:
             raise ValueError("--dream is for baselines: give --agent sac, ppo or dqn with it")
         if self.agent != "dreamer" and self.model_only:
             raise ValueError(f"--agent {self.agent} has no world model: leave --model-only out")
-        if self.behavior.starts and self.behavior.starts < self.train.batch:
+        if self.behavior.starts and self.behavior.starts < 2 * self.train.batch:
             raise ValueError(
-                f"--behavior.starts must be 0 (all) or at least --train.batch ({self.train.batch}), "
-                f"got {self.behavior.starts}"
+                f"--behavior.starts must be 0 (all) or at least {2 * self.train.batch}, two rows of each of the "
+                f"{self.train.batch} sequences (--train.batch), got {self.behavior.starts}"
             )
 
 

@@ -15,6 +15,7 @@ import torch
 from agent.optimizer import NonFiniteError
 from agent.policy import Memory
 from agent.statistics import summary
+from agent.stepping import failures
 from agent.video import depth_strip, write_video
 
 EVAL_SEEDS = 1_000_000_000
@@ -170,7 +171,8 @@ def _play_round(
         if stop():
             raise Interrupted
         action, memory, depth = agent.act(obs, memory, first, explore, max_loops)
-        obs, reward, terminated, truncated, _ = envs.step(action)
+        with failures():
+            obs, reward, terminated, truncated, _ = envs.step(action)
         returns += np.where(live, reward, 0.0)
         loops.append(np.where(live, depth, 0))
         live &= ~(terminated | truncated)

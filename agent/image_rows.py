@@ -92,7 +92,10 @@ class DeviceRows:
         shape = before.shape[0], min(self.length, 2 * rows), *before.shape[2:]
         if 2 * math.prod(shape) > room(device):
             raise MemoryError  # an update wants room too
-        self.values = torch.empty(shape, dtype=torch.uint8, device=device)
+        try:
+            self.values = torch.empty(shape, dtype=torch.uint8, device=device)
+        except torch.OutOfMemoryError as error:  # somebody else was quicker
+            raise MemoryError from error
         self.values[:, : before.shape[1]] = before
 
     def write(self, at: int, images: np.ndarray) -> None:

@@ -180,7 +180,8 @@ class Learner:
             clock = self.lap("world_model", clock)
             size, length = batch.reward.shape
             count = self.behavior.starts or size * length
-            tail = min(length, max(1, count // size))  # rows at the end of each sequence that start dreams
+            # Rows at the end of each sequence that start dreams; the replayed value needs two.
+            tail = min(length, max(2, count // size))
             ends = post.states.map(lambda leaf: leaf[:, -tail:])
             terminal = batch.is_terminal[:, -tail:]
             rollout = self.world.imagine(

@@ -13,12 +13,12 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from envs import atari, dmc, toy
 from envs.errors import TaskError
 from envs.gym_adapter import GymAdapter, SeedFirstReset
-from envs.processes import MANY_CORES, cores, without_ctrl_c
+from envs.processes import MANY_CORES, Processes, cores, without_ctrl_c
 from envs.rendering import prepare_rendering
 
 EXAMPLES = {
@@ -204,7 +204,7 @@ def make_vector_env(
         if TaskId.parse(str(task)).draws and (problem := prepare_rendering(True)):
             raise TaskError(problem)  # before processes begin that would each say it
         with without_ctrl_c():
-            return AsyncVectorEnv(makers, context="spawn", autoreset_mode=AutoresetMode.NEXT_STEP)
+            return Processes(makers, context="spawn", autoreset_mode=AutoresetMode.NEXT_STEP)
     return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
 
 

@@ -93,7 +93,7 @@ def test_games_in_processes_of_their_own():
 def test_games_go_into_processes_where_that_pays(monkeypatch, copies, cores, apart):
     started = []
     monkeypatch.setattr(tasks, "cores", lambda: cores)
-    monkeypatch.setattr(tasks, "AsyncVectorEnv", lambda makers, **how: started.append(len(makers)))
+    monkeypatch.setattr(tasks, "Processes", lambda makers, **how: started.append(len(makers)))
     monkeypatch.setattr(tasks, "make_env", lambda task, seed, lives_end: gym.make("CartPole-v1"))  # is made faster
     envs = make_vector_env("atari:pong", copies, seed=0, apart=True)
     assert started == ([copies] if apart else [])

@@ -90,7 +90,7 @@ def test_what_is_not_a_whole_number(text):
         (["--train.ratio", "-1"], "ratio must be 0 or more"),
         (["--train.ratio", "nan"], "ratio must be 0 or more"),
         (["--train.length", "2000"], "prefill must be at least 2001"),
-        (["--behavior.starts", "3"], "starts must be 0 (all) or at least --train.batch (16)"),
+        (["--behavior.starts", "3"], "starts must be 0 (all) or at least 32, two rows of each of the 16"),
         (["--seed", "-1"], "--seed must be 0 or more"),
         (["--preset", "huge"], "invalid choice 'huge'"),
         (["one", "two"], "two"),

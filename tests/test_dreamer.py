@@ -99,6 +99,14 @@ def test_there_are_no_more_dreams_than_asked():
     assert agent.last_depths.shape == (24, 3)
 
 
+def test_many_sequences_still_teach_the_replayed_value():
+    """Of a sequence with one row of its own the critic would learn nothing, and nobody would notice."""
+    agent = make(starts=4)
+    _, metrics = agent.update(make_batch())
+    assert agent.last_depths.shape == (8, 3)
+    assert metrics["behavior/replay_value_loss"] > 0.0
+
+
 def test_dreams_start_from_the_last_rows_and_give_their_returns_back(monkeypatch):
     agent = make(starts=12)
     imagine, seen, replayed = agent.world.imagine, [], []

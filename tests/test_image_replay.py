@@ -248,6 +248,20 @@ def test_copies_grow_with_the_rings_and_go_when_there_is_no_room_left(monkeypatc
         assert same_batches(copied, plain)
 
 
+def test_a_device_that_was_filled_meanwhile_keeps_no_copy(monkeypatch):
+    def full(*args, **options):
+        raise torch.OutOfMemoryError("taken")
+
+    copied, plain = copied_and_plain(range(4))
+    monkeypatch.setattr(image_rows.torch, "empty", full)
+    for number in range(4, 12):
+        for replay in (copied, plain):
+            add(replay, [number])
+    monkeypatch.undo()
+    assert not copied.copies
+    assert same_batches(copied, plain)
+
+
 def test_a_copy_on_another_device_is_not_asked():
     copied, plain = copied_and_plain(range(10))
     copied.copies["obs/image"] = SimpleNamespace(values=SimpleNamespace(is_cuda=True))

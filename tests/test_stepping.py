@@ -95,6 +95,59 @@ def test_what_goes_wrong_meanwhile_leaves_the_rows_of_before(make_trainer, tmp_p
     assert trainer.replay.count == 39 + 3
 
 
+def killed(envs):
+    """End the last process of the environments, as a system short of memory does."""
+    envs.processes[-1].kill()
+    envs.processes[-1].join()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_process_that_dies_is_a_failure_that_saves_and_closes(make_trainer, tmp_path, count):
+    trainer = make_trainer(
+        tmp_path, lambda n: make_vector_env("toy:counter", n, seed=0, apart=n == count), envs=count, eval_every=0
+    )
+    update = trainer.update
+
+    def dying_update():
+        update()
+        if trainer.agent.updates == 30:
+            killed(trainer.envs)
+
+    trainer.update = dying_update
+    with pytest.raises(EnvironmentFailure):
+        trainer.run()
+    assert (tmp_path / "checkpoints" / "latest.pt").exists()
+    assert trainer.replay.count > 0
+    trainer.envs.close()  # neither waits for ever nor raises
+    assert not any(process.is_alive() for process in trainer.envs.processes)
+
+
+def test_a_process_that_dies_in_an_evaluation_is_one_too(make_trainer, tmp_path):
+    made = []
+
+    def envs(count):
+        made.append(make_vector_env("toy:counter", count, seed=0, apart=count > 1))
+        return made[-1]
+
+    trainer = make_trainer(tmp_path, envs, steps=400, prefill=100, ratio=0.02, eval_every=200)
+    evaluate, asked = trainer.evaluate, []
+
+    def dying(final, stop):
+        def stopping():
+            asked.append(None)
+            if len(asked) == 5:
+                killed(made[-1])
+            return stop()
+
+        return evaluate(final, stopping)
+
+    trainer.evaluate = dying
+    with pytest.raises(EnvironmentFailure):
+        trainer.run()
+    assert len(asked) == 5
+    assert (tmp_path / "checkpoints" / "latest.pt").exists()
+
+
 def test_ctrl_c_meanwhile_ends_the_step_first(make_trainer, tmp_path):
     trainer = make_trainer(tmp_path, Halves, steps=400, eval_every=0)
     story, update = told(trainer), trainer.update
