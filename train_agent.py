@@ -122,8 +122,8 @@ def train(argv: list[str]) -> int:
         logger.hparams(chosen(config), {"eval/return": None})
     finally:
         logger.close()
-        envs.close()
         meta.update(step=trainer.step, finished=trainer.finished)
+        envs.close()
     if status == 0:
         show(config, task, agent, trainer, meta, run_dir, cannot_draw)
     return status
