@@ -81,7 +81,7 @@ def train(argv: list[str]) -> int:
         raise UsageError(f"{config.resume} is a run of {saved['task']}, not of {task}: leave the task out")
     check_steps(config, task)
     cannot_draw = prepare_rendering(task.draws or (config.video and task.suite == "dmc"))
-    set_threads(config.train.threads)
+    set_threads(config.train.threads or int(config.optimizer.workers > 1))
     keep_memory()
     seed_everything(config.seed)
 
@@ -123,6 +123,7 @@ def train(argv: list[str]) -> int:
     finally:
         logger.close()
         meta.update(step=trainer.step, finished=trainer.finished)
+        agent.close()
         envs.close()
     if status == 0:
         show(config, task, agent, trainer, meta, run_dir, cannot_draw)

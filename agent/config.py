@@ -92,6 +92,13 @@ class Config:
             raise ValueError("--dream is for baselines: give --agent sac, ppo or dqn with it")
         if self.agent != "dreamer" and self.model_only:
             raise ValueError(f"--agent {self.agent} has no world model: leave --model-only out")
+        if self.model_only and self.optimizer.workers > 1:
+            raise ValueError("--optimizer.workers share the updates of an agent: leave them out with --model-only")
+        if self.train.batch % self.optimizer.workers:
+            raise ValueError(
+                f"--train.batch {self.train.batch} cannot be shared evenly by {self.optimizer.workers} processes "
+                "(--optimizer.workers)"
+            )
         if self.behavior.starts and self.behavior.starts < 2 * self.train.batch:
             raise ValueError(
                 f"--behavior.starts must be 0 (all) or at least {2 * self.train.batch}, two rows of each of the "
@@ -300,7 +307,7 @@ def _parse_resumed(argv: Sequence[str], saved: Mapping[str, Any], run: str) -> C
     config = _parse(argv, before)
     may_change = ("steps", "minutes", "slice", "eval_every", "log_every", "save_every", "threads")
     kept = {name: getattr(before.train, name) for name in may_change}
-    fast = {name: getattr(before.optimizer, name) for name in ("compile", "graphs")}
+    fast = {name: getattr(before.optimizer, name) for name in ("compile", "graphs", "workers")}
     same = replace(
         config, task=before.task, device=before.device, video=before.video, eval=before.eval,
         train=replace(config.train, **kept), optimizer=replace(config.optimizer, **fast),

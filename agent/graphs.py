@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from agent.gradients import Losses
 from agent.optimizer import NonFiniteError
 from world_model import Batch, LatentState
 
 if TYPE_CHECKING:
-    from agent.learner import Learner, Losses
+    from agent.learner import Learner
 
 WARM = 3
 """Updates of a depth that run kernel by kernel before it is recorded: allocations and choices of kernels settle."""
@@ -84,8 +85,6 @@ class UpdateGraphs:
         if self.bad.item():
             wrong = [name for name, value in zip(outcome.names, values.tolist(), strict=True) if value - value != 0]
             raise NonFiniteError(wrong[0] if wrong else "total loss")
-        from agent.learner import Losses  # it imports this module
-
         metrics = dict(zip(outcome.names, values.unbind(), strict=True))
         return Losses(self.bad, self.bad, outcome.states, outcome.depths, outcome.lengths, metrics)
 

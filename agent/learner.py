@@ -8,18 +8,18 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from agent.crew import Crew
+from agent.gradients import Gradients, Losses, Metrics, finite
 from agent.graphs import UpdateGraphs
 from agent.optimizer import FlatAdam, NonFiniteError, flatten
 from agent.policy import Policy
 from world_model import Batch, LatentState, WorldModel, sample_depth
-from world_model.ranges import ABOVE_ZERO, NOT_NEGATIVE, SHARE, require
-
-Metrics = dict[str, Tensor]
+from world_model.ranges import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, SHARE, require
 
 
 @dataclass(frozen=True)
@@ -49,33 +49,17 @@ class OptimizerConfig:
     """On a GPU, replay the update as a CUDA graph, one for each training depth."""
     compile: bool = False
     """On a GPU, fuse what every loop and step runs into fewer operations, with torch.compile: half a minute."""
+    workers: int = 1
+    """On a CPU, processes that share every update, each with its part of the sequences (which must divide evenly)."""
 
     def __post_init__(self) -> None:
         rates = dict.fromkeys(("model_lr", "actor_lr", "critic_lr", "warmup"), NOT_NEGATIVE)
+        require(self, "--optimizer.", workers=AT_LEAST_ONE)
         require(self, "--optimizer.", **rates, clip=ABOVE_ZERO, hold=SHARE, final=SHARE, average=(0.0, 0.999999))
 
 
 FIRST_LOOKS = 256
 """Images that encoders get used to before the first update."""
-
-
-class Losses(NamedTuple):
-    """total is for world model and critic, policy for the actor alone; states (B, T, ...) are the posteriors, detached;
-    depths (B, H) the loops of the dreams; lengths (B,) how far adaptive ones are trusted; metrics 0-d and detached."""
-
-    total: Tensor
-    policy: Tensor
-    states: LatentState
-    depths: Tensor
-    lengths: Tensor | None
-    metrics: Metrics
-
-
-def finite(loss: Tensor, metrics: Metrics) -> None:
-    """Raise NonFiniteError with the name of the first metric that is not finite, if the loss is not."""
-    if not torch.isfinite(loss):
-        bad = [name for name, value in metrics.items() if not torch.isfinite(value).all()]
-        raise NonFiniteError(bad[0] if bad else "total loss")
 
 
 def compiles(device: torch.device) -> bool:
@@ -105,24 +89,27 @@ def fuse(world: WorldModel) -> None:
         part.__class__ = type(kind.__name__, (kind,), methods)
 
 
-class Learner:
-    """A policy, its optimisers and its averaged copy, on one device."""
+class Learner(Gradients):
+    """A policy, its optimisers and its averaged copy, on one device. Raises ValueError for workers beside a GPU."""
 
     def __init__(self, policy: Policy, cfg: OptimizerConfig, device: torch.device | str = "cpu"):
         self.optimizer, self.device = cfg, torch.device(device)
-        self.policy = policy.to(device)
-        self.world, self.behavior = policy.world, policy.behavior
+        policy = policy.to(device)
         rates = {"world": cfg.model_lr, "actor": cfg.actor_lr, "critic": cfg.critic_lr}
         self.adams = {
             name: FlatAdam(name, params, rates[name], cfg.clip, cfg.warmup) for name, params in policy.parts().items()
         }
+        grads = [adam.gradient for adam in self.adams.values()]
+        super().__init__(policy, grads, cfg.precision == "bfloat16", cfg.workers)
         self.averaged = copy.deepcopy(policy)
         self.average_flats = [flatten(params, grad=False) for params in self.averaged.parts().values()]
         self.average_rate = torch.zeros((), device=device)
         self.updates = 0
-        self.seconds: dict[str, float] = {}  # time spent in each part of the updates
         gpu = self.device.type == "cuda"
-        self.half = cfg.precision == "bfloat16"
+        if cfg.workers > 1 and self.device.type != "cpu":
+            raise ValueError("--optimizer.workers share updates on a CPU alone: leave them out, or give --device cpu")
+        self.crew: Crew | None = None
+        self.crew_random: list[Tensor] = []  # where its random numbers go on, as a checkpoint had them
         if gpu:
             torch.set_float32_matmul_precision("high" if cfg.precision == "auto" else "highest")
         self.compiled = gpu and cfg.compile and compiles(self.device)
@@ -143,9 +130,7 @@ class Learner:
             losses = self.graphs(batch, loops, progress)
             self.lap("update", clock)
         else:
-            losses = self.losses(batch, loops)
-            finite(losses.total + losses.policy, losses.metrics)
-            self.differentiate(losses)
+            losses = self.shared(batch, loops) if self.parts > 1 else self.alone(batch, loops)
             clock = time.perf_counter()
             for name, norm in self.clip(losses.metrics).items():  # all before any step: every weight as it was
                 if not torch.isfinite(norm):
@@ -155,6 +140,30 @@ class Learner:
             self.lap("optimizer", clock)
         self.last_depths, self.last_lengths = losses.depths, losses.lengths
         return losses.states, losses.metrics
+
+    def alone(self, batch: Batch, loops: int | Tensor) -> Losses:
+        """Losses and gradients of a batch. Raises NonFiniteError before anything is differentiated."""
+        losses = self.losses(batch, loops)
+        finite(losses)
+        self.differentiate(losses)
+        return losses
+
+    def shared(self, batch: Batch, loops: int | Tensor) -> Losses:
+        """The same, by several processes, which begin with the first batch."""
+        if self.crew is None:
+            self.crew = Crew(self.policy, self.flats, self.half, self.parts - 1, torch.initial_seed() + 1)
+            self.crew.restore(self.crew_random)
+        losses = self.alone(*self.crew.begin(batch, loops))
+        clock = time.perf_counter()
+        losses = self.crew.end(losses)
+        self.lap("others", clock)
+        return losses
+
+    def close(self) -> None:
+        """End the processes that share the updates, where there are any."""
+        if self.crew is not None:
+            self.crew.close()
+            self.crew = None
 
     def as_written(self) -> AbstractContextManager[Any]:
         """Inside of this nothing compiled runs: for what is too rare to be compiled."""
@@ -169,53 +178,6 @@ class Learner:
             batch, _ = sample(FIRST_LOOKS, 1, self.device)
             for policy in (self.policy, self.averaged):
                 policy.world.senses.get_used_to(batch.obs)
-
-    def losses(self, batch: Batch, loops: int | Tensor) -> Losses:
-        """Everything that is computed forwards; gradients are zeroed."""
-        clock = time.perf_counter()
-        for adam in self.adams.values():
-            adam.zero_grad()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            world_loss, post, metrics = self.world.loss(batch, loops)
-            clock = self.lap("world_model", clock)
-            size, length = batch.reward.shape
-            count = self.behavior.starts or size * length
-            # Rows at the end of each sequence that start dreams; the replayed value needs two.
-            tail = min(length, max(2, count // size))
-            ends = post.states.map(lambda leaf: leaf[:, -tail:])
-            terminal = batch.is_terminal[:, -tail:]
-            rollout = self.world.imagine(
-                ends.detach().map(lambda leaf: leaf.flatten(0, 1)),
-                self.behavior.policy,
-                self.behavior.cfg.horizon,
-                1.0 - terminal.flatten().float(),
-                grad=self.behavior.through,
-            )
-            if self.world.surprise is not None:
-                expected = self.world.surprise(rollout.states.deter[:, 1:].detach()).detach()
-                rollout = rollout._replace(surprise=expected)
-            clock = self.lap("imagination", clock)
-            policy_loss, value_loss, returns, behavior_metrics = self.behavior.loss(rollout)
-            boot = returns[:, 0].view(size, tail)
-            replay_loss = self.behavior.replay_loss(
-                ends.feat(), batch.reward[:, -tail:], terminal, batch.is_last[:, -tail:], boot
-            )
-        metrics |= behavior_metrics
-        metrics["behavior/replay_value_loss"] = replay_loss.detach()
-        metrics["loop/dream_depth"] = rollout.loops.depth.float().mean()
-        metrics["loop/dream_residual"] = rollout.loops.residual.float().sum(-1).mean()
-        self.lap("actor_critic", clock)
-        total = world_loss + value_loss + replay_loss
-        depths, lengths = rollout.loops.depth, self.behavior.last_lengths
-        return Losses(total, policy_loss, post.states.detach(), depths, lengths, metrics)
-
-    def differentiate(self, losses: Losses) -> None:
-        """Gradients of every part; the actor's alone, because the dynamics gradient passes through the world model."""
-        clock = time.perf_counter()
-        parts = self.policy.parts()
-        losses.policy.backward(inputs=parts["actor"])
-        losses.total.backward(inputs=parts["world"] + parts["critic"])
-        self.lap("backward", clock)
 
     def clip(self, metrics: Metrics) -> Metrics:
         """Clip the gradients; their norms before that go to the metrics, and are returned."""
@@ -245,7 +207,8 @@ class Learner:
             adam.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             loss, post, metrics = self.world.loss(batch)
-        finite(loss, metrics)
+        if not torch.isfinite(loss):
+            raise NonFiniteError(next((name for name, value in metrics.items() if not value.isfinite()), "total loss"))
         loss.backward(inputs=self.policy.parts()["world"])
         norm = metrics["world/grad_norm"] = self.adams["world"].clip_gradient()
         if not torch.isfinite(norm):
@@ -262,11 +225,6 @@ class Learner:
             return 1.0
         return 1.0 + (cfg.final - 1.0) * min(1.0, (progress - cfg.hold) / max(1e-8, 1.0 - cfg.hold))
 
-    def lap(self, name: str, since: float) -> float:
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - since
-        return now
-
     # ------------------------------------------------------------------ persistence
 
     def state_dict(self) -> dict[str, Any]:
@@ -275,6 +233,7 @@ class Learner:
             "averaged": self.averaged.state_dict(),
             "adams": {name: adam.state_dict() for name, adam in self.adams.items()},
             "updates": self.updates,
+            "crew": self.crew_random if self.crew is None else self.crew.random_states(),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -283,3 +242,6 @@ class Learner:
         for name, adam in self.adams.items():
             adam.load_state_dict(saved["adams"][name])
         self.updates = saved["updates"]
+        self.crew_random = saved.get("crew", [])
+        if self.crew is not None:
+            self.crew.restore(self.crew_random)

@@ -56,14 +56,18 @@ class FlatAdam:
         """Let a step do nothing while `bad` (0-d) is 1; the gradient scaler of PyTorch asks the fused Adam the same."""
         self.adam.found_inf = bad  # type: ignore[attr-defined]
 
-    def zero_grad(self) -> None:
+    @property
+    def gradient(self) -> Tensor:
+        """The flat gradient."""
         assert self.flat.grad is not None
-        self.flat.grad.zero_()
+        return self.flat.grad
+
+    def zero_grad(self) -> None:
+        self.gradient.zero_()
 
     def clip_gradient(self) -> Tensor:
         """Scale the gradient to at most `clip`; returns its norm before that (0-d)."""
-        grad = self.flat.grad
-        assert grad is not None
+        grad = self.gradient
         norm = grad.norm()
         grad.mul_((self.clip / (norm + 1e-6)).clamp(max=1.0))
         return norm

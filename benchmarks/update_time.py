@@ -2,6 +2,7 @@
 
     python benchmarks/update_time.py                    # the sizes of the default preset, and the reference size
     python benchmarks/update_time.py --threads 1 --updates 100
+    python benchmarks/update_time.py --threads 1 --workers 2    # every update shared by two processes
     python benchmarks/update_time.py --images dmc       # or atari: at 1, 2 and 4 fixed loops, and with exits
     python benchmarks/update_time.py --images atari --device cuda --preset base
 
@@ -87,6 +88,7 @@ def measure(
             agent.world.core.rule.state.bias.data.fill_(gate)
         if number >= first:
             rows.append({**agent.seconds, "total": took})
+    agent.close()
     parts = {part: 1e3 * float(np.median([row[part] for row in rows])) for part in rows[0]}
     parameters = sum(adam.flat.numel() for adam in agent.adams.values())
     print(
@@ -104,9 +106,15 @@ def image_rows(loop: LoopConfig) -> list[tuple[str, LoopConfig, float | None]]:
     return [*rows, ("sampled, all exit after one", sampled, -1.0), ("sampled, none exits", sampled, 1e3)]
 
 
+def shared(config: Config, workers: int) -> Config:
+    """The settings with updates that so many processes share."""
+    return replace(config, optimizer=replace(config.optimizer, workers=workers))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=Config().train.threads, help="intra-op threads")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share an update")
     parser.add_argument("--updates", type=int, default=60, help="timed updates of each size")
     parser.add_argument("--images", choices=IMAGES, help="an agent that sees images, with the actions of dmc or atari")
     parser.add_argument("--preset", choices=PRESETS, default="small", help="sizes of the agent that sees images")
@@ -115,18 +123,20 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     keep_memory()
     machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
-    print(f"{machine}, {args.threads} threads, torch {torch.__version__}")
+    print(f"{machine}, {args.threads} threads, {args.workers} processes, torch {torch.__version__}")
     names = ["world_model", "imagination", "actor_critic", "backward", "optimizer", "total"]
+    if args.workers > 1:
+        names.insert(4, "others")
     if args.images:
         names = ["update", "total"] if args.device == "cuda" else names
     print(f"{'median ms of an update':34s} {'params':>9s} " + " ".join(f"{n:>13s}" for n in names) + "  mean loops")
     if args.images:
         for label, loop, gate in image_rows(preset(args.preset).model.loop):
-            config = preset(args.preset)
+            config = shared(preset(args.preset), args.workers)
             config = replace(config, model=replace(config.model, loop=loop))
             measure(label, config, args.updates, gate, IMAGES[args.images], args.device)
         return
-    default = Config()
+    default = shared(Config(), args.workers)
     fixed = replace(default.model, loop=replace(default.model.loop, depth="fixed", exit="fixed", mean_loops=2))
     measure("default size, two fixed loops", replace(default, model=fixed), args.updates, None)
     measure("default size, all exit after one", default, args.updates, -1.0)
