@@ -151,7 +151,8 @@ class Learner(Gradients):
     def shared(self, batch: Batch, loops: int | Tensor) -> Losses:
         """The same, by several processes, which begin with the first batch."""
         if self.crew is None:
-            self.crew = Crew(self.policy, self.flats, self.half, self.parts - 1, torch.initial_seed() + 1)
+            seed = torch.initial_seed() + 1_000_000_007  # far from those of other runs
+            self.crew = Crew(self.policy, self.flats, self.half, self.parts - 1, seed)
             self.crew.restore(self.crew_random)
         losses = self.alone(*self.crew.begin(batch, loops))
         clock = time.perf_counter()
