@@ -250,7 +250,9 @@ def check_steps(config: Config, task: TaskId) -> None:
 
 
 def make_agent(config: Config, spaces: Spaces, device: torch.device) -> Dreamer:
-    """The agent with its first weights. Raises UsageError when its sizes do not fit together."""
+    """The agent with its first weights. Raises UsageError when its sizes, or workers and a GPU, do not fit together."""
+    if config.optimizer.workers > 1 and device.type != "cpu":
+        raise UsageError("--optimizer.workers share updates on a CPU alone: leave them out, or give --device cpu")
     try:
         return Dreamer(config.model, config.behavior, config.optimizer, spaces, device)
     except ValueError as error:

@@ -90,7 +90,7 @@ def fuse(world: WorldModel) -> None:
 
 
 class Learner(Gradients):
-    """A policy, its optimisers and its averaged copy, on one device. Raises ValueError for workers beside a GPU."""
+    """A policy, its optimisers and its averaged copy, on one device. On a GPU nobody shares the updates."""
 
     def __init__(self, policy: Policy, cfg: OptimizerConfig, device: torch.device | str = "cpu"):
         self.optimizer, self.device = cfg, torch.device(device)
@@ -100,14 +100,13 @@ class Learner(Gradients):
             name: FlatAdam(name, params, rates[name], cfg.clip, cfg.warmup) for name, params in policy.parts().items()
         }
         grads = [adam.gradient for adam in self.adams.values()]
-        super().__init__(policy, grads, cfg.precision == "bfloat16", cfg.workers)
+        parts = cfg.workers if self.device.type == "cpu" else 1
+        super().__init__(policy, grads, cfg.precision == "bfloat16", parts)
         self.averaged = copy.deepcopy(policy)
         self.average_flats = [flatten(params, grad=False) for params in self.averaged.parts().values()]
         self.average_rate = torch.zeros((), device=device)
         self.updates = 0
         gpu = self.device.type == "cuda"
-        if cfg.workers > 1 and self.device.type != "cpu":
-            raise ValueError("--optimizer.workers share updates on a CPU alone: leave them out, or give --device cpu")
         self.crew: Crew | None = None
         self.crew_random: list[Tensor] = []  # where its random numbers go on, as a checkpoint had them
         if gpu:

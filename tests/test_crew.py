@@ -194,3 +194,12 @@ def test_what_cannot_be_shared_is_refused(words, message):
     optimizer = replace(config.optimizer, **words.pop("optimizer"))
     with pytest.raises(ValueError, match=message):
         replace(config, optimizer=optimizer, **words)
+
+
+def test_an_agent_that_learned_by_several_processes_can_be_on_another_device():
+    torch.manual_seed(0)
+    config = preset("debug")
+    optimizer = replace(config.optimizer, workers=2)
+    spaces = Spaces({"state": 3}, ActionSpec(2, False))
+    assert Dreamer(config.model, config.behavior, optimizer, spaces, "meta").parts == 1
+    assert Dreamer(config.model, config.behavior, optimizer, spaces).parts == 2
