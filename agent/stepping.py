@@ -15,11 +15,11 @@ Arrivals = tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 
 
 class EnvironmentFailure(RuntimeError):
-    """The environment raised an error in `step`; its cause holds it."""
+    """The environment raised an error; its cause holds it."""
 
 
 class Stepping:
-    """One step of all environments in two halves, `begin` and `end`, which raise EnvironmentFailure.
+    """One step of all environments in two halves, `begin` and `end`; these and `reset` raise EnvironmentFailure.
 
     Those in processes of their own step between the two (`meanwhile`); others do it all in `end`.
     """
@@ -27,6 +27,13 @@ class Stepping:
     def __init__(self, envs: gym.vector.VectorEnv[Any, Any, Any]):
         self.envs: Any = envs
         self.meanwhile = hasattr(envs, "step_async")
+
+    def reset(self, seed: int) -> Mapping[str, np.ndarray]:
+        """The first observations of new episodes everywhere."""
+        with failures():
+            obs: Mapping[str, np.ndarray] = self.envs.reset(seed=seed)[0]
+        finite(obs, np.zeros(0))
+        return obs
 
     def begin(self, action: np.ndarray) -> None:
         """Act."""

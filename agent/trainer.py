@@ -164,7 +164,7 @@ class Trainer:
         count = self.envs.num_envs
         # Mixed, so that runs with neighbouring seeds share no episode; a resumed run sees new ones.
         seed = np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0] % EVAL_SEEDS
-        obs, _ = self.envs.reset(seed=int(seed))
+        obs = self.stepping.reset(int(seed))
         none = np.zeros(count, bool)
         action = np.zeros((count, self.agent.spaces.action.size), np.float32)
         self.row = self.arrival(obs, action, np.zeros(count, np.float32), ~none, none, none)

@@ -286,6 +286,16 @@ def test_a_failing_environment_is_named_and_the_run_saved(make_trainer, tmp_path
     assert read_checkpoint(find_checkpoint(tmp_path))["step"] == trainer.step > 200
 
 
+def test_an_environment_that_fails_to_begin_is_named_and_the_run_can_go_on(make_trainer, tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, steps=200, eval_every=0, save_every=0)
+    with monkeypatch.context() as broken:
+        broken.setattr(Metronome, "look", lambda env: env.no_clock)
+        with pytest.raises(EnvironmentFailure, match="AttributeError.*no_clock"):
+            trainer.run()
+    trainer.load_state_dict(read_checkpoint(find_checkpoint(tmp_path)))
+    assert trainer.run()
+
+
 def test_ctrl_c_during_an_evaluation_does_not_wait_for_its_end(make_trainer, tmp_path):
     trainer = make_trainer(tmp_path, steps=400, eval_every=100, save_every=0)
     played = []
