@@ -7,10 +7,12 @@ same recording. What the simulator itself would observe, positions and velocitie
 ridge regression, so that dreams can be compared with the simulator in its own numbers. Printed for each run:
 
     read     R2 of that, over the numbers, on the fifth of the episodes that the regression has not seen
+    reward   R2 of the reward that the model expects, over all rows, which it has not seen either
     error    of dreams under the recorded actions, in standard deviations of what is read (1: no better than the mean)
     answer   by how much a dream differs after K steps of full actions from one after K steps of the opposite ones,
              against the simulator from the same place: 1 as in the world, less where the dream believes that actions
              do less, which is what an actor learns from it
+    reward_answer  the same of the sum of the K rewards
 """
 
 from __future__ import annotations
@@ -55,30 +57,33 @@ def record(agent: Dreamer, task: TaskId) -> dict[str, np.ndarray]:
     physics = []
     for episode in range(EPISODES):
         obs, _ = env.reset(seed=SEED + episode)
-        memory = None
+        memory, reward = None, 0.0
         for row in range(ROWS):
             physics.append(env._env.physics.get_state())
             seen = {name: value[None] for name, value in obs.items()}
             action, memory, _ = agent.act(seen, memory, np.array([row == 0]), explore=episode % 2 == 0)
-            for name, value in {"numbers": observed(env), "action": action[0], **obs}.items():
+            told = {"numbers": observed(env), "action": action[0], "reward": np.float32(reward), **obs}
+            for name, value in told.items():
                 rows.setdefault(name, []).append(value)
-            obs, *_ = env.step(action[0])
+            obs, reward, *_ = env.step(action[0])
     found = {name: np.stack(value).reshape(EPISODES, ROWS, *value[0].shape) for name, value in rows.items()}
     states = np.stack(physics).reshape(EPISODES, ROWS, -1)
     starts = [(e, row) for e in range(EPISODES) for row in range(FIRST, ROWS - AHEAD, EVERY)]
     sides = rng.choice([-1.0, 1.0], (len(starts), found["action"].shape[-1])).astype(np.float32)
     answers = np.zeros((2, len(starts), max(STEPS), found["numbers"].shape[-1]))
+    rewards = np.zeros((2, len(starts), max(STEPS)))
     for i, place in enumerate(starts):
         for way, sign in enumerate((-1.0, 1.0)):
             env.reset(seed=SEED)
             with env._env.physics.reset_context():
                 env._env.physics.set_state(states[place])
             for step in range(max(STEPS)):
-                env.step(sign * sides[i])
+                _, rewards[way, i, step], *_ = env.step(sign * sides[i])
                 answers[way, i, step] = observed(env)
     env.close()
     name = np.array(task.name.partition("@")[0])
-    return found | {"task": name, "starts": np.array(starts), "sides": sides, "answers": answers}
+    answered = {"answers": answers, "reward_answers": rewards}
+    return found | {"task": name, "starts": np.array(starts), "sides": sides, **answered}
 
 
 class Reader:
@@ -119,6 +124,11 @@ def watch(agent: Dreamer, data: dict[str, np.ndarray]) -> LatentState:
     return LatentState(*(torch.stack(part, 1) for part in zip(*states, strict=True)))
 
 
+def share(dreamt: Tensor, true: Tensor) -> float:
+    """By which factor the true answers explain the dreamt ones (least squares)."""
+    return float((dreamt * true).sum() / true.square().sum())
+
+
 @torch.no_grad()
 def judge(agent: Dreamer, data: dict[str, np.ndarray]) -> dict[str, float]:
     """The numbers of one run: read, error_K and answer_K."""
@@ -130,27 +140,32 @@ def judge(agent: Dreamer, data: dict[str, np.ndarray]) -> dict[str, float]:
     wrong = (part(feat[held]) - part.true(known[held])).square().flatten(0, 1)
     varies = part.true(known[held]).flatten(0, 1).var(0, unbiased=False).clamp(min=1e-6)
     found = {"read": float((1.0 - wrong.mean(0) / varies).mean())}
+    true = torch.as_tensor(data["reward"])[:, SETTLED:]
+    expected = world.twohot.mean(world.reward(feat))
+    found["reward"] = float(1.0 - (expected - true).square().mean() / true.var(unbiased=False).clamp(min=1e-6))
 
     read = Reader(feat, known)
     episode, row = torch.as_tensor(data["starts"]).unbind(1)
     start = states.map(lambda leaf: leaf[episode, row].repeat_interleave(SAMPLES, 0))
     actions = torch.as_tensor(data["action"])
 
-    def dreamt(taken: Tensor, steps: int) -> Tensor:
-        """(starts, H, A) actions -> (H, starts, S) the mean of the samples, as it is read."""
+    def dreamt(taken: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """(starts, H, A) actions -> (H, starts, S) the mean of the samples, as it is read, and the rewards'."""
         dream = world.imagine(start, taken.repeat_interleave(SAMPLES, 0), steps)
-        return read(dream.feat[1:]).unflatten(1, (-1, SAMPLES)).mean(2)
+        seen = read(dream.feat[1:]).unflatten(1, (-1, SAMPLES)).mean(2)
+        return seen, dream.rewards.t().unflatten(1, (-1, SAMPLES)).mean(2)
 
-    own = dreamt(torch.stack([actions[episode, row + k] for k in range(AHEAD)], 1), AHEAD)
+    own, _ = dreamt(torch.stack([actions[episode, row + k] for k in range(AHEAD)], 1), AHEAD)
     for steps in (*STEPS, AHEAD):
         missed = own[steps - 1] - read.true(numbers[episode, row + steps])
         found[f"error_{steps}"] = float(missed.square().mean().sqrt())
     sides = torch.as_tensor(data["sides"])[:, None].expand(-1, max(STEPS), -1)
-    dream = dreamt(sides, max(STEPS)) - dreamt(-sides, max(STEPS))
+    (one, one_reward), (other, other_reward) = dreamt(sides, max(STEPS)), dreamt(-sides, max(STEPS))
     truth = torch.as_tensor(data["answers"][1] - data["answers"][0]).float().transpose(0, 1) / read.scale
+    paid = torch.as_tensor(data["reward_answers"][1] - data["reward_answers"][0]).float().t()
     for steps in STEPS[1:]:
-        one, other = dream[steps - 1], truth[steps - 1]
-        found[f"answer_{steps}"] = float((one * other).sum() / other.square().sum())
+        found[f"answer_{steps}"] = share((one - other)[steps - 1], truth[steps - 1])
+        found[f"reward_answer_{steps}"] = share((one_reward - other_reward)[:steps].sum(0), paid[:steps].sum(0))
     return found
 
 

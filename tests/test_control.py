@@ -38,9 +38,10 @@ def test_answers_are_those_of_the_simulator_from_the_recorded_places(control):
     env = DMControl("cartpole", "balance")
     env.reset(seed=control.SEED + int(episode))
     for t in range(row):
-        env.step(data["action"][episode, t])
-    for _ in range(3):
-        obs, *_ = env.step(data["sides"][1])
+        assert env.step(data["action"][episode, t])[1] == pytest.approx(data["reward"][episode, t + 1])
+    for step in range(3):
+        obs, reward, *_ = env.step(data["sides"][1])
+        assert reward == pytest.approx(data["reward_answers"][1, 1, step], abs=1e-4)
     env.close()
     # The velocities' warm start of the solver is not part of a state, so not to the last bit.
     assert np.allclose(data["answers"][1, 1, 2], obs["state"], atol=1e-4)

@@ -97,6 +97,17 @@ def test_each_kl_loss_trains_its_own_head(scales, side):
             assert (grad is not None and bool(grad.abs().max() > 1e-6)) == name.startswith(side), name
 
 
+def test_the_reward_weighs_what_it_is_told_to():
+    world, batch = make_world(), make_batch(make_world())
+    torch.manual_seed(0)
+    once = world.loss(batch, 1)[2]
+    world.cfg = dataclasses.replace(world.cfg, reward_scale=30.0)
+    torch.manual_seed(0)
+    often = world.loss(batch, 1)[2]
+    assert float(often["world/reward_loss"]) == pytest.approx(30.0 * float(once["world/reward_loss"]), rel=1e-5)
+    assert float(often["world/continue_loss"]) == pytest.approx(float(once["world/continue_loss"]), rel=1e-5)
+
+
 def test_loss_is_finite_at_every_depth_and_with_ends_of_episodes():
     world = make_world(depth="sequence")
     batch = make_batch(world)

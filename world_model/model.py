@@ -65,6 +65,8 @@ class ModelConfig:
     """Image observations."""
     rec_scale: float = 10.0
     """Weight of the vectors' reconstruction: the inverse of the observation noise that the decoder assumes, halved."""
+    reward_scale: float = 1.0
+    """Weight of the reward loss."""
     dyn_scale: float = 1.0
     """Weight of the dynamics loss KL(sg(posterior) || prior)."""
     rep_scale: float = 0.1
@@ -82,7 +84,7 @@ class ModelConfig:
         check_core(self.core)
         require(self, "", **dict.fromkeys(("groups", "units", "decoder_layers"), AT_LEAST_ONE))
         require(self, classes=(2.0, math.inf), bins=(3.0, math.inf), unimix=(0.0, 0.99), bin_limit=ABOVE_ZERO)
-        scales = ("free_nats", "rec_scale", "dyn_scale", "rep_scale", "entropy_scale")
+        scales = ("free_nats", "rec_scale", "reward_scale", "dyn_scale", "rep_scale", "entropy_scale")
         require(self, "", **dict.fromkeys(scales, NOT_NEGATIVE))
         if self.bins % 2 == 0:
             raise ValueError(f"bins must be odd, got {self.bins}: one of them is 0")
@@ -316,7 +318,7 @@ class WorldModel(nn.Module):
         dyn, rep = kl_balance(post.post_logp, post.prior_logp, self.cfg.free_nats)
         losses = {
             **self.senses.losses(feat, batch.obs, post.seen),
-            "reward": self.twohot.loss(self.reward(feat), batch.reward),
+            "reward": self.cfg.reward_scale * self.twohot.loss(self.reward(feat), batch.reward),
             "continue": F.binary_cross_entropy_with_logits(
                 self.cont(feat).squeeze(-1), 1.0 - batch.is_terminal.float(), reduction="none"
             ),
