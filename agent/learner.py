@@ -186,8 +186,9 @@ class Learner(Gradients):
         return norms
 
     def advance(self, progress: float) -> None:
-        """Count an update, and set the rates of its steps."""
+        """Count an update, and set the rates of its steps and what images weigh."""
         self.updates += 1
+        self.world.senses.ease(self.updates)
         for adam in self.adams.values():
             adam.set_rate(self.schedule(progress))
         self.average_rate.fill_(max(1.0 - self.optimizer.average, 1.0 / self.updates))

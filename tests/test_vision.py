@@ -202,6 +202,25 @@ def test_losses_and_predictions_of_images_and_vectors_side_by_side():
     assert torch.allclose(numbers[1][..., 3:], guess["camera"].flatten(2))
 
 
+def test_images_weigh_less_once_they_were_seen():
+    world, batch = make_world(scale=2.0, final_scale=0.01, ease_begin=10, ease_end=30), make_batch()
+    post = world.observe_sequence(batch)
+    first = world.losses(post, batch)
+    for updates, share in ((10, 1.0), (20, 0.1), (30, 0.01), (500, 0.01)):
+        world.senses.ease(updates)
+        losses = world.losses(post, batch)
+        assert torch.allclose(losses["image"], share * first["image"], rtol=1e-4)
+        assert torch.equal(losses["reconstruction"], first["reconstruction"])
+    saved = world.state_dict()
+    other = make_world(scale=2.0)
+    other.load_state_dict(saved)
+    assert torch.allclose(other.losses(post, batch)["image"], losses["image"], rtol=1e-4)
+    del saved["senses.images.share"]  # of before there was one
+    make_world().load_state_dict(saved)
+    with pytest.raises(ValueError, match="ease_end must be at least 501"):
+        ImageConfig(ease_end=500)
+
+
 def test_the_latents_know_the_image():
     """Two images, told apart by nothing else: after some training the decoded ones differ as they do."""
     world = make_world()

@@ -54,6 +54,11 @@ class Senses(nn.Module):
         if self.images:
             self.images.get_used_to(obs)
 
+    def ease(self, updates: int) -> None:
+        """See `Images.ease`; vectors keep their weight."""
+        if self.images:
+            self.images.ease(updates)
+
     def truth(self, obs: Mapping[str, Tensor]) -> Tensor:
         """(..., P) the numbers that `guess` guesses: vectors in symlog, then pixels from 0 to 1."""
         parts = [symlog(self.flatten(obs))] if self.decoder else []
