@@ -38,6 +38,8 @@ EPISODES, ROWS = 20, 200
 SETTLED = 10  # rows after which an agent has seen enough of an episode for its latents to be read
 FIRST, EVERY, AHEAD = 30, 20, 25  # rows from which dreams start, and how far they go
 STEPS = (1, 3, 5, 10)
+LEAST = 0.1
+"""Standard deviations by which the answers of a number must differ to be asked for, or that share of the largest."""
 SAMPLES = 16
 SEED = 1_500_000_000
 
@@ -125,8 +127,14 @@ def watch(agent: Dreamer, data: dict[str, np.ndarray]) -> LatentState:
 
 
 def share(dreamt: Tensor, true: Tensor) -> float:
-    """By which factor the true answers explain the dreamt ones (least squares)."""
-    return float((dreamt * true).sum() / true.square().sum())
+    """By which factor the true answers (starts, S) explain the dreamt ones (least squares), the mean over the numbers.
+
+    Not of all together: what an action drives directly moves most, and is the least of what has to be known of it.
+    Numbers that the actions have not moved yet are left out.
+    """
+    size = true.square().mean(0)
+    moved = size > LEAST**2 * size.max().clamp(max=1.0)
+    return float(((dreamt * true).mean(0)[moved] / size[moved]).mean())
 
 
 @torch.no_grad()
@@ -165,7 +173,8 @@ def judge(agent: Dreamer, data: dict[str, np.ndarray]) -> dict[str, float]:
     paid = torch.as_tensor(data["reward_answers"][1] - data["reward_answers"][0]).float().t()
     for steps in STEPS[1:]:
         found[f"answer_{steps}"] = share((one - other)[steps - 1], truth[steps - 1])
-        found[f"reward_answer_{steps}"] = share((one_reward - other_reward)[:steps].sum(0), paid[:steps].sum(0))
+        sums = ((one_reward - other_reward)[:steps].sum(0), paid[:steps].sum(0))
+        found[f"reward_answer_{steps}"] = share(*(each[:, None] for each in sums))
     return found
 
 

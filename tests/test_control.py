@@ -49,6 +49,12 @@ def test_answers_are_those_of_the_simulator_from_the_recorded_places(control):
     assert other.max() > 0.5  # full actions the other way lead elsewhere
 
 
+def test_every_number_that_moves_counts_alike(control):
+    true = torch.tensor([[10.0, 1.0, 0.01], [-10.0, -1.0, 0.01]])
+    dreamt = true * torch.tensor([1.0, 0.2, -7.0])
+    assert control.share(dreamt, true) == pytest.approx(0.6)  # and the last has not moved
+
+
 def test_numbers_are_read_from_features_that_hold_them(control):
     gen = torch.Generator().manual_seed(0)
     numbers = torch.randn(4, 200, 3, generator=gen) * torch.tensor([1.0, 5.0, 0.2])
