@@ -32,7 +32,7 @@ train: ready-train
 test: ready-test
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m mypy $(CHECKED)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4
 
 clean:
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
