@@ -316,12 +316,11 @@ class WorldModel(nn.Module):
         """The weighted losses of every row, (B, T) each."""
         feat = post.states.feat()
         dyn, rep = kl_balance(post.post_logp, post.prior_logp, self.cfg.free_nats)
+        alive = 1.0 - batch.is_terminal.float()
         losses = {
             **self.senses.losses(feat, batch.obs, post.seen),
             "reward": self.cfg.reward_scale * self.twohot.loss(self.reward(feat), batch.reward),
-            "continue": F.binary_cross_entropy_with_logits(
-                self.cont(feat).squeeze(-1), 1.0 - batch.is_terminal.float(), reduction="none"
-            ),
+            "continue": F.binary_cross_entropy_with_logits(self.cont(feat).squeeze(-1), alive, reduction="none"),
             "dynamics": self.cfg.dyn_scale * dyn,
             "representation": self.cfg.rep_scale * rep,
         }
@@ -329,8 +328,7 @@ class WorldModel(nn.Module):
             kl = kl_divergence(post.post_logp, post.prior_logp)
             losses["surprise"] = self.surprise.loss(post.states.deter, kl)
         if self.cfg.entropy_scale:
-            entropy = -(post.post_logp.exp() * post.post_logp).sum((-2, -1))
-            losses["entropy"] = self.cfg.entropy_scale * entropy
+            losses["entropy"] = -self.cfg.entropy_scale * (post.post_logp.exp() * post.post_logp).sum((-2, -1))
         return losses
 
     def exit_loss(self, post: Posterior) -> tuple[Tensor, Metrics]:
