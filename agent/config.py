@@ -131,11 +131,11 @@ def preset(name: str) -> Config:
     loop, model, behavior = small.model.loop, small.model, small.behavior
     if name == "small":
         return small
-    if name == "pixels":  # an image costs much and its neighbours say the same: short sequences, more updates
+    if name == "pixels":
         wider = replace(model, units=256, loop=replace(loop, units=256))  # costs little beside the convolutions
-        longer = replace(behavior, horizon=15)
-        train = replace(small.train, length=8, ratio=0.7)
-        return replace(small, preset="pixels", model=wider, behavior=longer, train=train)
+        # Images are seen first, and rewards and dynamics learned then.
+        wider = replace(wider, image=replace(model.image, ease=True), reward_scale=2.0)
+        return replace(small, preset="pixels", model=wider)
     if name == "base":
         wide = replace(loop, tokens=4, width=64, heads=4, units=256)
         return replace(

@@ -26,7 +26,7 @@ def make(workers, depth="update", **behavior):
     """A small agent of which every part learns, with an adaptive horizon: all running numbers are in use."""
     torch.manual_seed(0)
     loop = LoopConfig(tokens=2, width=8, heads=2, units=16, depth=depth, mean_loops=2.0)
-    image = ImageConfig(final_scale=0.1, ease_begin=0, ease_end=2)
+    image = ImageConfig(ease=True, ease_begin=0, ease_end=2)
     model = ModelConfig(loop, image=image, groups=3, classes=4, units=16, bins=21, surprise=True)
     behavior = {"adaptive": "surprise", "spread": 0.5, "starts": 4 * SIZE, "units": 16, "layers": 1} | behavior
     cfg = BehaviorConfig(horizon=HORIZON, **behavior)

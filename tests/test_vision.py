@@ -202,14 +202,17 @@ def test_losses_and_predictions_of_images_and_vectors_side_by_side():
     assert torch.allclose(numbers[1][..., 3:], guess["camera"].flatten(2))
 
 
-def test_images_weigh_less_once_they_were_seen():
-    world, batch = make_world(scale=2.0, final_scale=0.01, ease_begin=10, ease_end=30), make_batch()
+def test_images_lose_their_additional_weight_once_they_were_seen():
+    world, batch = make_world(scale=2.0, ease=True, ease_begin=10, ease_end=30), make_batch()
+    batch.obs["camera"] //= 32
+    world.senses.get_used_to(batch.obs)
+    assert world.senses.images.decoders["camera"].weight == 25.0
     post = world.observe_sequence(batch)
     first = world.losses(post, batch)
-    for updates, share in ((10, 1.0), (20, 0.1), (30, 0.01), (500, 0.01)):
+    for updates, weight in ((10, 25.0), (20, 5.0), (30, 1.0), (500, 1.0)):
         world.senses.ease(updates)
         losses = world.losses(post, batch)
-        assert torch.allclose(losses["image"], share * first["image"], rtol=1e-4)
+        assert torch.allclose(losses["image"], weight / 25.0 * first["image"], rtol=1e-4)
         assert torch.equal(losses["reconstruction"], first["reconstruction"])
     saved = world.state_dict()
     other = make_world(scale=2.0)

@@ -51,13 +51,13 @@ class ImageConfig:
     scale: float = 1.0
     """Weight of the squared error of decoded images, summed over the pixels (colours from 0 to 1). It is meant for
     images whose standard deviation is 0.2; where `relative`, those that vary less weigh more, up to 25 times."""
-    final_scale: float = 1.0
-    """Share of `scale` that is left after the update `ease_end`. What is seen first has to be seen at any price; with
-    that price for good, latents say of an image what no state foresees, and rewards are learned last."""
+    ease: bool = False
+    """Take that additional weight back once images are seen. Without it they are seen late; with it for good, latents
+    say of an image what no state foresees, and rewards are learned last."""
     ease_begin: int = 500
-    """Update from which `scale` falls, each time by the same factor."""
+    """Update from which the additional weight falls, each time by the same factor."""
     ease_end: int = 1500
-    """Update after which it falls no more."""
+    """Update from which there is none."""
     redundancy_scale: float = 0.05
     """Weight of the objective without a decoder."""
     redundancy_off: float = 5e-4
@@ -65,7 +65,7 @@ class ImageConfig:
 
     def __post_init__(self) -> None:
         require(self, "", depth=AT_LEAST_ONE, kernel=AT_LEAST_ONE, scale=ABOVE_ZERO, first_logits=ABOVE_ZERO)
-        require(self, "", redundancy_scale=ABOVE_ZERO, redundancy_off=NOT_NEGATIVE, final_scale=ABOVE_ZERO)
+        require(self, "", redundancy_scale=ABOVE_ZERO, redundancy_off=NOT_NEGATIVE)
         require(self, "", ease_begin=NOT_NEGATIVE, ease_end=(self.ease_begin + 1, math.inf))
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, got {self.kernel}")
@@ -263,7 +263,7 @@ class Images(nn.Module):
         for name, shape in shapes.items():
             check_shape(name, shape)
         self.cfg, self.shapes, self.decodes = cfg, dict(shapes), cfg.objective == "decode"
-        self.register_buffer("share", torch.ones(()))  # of the weight of decoded images, at this moment
+        self.register_buffer("share", torch.ones(()))  # of the logarithm of the additional weight, at this moment
         self.encoders = nn.ModuleDict({name: ConvEncoder(shape, cfg, units) for name, shape in shapes.items()})
         if self.decodes:
             self.decoders = nn.ModuleDict({name: ConvDecoder(shape, cfg, feat) for name, shape in shapes.items()})
@@ -283,14 +283,15 @@ class Images(nn.Module):
             net.get_used_to(obs[name].flatten(0, -4))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Images of before kept their weight."""
+        """Images of before kept their additional weight."""
         state_dict.setdefault(prefix + "share", self.share)
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
 
     def ease(self, updates: int) -> None:
         """Let decoded images weigh what they are to weigh after so many updates."""
         begin, end = self.cfg.ease_begin, self.cfg.ease_end
-        self.share.fill_(self.cfg.final_scale ** min(1.0, max(0.0, (updates - begin) / (end - begin))))
+        if self.cfg.ease:
+            self.share.fill_(1.0 - min(1.0, max(0.0, (updates - begin) / (end - begin))))
 
     def embed(self, obs: Mapping[str, Tensor]) -> Tensor:
         """{name: (..., H, W, C)} -> (..., U)"""
@@ -325,5 +326,6 @@ class Images(nn.Module):
         for name, net in self.decoders.items():
             assert isinstance(net, ConvDecoder)
             guess = shown[name]  # float32 whatever the features are: in bfloat16 colours would be a step or two off
-            wrong.append(net.weight * (guess - obs[name].to(guess.dtype) / 255.0).square().flatten(2).sum(-1))
-        return {"image": self.share * self.cfg.scale * torch.stack(wrong).sum(0)}
+            squared = (guess - obs[name].to(guess.dtype) / 255.0).square().flatten(2).sum(-1)
+            wrong.append(net.weight**self.share * squared)
+        return {"image": self.cfg.scale * torch.stack(wrong).sum(0)}
