@@ -198,6 +198,8 @@ def main() -> None:
             if not data and args.data and args.data.exists():
                 with np.load(args.data) as file:
                     data = dict(file)
+                if "reward" not in data:
+                    raise UsageError(f"{args.data} is of a version that recorded no rewards: give another --data")
             if not data:
                 data = record(agent, task)
                 if args.data:
