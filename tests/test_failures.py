@@ -1,0 +1,62 @@
+"""Environments that fail, or say what is no number, while an agent trains in them."""
+
+import math
+
+import pytest
+from conftest import Metronome, metronomes
+
+from agent.checkpoint import find_checkpoint, read_checkpoint
+from agent.optimizer import NonFiniteError
+from agent.stepping import EnvironmentFailure
+
+
+class Broken(Metronome):
+    """Rewards that stop being numbers."""
+
+    steps = 0
+
+    def step(self, action):
+        Broken.steps += 1
+        obs, reward, *rest = super().step(action)
+        return obs, reward if Broken.steps < 240 else math.nan, *rest
+
+
+def test_rewards_that_are_not_finite_stop_the_run_before_the_replay_has_them(make_trainer, tmp_path):
+    Broken.steps = 0
+    trainer = make_trainer(tmp_path, lambda n: metronomes(n, Broken), steps=400, eval_every=0, save_every=1)
+    with pytest.raises(NonFiniteError, match="the environment's reward"):
+        trainer.run()
+    saved = read_checkpoint(find_checkpoint(tmp_path))
+    assert saved["replay"]["rows"]["reward"].isfinite().all()
+    with pytest.raises(NonFiniteError, match="return of an evaluation episode"):
+        trainer.evaluate(False)
+
+
+class Failing(Metronome):
+    """Raises an error of its own once."""
+
+    steps = 0
+
+    def step(self, action):
+        Failing.steps += 1
+        if Failing.steps == 240:
+            raise OSError("the robot does not answer")
+        return super().step(action)
+
+
+def test_a_failing_environment_is_named_and_the_run_saved(make_trainer, tmp_path):
+    Failing.steps = 0
+    trainer = make_trainer(tmp_path, lambda n: metronomes(n, Failing), steps=400, eval_every=0, save_every=0)
+    with pytest.raises(EnvironmentFailure, match="OSError: the robot does not answer"):
+        trainer.run()
+    assert read_checkpoint(find_checkpoint(tmp_path))["step"] == trainer.step > 200
+
+
+def test_an_environment_that_fails_to_begin_is_named_and_the_run_can_go_on(make_trainer, tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, steps=200, eval_every=0, save_every=0)
+    with monkeypatch.context() as broken:
+        broken.setattr(Metronome, "look", lambda env: env.no_clock)
+        with pytest.raises(EnvironmentFailure, match="AttributeError.*no_clock"):
+            trainer.run()
+    trainer.load_state_dict(read_checkpoint(find_checkpoint(tmp_path)))
+    assert trainer.run()
