@@ -12,6 +12,7 @@
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -250,9 +251,7 @@ def check_steps(config: Config, task: TaskId) -> None:
 
 
 def make_agent(config: Config, spaces: Spaces, device: torch.device) -> Dreamer:
-    """The agent with its first weights. Raises UsageError when its sizes, or workers and a GPU, do not fit together."""
-    if config.optimizer.workers > 1 and device.type != "cpu":
-        raise UsageError("--optimizer.workers share updates on a CPU alone: leave them out, or give --device cpu")
+    """The agent with its first weights. Raises UsageError when its sizes do not fit together."""
     try:
         return Dreamer(config.model, config.behavior, config.optimizer, spaces, device)
     except ValueError as error:
@@ -264,6 +263,7 @@ def train_model(config: Config, task: TaskId, device: torch.device) -> int:
     dataset = load_dataset(config.dataset or "")
     check_dataset(dataset, str(task))
     check_lengths(config.offline, dataset, config.train.length)
+    config = replace(config, optimizer=replace(config.optimizer, workers=1))
     set_threads(config.train.threads)
     keep_memory()
     seed_everything(config.seed)

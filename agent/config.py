@@ -92,12 +92,10 @@ class Config:
             raise ValueError("--dream is for baselines: give --agent sac, ppo or dqn with it")
         if self.agent != "dreamer" and self.model_only:
             raise ValueError(f"--agent {self.agent} has no world model: leave --model-only out")
-        if self.model_only and self.optimizer.workers > 1:
-            raise ValueError("--optimizer.workers share the updates of an agent: leave them out with --model-only")
         if self.train.batch % self.optimizer.workers:
             raise ValueError(
-                f"--train.batch {self.train.batch} cannot be shared evenly by {self.optimizer.workers} processes "
-                "(--optimizer.workers)"
+                f"--train.batch {self.train.batch} cannot be shared evenly by {self.optimizer.workers} processes: "
+                "give another, or --optimizer.workers 1"
             )
         if self.behavior.starts and self.behavior.starts < 2 * self.train.batch:
             raise ValueError(
@@ -135,7 +133,8 @@ def preset(name: str) -> Config:
         wider = replace(model, units=256, loop=replace(loop, units=256))  # costs little beside the convolutions
         # Images are seen first, and rewards and dynamics learned then.
         wider = replace(wider, image=replace(model.image, ease=True), reward_scale=2.0)
-        return replace(small, preset="pixels", model=wider)
+        shared = replace(small.optimizer, workers=min(2, cores()))
+        return replace(small, preset="pixels", model=wider, optimizer=shared)
     if name == "base":
         wide = replace(loop, tokens=4, width=64, heads=4, units=256)
         return replace(

@@ -19,7 +19,7 @@ from agent.settings import differences, known_name, option, to_dict
 Parse = Callable[[Sequence[str]], Config]
 """Arguments of train_agent.py -> their settings, checked; raises UsageError or ends the program like the real one."""
 
-FREE = {"run_dir", "resume", "video", "device", "train.threads"}
+FREE = {"run_dir", "resume", "video", "device", "train.threads", "optimizer.workers"}
 """Settings in which a run found in a cell's folder may differ from what the sweep would give it."""
 
 
@@ -108,6 +108,9 @@ def make_cells(grid: Grid, parse: Parse) -> list[Cell]:
             raise UsageError("--sweep begins runs and goes on with its own by itself: leave --resume out")
         if grid.jobs > 1 and config.train.threads == 0:
             mine += ["--train.threads", "1"]  # they would choose two where they find the machine idle
+        given = any(word.startswith("--optimizer.workers") for word in mine)
+        if grid.jobs > 1 and config.agent == "dreamer" and config.optimizer.workers > 1 and not given:
+            mine += ["--optimizer.workers", "1"]  # the other jobs have the other cores
         folder = base / name
         resumes = config.agent == "dreamer" and not config.model_only
         cell = Cell(name, folder, [*mine, "--run-dir", str(folder)], resumes)

@@ -50,7 +50,8 @@ class OptimizerConfig:
     compile: bool = False
     """On a GPU, fuse what every loop and step runs into fewer operations, with torch.compile: half a minute."""
     workers: int = 1
-    """On a CPU, processes that share every update, each with its part of the sequences (which must divide evenly)."""
+    """Processes that share every update of an agent, each with its part of the sequences (which must divide evenly);
+    a GPU, and --model-only, do without."""
 
     def __post_init__(self) -> None:
         rates = dict.fromkeys(("model_lr", "actor_lr", "critic_lr", "warmup"), NOT_NEGATIVE)

@@ -184,18 +184,10 @@ def test_a_resumed_run_of_several_processes_is_the_uninterrupted_one(make_traine
     assert np.array_equal(part.replay.rows["deter"], whole.replay.rows["deter"])
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ({"optimizer": {"workers": 3}}, "--train.batch 16 cannot be shared evenly by 3 processes"),
-        ({"optimizer": {"workers": 2}, "model_only": True, "dataset": "d"}, "leave them out with --model-only"),
-    ],
-)
-def test_what_cannot_be_shared_is_refused(words, message):
+def test_what_cannot_be_shared_is_refused():
     config = preset("small")
-    optimizer = replace(config.optimizer, **words.pop("optimizer"))
-    with pytest.raises(ValueError, match=message):
-        replace(config, optimizer=optimizer, **words)
+    with pytest.raises(ValueError, match="--train.batch 16 cannot be shared evenly by 3 processes: .*workers 1"):
+        replace(config, optimizer=replace(config.optimizer, workers=3))
 
 
 def test_an_agent_that_learned_by_several_processes_can_be_on_another_device():

@@ -13,7 +13,7 @@ from small import make_world
 
 from agent import open_loop as open_loop_module
 from agent.checkpoint import UsageError
-from agent.config import preset
+from agent.config import load_yaml, preset
 from agent.dataset import (
     check_dataset,
     collected,
@@ -209,8 +209,9 @@ def test_the_commands_export_train_and_explain(finished, tmp_path, script):
     assert alone.returncode == 2
     assert "--model-only" in alone.stderr + alone.stdout
     small = ["--model-only", "--offline.updates", "20", "--offline.windows", "8", "--model.core", "gru"]
-    trained = script("train_agent.py", "toy:cue5", *common, *small)
+    trained = script("train_agent.py", "toy:cue5", *common, *small, "--optimizer.workers", "2")
     assert trained.returncode == 0, trained.stderr
+    assert load_yaml(out / "config.yaml").optimizer.workers == 1  # a model alone is made by one process
     assert "core         gru" in trained.stdout
     other = script("train_agent.py", "toy:cue", "--dataset", data, "--model-only", "--preset", "debug")
     assert other.returncode == 2

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.checkpoint import UsageError
-from agent.config import Config, parse_cli, save_yaml
+from agent.config import Config, cores, parse_cli, save_yaml
 from agent.grid import Cell, make_cells, take_grid
 from agent.sweep import Sweep, last_line, only_one
 
@@ -75,6 +75,16 @@ def test_runs_side_by_side_use_one_thread_each(tmp_path):
     words = ["toy:cue5", "--device", "cpu", "--sweep", "seed=0,1", "--run-dir", str(tmp_path)]
     assert parse(make_cells(take_grid([*words, "--jobs", "2"]), parse)[0].words).train.threads == 1
     assert parse(make_cells(take_grid(words), parse)[0].words).train.threads == 0
+
+
+def test_runs_side_by_side_do_not_share_their_updates_unless_told(tmp_path):
+    def shared(*more):
+        grid = take_grid(["toy:cue5", "--preset", "pixels", "--sweep", "seed=0,1", "--run-dir", str(tmp_path), *more])
+        return parse(make_cells(grid, parse)[0].words).optimizer.workers
+
+    assert shared() == min(2, cores())
+    assert shared("--jobs", "2") == 1
+    assert shared("--jobs", "2", "--optimizer.workers", "4") == 4
 
 
 @pytest.mark.parametrize(
