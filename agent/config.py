@@ -127,12 +127,12 @@ def preset(name: str) -> Config:
     """The named preset: small is what the dataclasses say, the others differ from it in what stands here."""
     small = Config()
     loop, model, behavior = small.model.loop, small.model, small.behavior
+    # Images are seen first, and rewards and dynamics learned then.
+    sees = replace(model, image=replace(model.image, ease=True), reward_scale=2.0)
     if name == "small":
         return small
     if name == "pixels":
-        wider = replace(model, units=256, loop=replace(loop, units=256))  # costs little beside the convolutions
-        # Images are seen first, and rewards and dynamics learned then.
-        wider = replace(wider, image=replace(model.image, ease=True), reward_scale=2.0)
+        wider = replace(sees, units=256, loop=replace(loop, units=256))  # costs little beside the convolutions
         shared = replace(small.optimizer, workers=min(2, cores()))
         return replace(small, preset="pixels", model=wider, optimizer=shared)
     if name == "base":
@@ -140,9 +140,7 @@ def preset(name: str) -> Config:
         return replace(
             small,
             preset="base",
-            model=replace(
-                model, loop=wide, groups=32, classes=16, units=256, image=replace(model.image, halve="stride")
-            ),
+            model=replace(sees, loop=wide, groups=32, classes=16, units=256, image=replace(sees.image, halve="stride")),
             behavior=replace(behavior, units=256, starts=0, horizon=15),
             # As many rows and updates per step as DreamerV3's 16 x 64 and 0.25 on Atari-100k. Sequences that are apart
             # teach more, and a GPU waits for the length of a sequence, not for their number.

@@ -30,7 +30,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agent.actor_critic import ActionSpec  # noqa: E402
-from agent.config import PRESETS, Config, keep_memory, preset  # noqa: E402
+from agent.config import PRESETS, Config, keep_memory, preset, set_threads  # noqa: E402
 from agent.dreamer import Dreamer  # noqa: E402
 from agent.graphs import WARM  # noqa: E402
 from agent.spaces import Spaces  # noqa: E402
@@ -113,14 +113,14 @@ def shared(config: Config, workers: int) -> Config:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=Config().train.threads, help="intra-op threads")
+    parser.add_argument("--threads", type=int, default=Config().train.threads, help="intra-op threads; 0: tried out")
     parser.add_argument("--workers", type=int, default=1, help="processes that share an update")
     parser.add_argument("--updates", type=int, default=60, help="timed updates of each size")
     parser.add_argument("--images", choices=IMAGES, help="an agent that sees images, with the actions of dmc or atari")
     parser.add_argument("--preset", choices=PRESETS, default="small", help="sizes of the agent that sees images")
     parser.add_argument("--device", default="cpu", help="where the agent that sees images computes")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    args.threads = set_threads(args.threads)
     keep_memory()
     machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     print(f"{machine}, {args.threads} threads, {args.workers} processes, torch {torch.__version__}")
