@@ -314,7 +314,7 @@ def _with_suites(text: str, name: str) -> list[str]:
             found.append(f"dmc:{candidate.replace('-', '_')}")
         if candidate in gym.registry:
             found.append(f"gym:{candidate}")
-        if re.fullmatch(r"(cue|serial)\d*|counter", candidate):
+        if re.fullmatch(r"cue\d*|serial(\d+(x\d+)?)?|counter", candidate):
             found.append(f"toy:{candidate}")
     if not found and name and re.search(r"-v\d+$", name):
         found.append(f"gym:{text}")  # "my_package:MyEnv-v0" without its suite

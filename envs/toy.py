@@ -9,7 +9,10 @@ from gymnasium import spaces
 
 from envs.errors import TaskError
 
-NAMES = "cue, serial, counter, and with a number cue5 (5 steps of waiting) or serial64 (64 positions)"
+NAMES = (
+    "cue, serial, counter, and with numbers cue5 (5 steps of waiting), serial256 (one register of 256 positions) or "
+    "serial64x3 (three of 64, which is serial)"
+)
 
 _FRAME = 64  # pixels
 
@@ -114,20 +117,23 @@ class Cue(ToyWorld):
 class Serial(ToyWorld):
     """Prediction that takes serial work: the next position is one fixed map applied n times.
 
-    A position is a register of bits, and the map is one step of a feedback shift register: every bit moves
-    down by one place, and the free top place gets the old bottom bit xor the old top bit. A register moves
-    by s' = map^n(s), with n drawn uniformly from 0..`max_power` at every step. Each application needs the
-    bit that the one before has made, so n counts the serial work of a prediction. (Positions shown as one
-    of many, under a random map, would not do: a network learns nine tables as easily as one.)
+    A position is a few registers of bits that move side by side, and the map is one step of a feedback shift
+    register in each: every bit moves down by one place, and the free top place gets the old bottom bit xor the old
+    top bit. The registers move by s' = map^n(s), with one n for all drawn uniformly from 0..`max_power` at every
+    step. Each application needs the bit that the one before has made, so n counts the serial work of a prediction.
+    (Positions shown as one of many, under a random map, would not do: a network learns nine tables as easily as
+    one.) Several registers, because what a model finds hard differs from register to register as much as from n to
+    n (results/toys.md): over a few of them that averages out, and n alone is left to tell hard moves from easy ones.
 
-    Observation, bits + `max_power` + 1 numbers: the bits of s, lowest first, as -1 and 1, then one-hot of the
-    n of the coming move. Reward 1 if the action (0 or 1) equals the top bit after the move, else 0, so the right
-    action follows from the observation alone. Truncated after 50 steps.
+    Observation, `registers` x bits + `max_power` + 1 numbers: the bits of s register by register, lowest first, as -1
+    and 1, then one-hot of the n of the coming move. Reward 1 if the action (0 or 1) equals the top bit of the first
+    register after the move, else 0, so the right action follows from the observation alone. Truncated after 50 steps.
 
     Optimal return 50, random 25.
 
     Args:
-        positions: how many there are, 2 to the power of the number of bits, at least 4.
+        positions: how many a register has, 2 to the power of the number of its bits, at least 4.
+        registers: how many there are, at least 1.
         max_power: the largest n, at least 0.
         render_mode: None or "rgb_array".
     """
@@ -136,45 +142,51 @@ class Serial(ToyWorld):
     random_return = 25.0
     steps = 50
 
-    def __init__(self, positions: int = 256, max_power: int = 8, render_mode: str | None = None) -> None:
+    def __init__(
+        self, positions: int = 64, registers: int = 3, max_power: int = 8, render_mode: str | None = None
+    ) -> None:
         self.bits = positions.bit_length() - 1
         if positions < 4 or positions != 1 << self.bits or max_power < 0:
             raise TaskError(
                 f"serial needs 4, 8, 16, .. positions, a power of two, and max_power >= 0: {positions}, {max_power}"
             )
-        super().__init__(-1.0, 1.0, self.bits + max_power + 1, render_mode)
+        if registers < 1:
+            raise TaskError(f"serial needs 1 register or more, not {registers}")
+        self.shown = registers * self.bits
+        super().__init__(-1.0, 1.0, self.shown + max_power + 1, render_mode)
         self.action_space = spaces.Discrete(2)
-        self.positions, self.max_power = positions, max_power
+        self.positions, self.registers, self.max_power = positions, registers, max_power
         place = np.arange(positions)
         top = self.bits - 1
         self.map = place >> 1 | ((place ^ place >> top) & 1) << top
-        self._position = self._power = self._time = 0
+        self._position = np.zeros(registers, int)
+        self._power = self._time = 0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Start at a uniformly drawn position."""
+        """Start at uniformly drawn positions."""
         super().reset(seed=seed)
         self._time = 0
-        self._arrive(int(self.np_random.integers(self.positions)))
+        self._arrive(self.np_random.integers(self.positions, size=self.registers))
         return self._observe(), {}
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """Move n times along the map and compare the action with the top bit of where that leads."""
+        """Move n times along the map and compare the action with the first top bit of where that leads."""
         position = self._position
         for _ in range(self._power):
-            position = int(self.map[position])
+            position = self.map[position]
         self._time += 1
         self._arrive(position)
-        reward = 1.0 if int(action) == position >> self.bits - 1 else 0.0
+        reward = 1.0 if int(action) == position[0] >> self.bits - 1 else 0.0
         return self._observe(), reward, False, self._time >= self.steps, {}
 
-    def _arrive(self, position: int) -> None:
+    def _arrive(self, position: np.ndarray) -> None:
         self._position = position
         self._power = int(self.np_random.integers(self.max_power + 1))
         self._state[:] = 0.0
-        self._state[: self.bits] = 2 * (position >> np.arange(self.bits) & 1) - 1
-        self._state[self.bits + self._power] = 1.0
+        self._state[: self.shown] = (2 * (position[:, None] >> np.arange(self.bits) & 1) - 1).ravel()
+        self._state[self.shown + self._power] = 1.0
 
     def _shades(self) -> np.ndarray:
         return np.maximum(self._state, 0.0)
@@ -224,19 +236,19 @@ class Counter(ToyWorld):
 
 
 def make_toy(name: str, render_mode: str | None = None) -> ToyWorld:
-    """Build the toy world `name`: cue, cue<delay>, serial, serial<positions> or counter.
+    """Build the toy world `name`: cue, cue<delay>, serial, serial<positions>, serial<positions>x<registers> or counter.
 
     Raises:
         TaskError: there is no such world, or its number is out of range.
     """
-    match = re.fullmatch(r"(cue|serial)(\d{1,5})?|counter", name)
+    match = re.fullmatch(r"cue(\d{1,5})?|serial(?:(\d{1,5})(?:x(\d{1,2}))?)?|counter", name)
     if match is None:
         raise TaskError(f"there is no toy world {name!r}; there are {NAMES}")
-    kind, number = match.group(1), match.group(2)
-    if kind is None:
+    delay, positions, registers = match.groups()
+    if name == "counter":
         return Counter(render_mode)
-    if kind == "cue":
-        return Cue(render_mode=render_mode) if number is None else Cue(int(number), render_mode)
-    if number is None:
+    if name.startswith("cue"):
+        return Cue(render_mode=render_mode) if delay is None else Cue(int(delay), render_mode)
+    if positions is None:
         return Serial(render_mode=render_mode)
-    return Serial(int(number), render_mode=render_mode)
+    return Serial(int(positions), int(registers or 1), render_mode=render_mode)

@@ -9,7 +9,7 @@ from gymnasium.utils.env_checker import check_env
 from envs import TaskError, make_env, toy
 
 
-@pytest.mark.parametrize("name", ["cue", "cue0", "cue50", "serial", "serial16", "counter"])
+@pytest.mark.parametrize("name", ["cue", "cue0", "cue50", "serial", "serial16", "serial16x2", "counter"])
 def test_toy_worlds_pass_the_gymnasium_checker_and_draw(name: str) -> None:
     check_env(toy.make_toy(name), skip_render_check=True)
     env = make_env(f"toy:{name}", seed=0, render=True)
@@ -49,7 +49,7 @@ def foresee(env: toy.Serial) -> Any:
 
     def policy(state: np.ndarray, first: bool) -> int:
         position = int((state[: env.bits] > 0) @ 2 ** np.arange(env.bits))
-        for _ in range(int(state[env.bits :].argmax())):
+        for _ in range(int(state[env.shown :].argmax())):
             position = int(env.map[position])
         return position >> env.bits - 1
 
@@ -106,20 +106,32 @@ def test_the_map_of_serial_is_a_shift_register_and_a_permutation(positions: int)
         assert after == shifted(bits)
 
 
-def test_serial_moves_by_the_power_it_shows() -> None:
-    env = toy.Serial(positions=16)
+@pytest.mark.parametrize("registers", [1, 3])
+def test_serial_moves_every_register_by_the_power_it_shows(registers: int) -> None:
+    env = toy.Serial(positions=16, registers=registers)
+    shown = 4 * registers
+    assert env.observation_space["state"].shape == (shown + 9,)
     state = env.reset(seed=0)[0]["state"]
-    powers = set()
+    powers, seen = set(), set()
     for step in range(50):
-        assert set(state[:4]) <= {-1.0, 1.0}
-        assert sorted(state[4:]) == [0.0] * 8 + [1.0]
-        bits, power = (state[:4] > 0).astype(int).tolist(), int(state[4:].argmax())
+        assert set(state[:shown]) <= {-1.0, 1.0}
+        assert sorted(state[shown:]) == [0.0] * 8 + [1.0]
+        every, power = (state[:shown] > 0).astype(int).reshape(registers, 4).tolist(), int(state[shown:].argmax())
         for _ in range(power):
-            bits = shifted(bits)
+            every = [shifted(bits) for bits in every]
         powers.add(power)
+        seen.add(len({tuple(bits) for bits in every}))
         observation, reward, terminated, truncated, _ = env.step(1)
         state = observation["state"]
-        assert (state[:4] > 0).astype(int).tolist() == bits
-        assert reward == bits[-1]
+        assert (state[:shown] > 0).astype(int).reshape(registers, 4).tolist() == every
+        assert reward == every[0][-1]
         assert (terminated, truncated) == (False, step == 49)
     assert powers == set(range(9))
+    assert max(seen) == registers  # they start apart from one another
+
+
+def test_names_of_serial() -> None:
+    for name, positions, registers in (("serial", 64, 3), ("serial256", 256, 1), ("serial16x2", 16, 2)):
+        env = toy.make_toy(name)
+        assert isinstance(env, toy.Serial)
+        assert (env.positions, env.registers) == (positions, registers)
