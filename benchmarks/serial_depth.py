@@ -1,13 +1,13 @@
 """Do the loops follow the difficulty? Loops against n on toy:serial, where a prediction needs n serial moves.
 
-    python train_agent.py toy:serial --seed 0 --steps 24k --behavior.horizon 5 --optimizer.model-lr 4e-3 \\
-        --model.loop.mean-loops 4 --model.loop.units 64 --model.loop.width 96 --model.loop.expand 1 \\
-        --model.loop.gain leaky
+    python train_agent.py toy:serial --steps 20k --behavior.horizon 5 --model.loop.mean-loops 4 --model.loop.units 32 \\
+        --model.loop.width 64 --model.loop.expand 1 --model.loop.gain leaky
     python benchmarks/serial_depth.py RUN
 
 For transitions under random actions: the model sees the episode so far, predicts one step ahead with exits, and
 the decoded position is compared with the true next one. Printed: error and loops by n, the rank correlation of
-loops and n, and the error when every prediction stops after 1, 2, .. loops.
+loops and n, the error when every prediction stops after 1, 2, .. loops, and all of it with other thresholds of the
+exit rule, if asked for.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("run", help="run folder or checkpoint of toy:serial")
     parser.add_argument("--seed", type=int, default=2_000_000_000)
     parser.add_argument("--csv", type=Path, help="write n, loops and error of every transition there")
+    parser.add_argument("--thresholds", type=float, nargs="+", default=(), help="of the exit rule, tried as well")
     args = parser.parse_args()
     try:
         saved = read_checkpoint(find_checkpoint(args.run))
@@ -103,6 +104,11 @@ def main() -> None:
     for cap in range(1, world.run_cap + 1):
         error, loops = predict(cap)
         print(f"at most {cap} loops: error {error.mean():.3f}, mean loops {loops.mean():.2f}")
+    for threshold in args.thresholds:
+        world.core.rule.threshold = threshold
+        error, loops = predict(None)
+        found = f"error {error.mean():.3f}, mean loops {loops.mean():.2f}, correlation {rank_correlation(loops, n):.3f}"
+        print(f"threshold {threshold}: {found}")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from gymnasium import spaces
 from envs.errors import TaskError
 
 NAMES = (
-    "cue, serial, counter, and with numbers cue5 (5 steps of waiting), serial256 (one register of 256 positions) or "
-    "serial64x3 (three of 64, which is serial)"
+    "cue, serial, counter, and with numbers cue5 (5 steps of waiting), serial64 (64 positions) or "
+    "serial64x3 (three registers of 64)"
 )
 
 _FRAME = 64  # pixels
@@ -117,13 +117,12 @@ class Cue(ToyWorld):
 class Serial(ToyWorld):
     """Prediction that takes serial work: the next position is one fixed map applied n times.
 
-    A position is a few registers of bits that move side by side, and the map is one step of a feedback shift
-    register in each: every bit moves down by one place, and the free top place gets the old bottom bit xor the old
-    top bit. The registers move by s' = map^n(s), with one n for all drawn uniformly from 0..`max_power` at every
-    step. Each application needs the bit that the one before has made, so n counts the serial work of a prediction.
-    (Positions shown as one of many, under a random map, would not do: a network learns nine tables as easily as
-    one.) Several registers, because what a model finds hard differs from register to register as much as from n to
-    n (results/toys.md): over a few of them that averages out, and n alone is left to tell hard moves from easy ones.
+    A position is a register of bits, and the map is one step of a feedback shift register: every bit moves
+    down by one place, and the free top place gets the old bottom bit xor the old top bit. A register moves
+    by s' = map^n(s), with n drawn uniformly from 0..`max_power` at every step. Each application needs the bit
+    that the one before has made, so n counts the serial work of a prediction. (Positions shown as one of many,
+    under a random map, would not do: a network learns nine tables as easily as one.) Several registers move side
+    by side, all by the same n.
 
     Observation, `registers` x bits + `max_power` + 1 numbers: the bits of s register by register, lowest first, as -1
     and 1, then one-hot of the n of the coming move. Reward 1 if the action (0 or 1) equals the top bit of the first
@@ -133,7 +132,7 @@ class Serial(ToyWorld):
 
     Args:
         positions: how many a register has, 2 to the power of the number of its bits, at least 4.
-        registers: how many there are, at least 1.
+        registers: how many there are, at least 1; one n moves them all.
         max_power: the largest n, at least 0.
         render_mode: None or "rgb_array".
     """
@@ -143,7 +142,7 @@ class Serial(ToyWorld):
     steps = 50
 
     def __init__(
-        self, positions: int = 64, registers: int = 3, max_power: int = 8, render_mode: str | None = None
+        self, positions: int = 256, registers: int = 1, max_power: int = 8, render_mode: str | None = None
     ) -> None:
         self.bits = positions.bit_length() - 1
         if positions < 4 or positions != 1 << self.bits or max_power < 0:
