@@ -1,5 +1,6 @@
 """What several test files share: a tiny trainer, untrained agents, one finished run, and the two scripts."""
 
+import importlib.util
 import runpy
 import signal
 import subprocess
@@ -29,6 +30,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the backgrou
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def benchmark(name: str):
+    """The script benchmarks/`name`.py as a module of its own, whose names a test may replace."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Metronome(gym.Env):

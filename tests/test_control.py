@@ -1,11 +1,9 @@
 """benchmarks/control.py: what it holds against dreams is what the simulator does."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import benchmark
 
 from envs import TaskId
 from envs.dmc import DMControl
@@ -13,9 +11,7 @@ from envs.dmc import DMControl
 
 @pytest.fixture
 def control(monkeypatch):
-    spec = importlib.util.spec_from_file_location("control", ROOT / "benchmarks" / "control.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = benchmark("control")
     monkeypatch.setattr(module, "EPISODES", 2)
     monkeypatch.setattr(module, "ROWS", 80)
     return module

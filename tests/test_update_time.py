@@ -1,19 +1,16 @@
 """benchmarks/update_time.py: it starts without options, and a row holds the time of every part."""
 
-import importlib.util
 import re
 import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import benchmark
 
 
 @pytest.fixture
 def update_time(monkeypatch):
-    spec = importlib.util.spec_from_file_location("update_time", ROOT / "benchmarks" / "update_time.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = benchmark("update_time")
     monkeypatch.setattr(module, "FIRST", 1)
     threads = torch.get_num_threads()
     yield module
