@@ -36,7 +36,7 @@ def transitions(agent: Dreamer, task: str, seed: int) -> dict[str, Any]:
     envs = make_vector_env(task, EPISODES, seed)
     envs.action_space.seed(seed)
     obs, _ = envs.reset(seed=seed)
-    bits = agent.spaces.obs["state"] - 9  # the rest is the one-hot of n = 0..8
+    bits = agent.spaces.obs["state"] - 8  # the rest is n = 0..8 as a count
     state, action = world.initial(EPISODES), torch.zeros(EPISODES, 2)
     first = torch.ones(EPISODES, dtype=torch.bool)
     found: dict[str, list[torch.Tensor]] = {"deter": [], "stoch": [], "action": [], "n": [], "next": []}
@@ -50,7 +50,7 @@ def transitions(agent: Dreamer, task: str, seed: int) -> dict[str, Any]:
         found["deter"].append(state.deter)
         found["stoch"].append(state.stoch)
         found["action"].append(action)
-        found["n"].append(rows[:, bits:].argmax(-1))
+        found["n"].append(rows[:, bits:].sum(-1).long())
         found["next"].append(torch.as_tensor(obs["state"])[:, :bits])
         first = torch.zeros(EPISODES, dtype=torch.bool)
         over = bool((terminated | truncated).all())

@@ -10,8 +10,8 @@ from gymnasium import spaces
 from envs.errors import TaskError
 
 NAMES = (
-    "cue, serial, counter, and with numbers cue5 (5 steps of waiting), serial64 (64 positions) or "
-    "serial64x3 (three registers of 64)"
+    "cue, serial, counter, and with numbers cue5 (5 steps of waiting), serial64 (one register of 64 positions) or "
+    "serial64x3 (three of them; serial alone is serial256x2)"
 )
 
 _FRAME = 64  # pixels
@@ -117,16 +117,19 @@ class Cue(ToyWorld):
 class Serial(ToyWorld):
     """Prediction that takes serial work: the next position is one fixed map applied n times.
 
-    A position is a register of bits, and the map is one step of a feedback shift register: every bit moves
-    down by one place, and the free top place gets the old bottom bit xor the old top bit. A register moves
-    by s' = map^n(s), with n drawn uniformly from 0..`max_power` at every step. Each application needs the bit
-    that the one before has made, so n counts the serial work of a prediction. (Positions shown as one of many,
-    under a random map, would not do: a network learns nine tables as easily as one.) Several registers move side
-    by side, all by the same n.
+    A position is a register of bits, and the map is two steps of a feedback shift register: in a step every bit moves
+    down by one place, and the free top place gets the old bottom bit xor the majority of the two top bits and the
+    second lowest. A register moves by s' = map^n(s), with n drawn uniformly from 0..`max_power` at every step. Each
+    step needs the bit that the one before has made, so n counts the serial work of a prediction. Several registers
+    move side by side, all by the same n.
 
-    Observation, `registers` x bits + `max_power` + 1 numbers: the bits of s register by register, lowest first, as -1
-    and 1, then one-hot of the n of the coming move. Reward 1 if the action (0 or 1) equals the top bit of the first
-    register after the move, else 0, so the right action follows from the observation alone. Truncated after 50 steps.
+    An easier world says less about depth: positions under a random map are learned as nine tables, and with a linear
+    map, or one step of this one a move, one or two loops do nearly all of it once it is learned, whatever n is.
+
+    Observation, `registers` x bits + `max_power` numbers: the bits of s register by register, lowest first, as -1 and
+    1, then the n of the coming move as a count: n ones, then zeros. Reward 1 if the action (0 or 1) equals the top bit
+    of the first register after the move, else 0, so the right action follows from the observation alone. Truncated
+    after 50 steps.
 
     Optimal return 50, random 25.
 
@@ -142,7 +145,7 @@ class Serial(ToyWorld):
     steps = 50
 
     def __init__(
-        self, positions: int = 256, registers: int = 1, max_power: int = 8, render_mode: str | None = None
+        self, positions: int = 256, registers: int = 2, max_power: int = 8, render_mode: str | None = None
     ) -> None:
         self.bits = positions.bit_length() - 1
         if positions < 4 or positions != 1 << self.bits or max_power < 0:
@@ -152,12 +155,14 @@ class Serial(ToyWorld):
         if registers < 1:
             raise TaskError(f"serial needs 1 register or more, not {registers}")
         self.shown = registers * self.bits
-        super().__init__(-1.0, 1.0, self.shown + max_power + 1, render_mode)
+        super().__init__(-1.0, 1.0, self.shown + max_power, render_mode)
         self.action_space = spaces.Discrete(2)
         self.positions, self.registers, self.max_power = positions, registers, max_power
-        place = np.arange(positions)
-        top = self.bits - 1
-        self.map = place >> 1 | ((place ^ place >> top) & 1) << top
+        place, top = np.arange(positions), self.bits - 1
+        newest, second, low = place >> top, place >> top - 1, place >> 1
+        majority = newest & second | second & low | low & newest
+        shift = place >> 1 | ((place ^ majority) & 1) << top
+        self.map = shift[shift]
         self._position = np.zeros(registers, int)
         self._power = self._time = 0
 
@@ -185,7 +190,7 @@ class Serial(ToyWorld):
         self._power = int(self.np_random.integers(self.max_power + 1))
         self._state[:] = 0.0
         self._state[: self.shown] = (2 * (position[:, None] >> np.arange(self.bits) & 1) - 1).ravel()
-        self._state[self.shown + self._power] = 1.0
+        self._state[self.shown : self.shown + self._power] = 1.0
 
     def _shades(self) -> np.ndarray:
         return np.maximum(self._state, 0.0)

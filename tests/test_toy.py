@@ -49,7 +49,7 @@ def foresee(env: toy.Serial) -> Any:
 
     def policy(state: np.ndarray, first: bool) -> int:
         position = int((state[: env.bits] > 0) @ 2 ** np.arange(env.bits))
-        for _ in range(int(state[env.shown :].argmax())):
+        for _ in range(int(state[env.shown :].sum())):
             position = int(env.map[position])
         return position >> env.bits - 1
 
@@ -94,10 +94,13 @@ def test_cue_shows_nothing_between_cue_and_query() -> None:
 
 
 def shifted(bits: list[int]) -> list[int]:
-    return [*bits[1:], bits[0] ^ bits[-1]]
+    """A move: twice down by a place, the new top bit made of four old ones."""
+    for _ in range(2):
+        bits = [*bits[1:], (bits[0] + (bits[-1] + bits[-2] + bits[1] >= 2)) % 2]
+    return bits
 
 
-@pytest.mark.parametrize("positions", [4, 16, 256])
+@pytest.mark.parametrize("positions", [4, 8, 16, 256])
 def test_the_map_of_serial_is_a_shift_register_and_a_permutation(positions: int) -> None:
     env = toy.Serial(positions)
     assert sorted(env.map) == list(range(positions))
@@ -110,13 +113,13 @@ def test_the_map_of_serial_is_a_shift_register_and_a_permutation(positions: int)
 def test_serial_moves_every_register_by_the_power_it_shows(registers: int) -> None:
     env = toy.Serial(positions=16, registers=registers)
     shown = 4 * registers
-    assert env.observation_space["state"].shape == (shown + 9,)
+    assert env.observation_space["state"].shape == (shown + 8,)
     state = env.reset(seed=0)[0]["state"]
     powers, seen = set(), set()
     for step in range(50):
         assert set(state[:shown]) <= {-1.0, 1.0}
-        assert sorted(state[shown:]) == [0.0] * 8 + [1.0]
-        every, power = (state[:shown] > 0).astype(int).reshape(registers, 4).tolist(), int(state[shown:].argmax())
+        every, power = (state[:shown] > 0).astype(int).reshape(registers, 4).tolist(), int(state[shown:].sum())
+        assert state[shown:].tolist() == [1.0] * power + [0.0] * (8 - power)
         for _ in range(power):
             every = [shifted(bits) for bits in every]
         powers.add(power)
@@ -131,7 +134,8 @@ def test_serial_moves_every_register_by_the_power_it_shows(registers: int) -> No
 
 
 def test_names_of_serial() -> None:
-    for name, positions, registers in (("serial", 256, 1), ("serial64", 64, 1), ("serial16x2", 16, 2)):
+    named = (("serial", 256, 2), ("serial256", 256, 1), ("serial64", 64, 1), ("serial16x2", 16, 2))
+    for name, positions, registers in named:
         env = toy.make_toy(name)
         assert isinstance(env, toy.Serial)
         assert (env.positions, env.registers) == (positions, registers)
