@@ -7,7 +7,7 @@
 For transitions under random actions: the model sees the episode so far, predicts one step ahead with exits, and
 the decoded position is compared with the true next one. Printed: error and loops by n, the rank correlation of
 loops and n, the error when every prediction stops after 1, 2, .. loops, and all of it with other thresholds of the
-exit rule, if asked for.
+exit rule, if asked for; drawn with --picture.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -63,11 +65,33 @@ def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     return float(spearmanr(one, other).statistic) if np.ptp(one) and np.ptp(other) else float("nan")
 
 
+def draw(path: Path, n: np.ndarray, loops: np.ndarray, error: np.ndarray, alone: np.ndarray) -> None:
+    """How many loops the predictions of each n took, and the error by n: with exits, and when one loop is all."""
+    powers, depths = np.arange(n.max() + 1), np.arange(1, loops.max() + 1)
+    share = np.array([[(loops[n == power] == depth).mean() for power in powers] for depth in depths])
+    figure = Figure(figsize=(8.0, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    area = (-0.5, powers[-1] + 0.5, 0.5, depths[-1] + 0.5)
+    image = left.imshow(share, origin="lower", aspect="auto", cmap="Blues", vmin=0, vmax=1, extent=area)
+    figure.colorbar(image, ax=left, label="share of the predictions of this n")
+    left.plot(powers, [loops[n == power].mean() for power in powers], "o-", color="C1", label="mean")
+    left.set(xlabel="n", ylabel="loops", yticks=depths, title=f"rank correlation {rank_correlation(loops, n):.2f}")
+    left.legend(frameon=False, loc="upper left")
+    for values, label, style in ((alone, "one loop", "s--"), (error, "with exits", "o-")):
+        right.plot(powers, [values[n == power].mean() for power in powers], style, label=label)
+    right.set(xlabel="n", ylabel="share of predictions with a wrong bit", ylim=(-0.02, 1.02))
+    right.legend(frameon=False)
+    right.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="run folder or checkpoint of toy:serial")
     parser.add_argument("--seed", type=int, default=2_000_000_000)
     parser.add_argument("--csv", type=Path, help="write n, loops and error of every transition there")
+    parser.add_argument("--picture", type=Path, help="PNG to write")
     parser.add_argument("--thresholds", type=float, nargs="+", default=(), help="of the exit rule, tried as well")
     args = parser.parse_args()
     try:
@@ -94,6 +118,8 @@ def main() -> None:
     if args.csv:
         table = np.stack([n, loops, error], 1).astype(int)
         np.savetxt(args.csv, table, "%d", ",", header="n,loops,error", comments="")
+    if args.picture:
+        draw(args.picture, n, loops, error, predict(1)[0])
     print(f"{len(n)} transitions, error {error.mean():.3f}, mean loops {loops.mean():.2f}")
     print("n     " + " ".join(f"{k:6d}" for k in range(9)))
     print("error " + " ".join(f"{error[n == k].mean():6.3f}" for k in range(9)))

@@ -1,0 +1,48 @@
+"""benchmarks/serial_depth.py: the transitions it measures on are those of the world, with the n that made them."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from conftest import benchmark, untrained
+
+from envs import make_vector_env
+from envs.toy import Serial
+
+
+@pytest.fixture
+def depth(monkeypatch):
+    module = benchmark("serial_depth")
+    monkeypatch.setattr(module, "EPISODES", 3)
+    return module
+
+
+def test_the_map_applied_n_times_leads_to_the_position_it_asks_for(depth):
+    world = Serial(16, 2)
+    rows = depth.transitions(untrained(partial(make_vector_env, "toy:serial16x2", seed=0)), "toy:serial16x2", 0)
+    assert rows["bits"] == 8
+    assert rows["next"].shape == (50 * 3, 8)
+    places = (rows["next"].numpy() > 0).reshape(50, 3, 2, 4) @ 2 ** np.arange(4)
+    n = rows["n"].numpy().reshape(50, 3)
+    for step in range(1, 50):
+        for episode in range(3):
+            place = places[step - 1, episode]
+            for _ in range(n[step, episode]):
+                place = world.map[place]
+            assert (place == places[step, episode]).all()
+    assert set(n.ravel()) == set(range(9))
+
+
+def test_the_picture_and_the_correlation_of_loops_that_are_n(depth, tmp_path):
+    n = np.arange(9).repeat(3)
+    assert depth.rank_correlation(n + 1, n) == pytest.approx(1.0)
+    assert depth.rank_correlation(8 - n, n) == pytest.approx(-1.0)
+    assert np.isnan(depth.rank_correlation(np.ones(27), n))
+    depth.draw(tmp_path / "depth.png", n, n + 1, np.zeros(27), np.ones(27))
+    assert (tmp_path / "depth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_of_another_world_is_refused(depth, finished, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["serial_depth.py", str(finished[0])])
+    with pytest.raises(SystemExit, match="is a run of toy:cue5; give one of toy:serial"):
+        depth.main()
