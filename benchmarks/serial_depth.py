@@ -26,8 +26,9 @@ from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from agent.checkpoint import UsageError, find_checkpoint, read_checkpoint  # noqa: E402
+from agent.checkpoint import UsageError, check_spaces, find_checkpoint, read_checkpoint  # noqa: E402
 from agent.dreamer import Dreamer  # noqa: E402
+from agent.spaces import spaces_of  # noqa: E402
 from envs import make_vector_env  # noqa: E402
 
 EPISODES = 20
@@ -97,10 +98,11 @@ def main() -> None:
     args = parser.parse_args()
     try:
         saved = read_checkpoint(find_checkpoint(args.run))
+        if not saved["task"].startswith("toy:serial"):
+            raise UsageError(f"{args.run} is a run of {saved['task']}; give one of toy:serial")
+        check_spaces(saved, spaces_of(make_vector_env(saved["task"], 1, args.seed)))
     except UsageError as error:
         sys.exit(f"error: {error}")
-    if not saved["task"].startswith("toy:serial"):
-        sys.exit(f"error: {args.run} is a run of {saved['task']}; give one of toy:serial")
     agent = Dreamer.from_checkpoint(saved, "cpu")
     world, rows = agent.averaged.world, transitions(agent, saved["task"], args.seed)
     from world_model import LatentState

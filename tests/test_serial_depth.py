@@ -46,3 +46,12 @@ def test_a_run_of_another_world_is_refused(depth, finished, monkeypatch):
     monkeypatch.setattr("sys.argv", ["serial_depth.py", str(finished[0])])
     with pytest.raises(SystemExit, match="is a run of toy:cue5; give one of toy:serial"):
         depth.main()
+
+
+def test_a_run_of_an_older_toy_serial_is_refused(depth, monkeypatch):
+    older = {"task": "toy:serial", "spaces": {"obs": {"state": 17}, "action": {"size": 2, "discrete": True}}}
+    monkeypatch.setattr(depth, "find_checkpoint", lambda run: run)
+    monkeypatch.setattr(depth, "read_checkpoint", lambda path: older)
+    monkeypatch.setattr("sys.argv", ["serial_depth.py", "some-run"])
+    with pytest.raises(SystemExit, match="'state': 17.*than the task has now.*'state': 24"):
+        depth.main()
