@@ -101,9 +101,11 @@ def main() -> None:
         if not saved["task"].startswith("toy:serial"):
             raise UsageError(f"{args.run} is a run of {saved['task']}; give one of toy:serial")
         check_spaces(saved, spaces_of(make_vector_env(saved["task"], 1, args.seed)))
+        agent = Dreamer.from_checkpoint(saved, "cpu")
+        if args.thresholds and not hasattr(getattr(agent.world.core, "rule", None), "threshold"):
+            raise UsageError(f"{args.run} has no exit rule with a threshold; leave out --thresholds")
     except UsageError as error:
         sys.exit(f"error: {error}")
-    agent = Dreamer.from_checkpoint(saved, "cpu")
     world, rows = agent.averaged.world, transitions(agent, saved["task"], args.seed)
     from world_model import LatentState
 

@@ -1,11 +1,15 @@
 """benchmarks/serial_depth.py: the transitions it measures on are those of the world, with the n that made them."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 from conftest import benchmark, untrained
 
+from agent.config import preset
+from agent.dreamer import Dreamer
+from agent.spaces import spaces_of
 from envs import make_vector_env
 from envs.toy import Serial
 
@@ -55,3 +59,22 @@ def test_a_run_of_an_older_toy_serial_is_refused(depth, monkeypatch):
     monkeypatch.setattr("sys.argv", ["serial_depth.py", "some-run"])
     with pytest.raises(SystemExit, match="'state': 17.*than the task has now.*'state': 24"):
         depth.main()
+
+
+def test_thresholds_without_an_exit_rule_are_refused(depth, monkeypatch, capsys):
+    make_envs = partial(make_vector_env, "toy:serial16", seed=0)
+    config = preset("debug")
+    model = replace(config.model, core="gru")
+    agent = Dreamer(model, config.behavior, config.optimizer, spaces_of(make_envs(1)))
+    saved = {"task": "toy:serial16", "spaces": agent.spaces.plain()}
+    monkeypatch.setattr(depth, "find_checkpoint", lambda run: run)
+    monkeypatch.setattr(depth, "read_checkpoint", lambda path: saved)
+    monkeypatch.setattr(depth.Dreamer, "from_checkpoint", lambda saved, device: agent)
+    monkeypatch.setattr("sys.argv", ["serial_depth.py", "some-run", "--thresholds", "0.1"])
+    with pytest.raises(SystemExit, match="some-run has no exit rule with a threshold; leave out --thresholds"):
+        depth.main()
+    monkeypatch.setattr("sys.argv", ["serial_depth.py", "some-run"])
+    depth.main()
+    shown = capsys.readouterr().out
+    assert "at most 1 loops: error" in shown
+    assert "at most 2 loops" not in shown
