@@ -1,8 +1,9 @@
 """Do the loops follow the difficulty? Loops against n on toy:serial, where a prediction needs n serial moves.
 
-    python train_agent.py toy:serial --steps 95k --train.prefill 30000 --behavior.horizon 5 --behavior.starts 32 \\
-        --behavior.replay-value-scale 0 --optimizer.model-lr 4e-3 --model.loop.mean-loops 4 --model.loop.units 64 \\
-        --model.loop.width 96 --model.loop.expand 1 --model.loop.gain leaky
+    python evaluate.py collect toy:serial datasets/serial --episodes 1300
+    python train_agent.py toy:serial --dataset datasets/serial --model-only --offline.updates 14000 \\
+        --optimizer.model-lr 4e-3 --model.loop.mean-loops 4 --model.loop.units 64 --model.loop.width 96 \\
+        --model.loop.expand 1 --model.loop.gain leaky
     python benchmarks/serial_depth.py RUN
 
 For transitions under random actions: the model sees the episode so far, predicts one step ahead with exits, and
