@@ -25,24 +25,25 @@ import numpy as np
 import torch
 import tyro
 
-from agent.atari_scores import human_normalised
-from agent.checkpoint import UsageError, check_spaces, find_checkpoint, read_checkpoint
-from agent.commands import Collect, Compare, Dataset, Export, Model, Policy
-from agent.compare import Comparison, as_text
-from agent.config import COUNTS, Config
-from agent.dataset import collected, export_dataset, write_dataset
-from agent.dreamer import Dreamer
-from agent.evaluation import Actor, Evaluator, loop_shares, save_video, summarise
-from agent.export import export_policy
-from agent.optimizer import NonFiniteError
-from agent.recording import record
-from agent.report import write_report
-from agent.rollout_error import content_of, describe, rollout_errors, save_results
-from agent.rollout_pictures import draw_all, save_all
-from agent.runs import find_runs, load_run
+from agent.data.checkpoint import check_spaces, find_checkpoint, read_checkpoint
+from agent.data.dataset import collected, export_dataset, write_dataset
+from agent.errors import NonFiniteError, UsageError
+from agent.evaluation.atari_scores import human_normalised
+from agent.evaluation.episodes import Actor, Evaluator, loop_shares, save_video, summarise
+from agent.evaluation.recording import record
+from agent.evaluation.rollout_error import content_of, describe, rollout_errors, save_results
+from agent.evaluation.rollout_plots import draw_all, save_all
+from agent.evaluation.statistics import format_summary
+from agent.interop.export import export_policy
+from agent.learning.dreamer import Dreamer
+from agent.runs.cli import COUNTS
+from agent.runs.commands import Collect, Compare, Dataset, Export, Model, Policy
+from agent.runs.compare import Comparison, as_text
+from agent.runs.config import Config
+from agent.runs.history import find_runs, load_run
+from agent.runs.report import write_report
 from agent.settings import from_dict
 from agent.spaces import Spaces, spaces_of
-from agent.statistics import format_summary
 from envs import TaskError, TaskId, make_env, make_vector_env, position_entries, prepare_rendering
 
 Write = Callable[[dict[str, Any]], None]
@@ -98,14 +99,14 @@ def agent_of(saved: dict[str, Any], device: str) -> Actor:
     """The agent of a checkpoint, ours or a baseline."""
     if saved["config"].get("agent", "dreamer") == "dreamer":
         return Dreamer.from_checkpoint(saved, device)
-    from agent.baselines import Baseline  # a second to import
+    from agent.interop.baselines import Baseline  # a second to import
 
     return Baseline.from_checkpoint(saved, device)
 
 
 def guest(file: str, spaces: Spaces) -> Actor:
     """An agent that stable-baselines3 has saved."""
-    from agent.baselines import Baseline
+    from agent.interop.baselines import Baseline
 
     return Baseline.from_library(file, spaces)
 

@@ -18,43 +18,28 @@ from pathlib import Path
 
 import torch
 
-from agent.announce import Finished, announce, last_checkpoint, report, resume_command
-from agent.checkpoint import (
-    Meta,
-    UsageError,
-    check_fits,
-    check_spaces,
-    images_folder,
-    make_store,
-    new_run_dir,
-    seed_everything,
-)
-from agent.config import (
-    FIRST_ACTIONS,
-    Config,
-    check_baseline,
-    keep_memory,
-    parse_cli,
-    preset,
-    resolve_device,
-    save_yaml,
-    set_threads,
-)
-from agent.dataset import check_dataset, load_dataset
-from agent.dreamer import Dreamer
-from agent.evaluation import Actor, Evaluator, save_video
-from agent.grid import take_grid
-from agent.logger import Logger
-from agent.offline import OfflineTrainer, check_lengths
-from agent.optimizer import NonFiniteError
-from agent.pictures import draw_curves
-from agent.replay import ReplayBuffer
-from agent.schedule import UNFINISHED
+from agent.data.checkpoint import check_spaces, images_folder, make_store
+from agent.data.dataset import check_dataset, load_dataset
+from agent.data.replay import ReplayBuffer
+from agent.errors import EnvironmentFailure, NonFiniteError, UsageError
+from agent.evaluation.episodes import Actor, Evaluator, save_video
+from agent.evaluation.plots import draw_curves
+from agent.learning.dreamer import Dreamer
+from agent.logs.logger import Logger
+from agent.runs.cli import parse_cli, save_yaml
+from agent.runs.config import Config
+from agent.runs.folder import Meta, check_task, new_run_dir
+from agent.runs.grid import take_grid
+from agent.runs.header import Finished, announce, last_checkpoint, report, resume_command
+from agent.runs.presets import FIRST_ACTIONS, check_baseline, preset
+from agent.runs.sweep import run_sweep
+from agent.runtime import keep_memory, resolve_device, seed_everything, set_threads
 from agent.settings import differences, to_dict, value_of
 from agent.spaces import Spaces, spaces_of
-from agent.stepping import EnvironmentFailure
-from agent.sweep import run_sweep
-from agent.trainer import Trainer
+from agent.training.offline import OfflineTrainer, check_lengths
+from agent.training.resume import check_fits
+from agent.training.schedule import UNFINISHED
+from agent.training.trainer import Trainer
 from envs import EPISODE_LIMIT, TaskError, TaskId, endless, make_env, make_vector_env, prepare_rendering
 from world_model import cost
 
@@ -101,6 +86,7 @@ def train(argv: list[str]) -> int:
     name = f"{config.preset}-s{config.seed}"
     if saved:
         run_dir = Path(config.run_dir or "")
+        check_task(saved, run_dir)
         check_fits(saved, run_dir, agent, replay)
     else:
         run_dir = new_run_dir(config.run_dir, task.slug, name)
@@ -133,7 +119,7 @@ def train(argv: list[str]) -> int:
 
 def train_baseline(config: Config, task: TaskId, device: torch.device) -> int:
     """Train a baseline of stable-baselines3, which leaves the files of any run."""
-    from agent.baselines import Baseline, BaselineTrainer, DreamVecEnv, VecEnv, one_env  # a second to import
+    from agent.interop.baselines import Baseline, BaselineTrainer, DreamVecEnv, VecEnv, one_env  # a second to import
 
     if config.resume:
         raise UsageError(f"a run of {config.agent} cannot go on: start it anew in another --run-dir")

@@ -2,4 +2,4 @@
 
 import gymnasium
 
-gymnasium.register("LoopedDreamer/Dream-v0", entry_point="agent.dream:DreamEnv")
+gymnasium.register("LoopedDreamer/Dream-v0", entry_point="agent.interop.dream_env:DreamEnv")

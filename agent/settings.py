@@ -8,7 +8,7 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from agent.checkpoint import UsageError
+from agent.errors import UsageError
 
 
 def parse_count(text: str) -> int:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import gymnasium as gym
 import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
 
-from agent.actor_critic import ActionSpec
 from world_model import ObsSize
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """size: dimensions of a continuous action, or the number of choices of a discrete one."""
+
+    size: int
+    discrete: bool
 
 
 class Spaces(NamedTuple):
@@ -45,3 +55,24 @@ def spaces_of(envs: gym.vector.VectorEnv[Any, Any, Any]) -> Spaces:
         sizes[name] = cast(ObsSize, space.shape) if image else gym.spaces.flatdim(space)
     discrete = isinstance(action, gym.spaces.Discrete)
     return Spaces(sizes, ActionSpec(gym.spaces.flatdim(action), discrete))
+
+
+def gym_spaces(spaces: Spaces) -> tuple[gym.spaces.Dict, gym.Space[Any]]:
+    """Gymnasium's observation and action space of these sizes."""
+    box, spec = gym.spaces.Box, spaces.action
+    entries: dict[str, gym.Space[Any]] = {
+        name: box(-np.inf, np.inf, (size,), np.float32) if isinstance(size, int) else box(0, 255, size, np.uint8)
+        for name, size in spaces.obs.items()
+    }
+    action = gym.spaces.Discrete(spec.size) if spec.discrete else box(-1.0, 1.0, (spec.size,), np.float32)
+    return gym.spaces.Dict(entries), action
+
+
+def to_env(action: Tensor, spec: ActionSpec) -> Tensor:
+    """(B, A) policy output -> what the environment takes: clipped vectors, or indices (B,)."""
+    return action.argmax(-1) if spec.discrete else action.clamp(-1.0, 1.0)
+
+
+def from_env(action: Tensor, spec: ActionSpec) -> Tensor:
+    """The inverse of `to_env`: (B, A) float, one-hot for discrete actions."""
+    return F.one_hot(action.long(), spec.size).float() if spec.discrete else action.float()

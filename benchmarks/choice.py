@@ -27,11 +27,12 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from agent.checkpoint import UsageError, find_checkpoint, read_checkpoint  # noqa: E402
-from agent.dataset import Rows, check_dataset, load_dataset, pad_episodes  # noqa: E402
-from agent.dreamer import Dreamer  # noqa: E402
-from agent.open_loop import SAMPLES, watch  # noqa: E402
-from agent.yardstick import Yardstick, truth_at  # noqa: E402
+from agent.data.checkpoint import find_checkpoint, read_checkpoint  # noqa: E402
+from agent.data.dataset import Rows, check_dataset, load_dataset, pad_episodes  # noqa: E402
+from agent.errors import UsageError  # noqa: E402
+from agent.evaluation.normalised_error import Yardstick, truth_at  # noqa: E402
+from agent.evaluation.open_loop import SAMPLES, watch  # noqa: E402
+from agent.learning.dreamer import Dreamer  # noqa: E402
 from world_model import LatentState, LoopedCore, WorldModel  # noqa: E402
 from world_model.latent import kl_divergence, sample_onehot  # noqa: E402
 

@@ -28,8 +28,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from agent.checkpoint import UsageError, find_checkpoint, read_checkpoint  # noqa: E402
-from agent.dreamer import Dreamer  # noqa: E402
+from agent.data.checkpoint import find_checkpoint, read_checkpoint  # noqa: E402
+from agent.errors import UsageError  # noqa: E402
+from agent.learning.dreamer import Dreamer  # noqa: E402
 from envs import TaskError, TaskId, prepare_rendering  # noqa: E402
 from envs.dmc import TASKS, DMControl  # noqa: E402
 from world_model import LatentState  # noqa: E402

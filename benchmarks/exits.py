@@ -30,12 +30,14 @@ from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from agent.checkpoint import UsageError, find_checkpoint, read_checkpoint  # noqa: E402
-from agent.config import Config, keep_memory  # noqa: E402
-from agent.dataset import Episodes, check_dataset, load_dataset, pad_episodes  # noqa: E402
-from agent.dreamer import Dreamer
-from agent.open_loop import choose_places, exit_rule, open_loop, usable_horizons, watch  # noqa: E402
-from agent.policy import Memory  # noqa: E402
+from agent.data.checkpoint import find_checkpoint, read_checkpoint  # noqa: E402
+from agent.data.dataset import Episodes, check_dataset, load_dataset, pad_episodes  # noqa: E402
+from agent.errors import UsageError  # noqa: E402
+from agent.evaluation.open_loop import choose_places, exit_rule, open_loop, usable_horizons, watch  # noqa: E402
+from agent.learning.dreamer import Dreamer
+from agent.learning.policy import Memory  # noqa: E402
+from agent.runs.config import Config  # noqa: E402
+from agent.runtime import keep_memory  # noqa: E402
 from agent.settings import from_dict  # noqa: E402
 from envs import make_env  # noqa: E402
 from world_model import ExitRule, LatentState, RandomExit, WorldModel, make_rule  # noqa: E402

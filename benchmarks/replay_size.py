@@ -25,7 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from agent.replay import FLAGS, ReplayBuffer  # noqa: E402
+from agent.data.replay import FLAGS, ReplayBuffer  # noqa: E402
 from agent.settings import parse_count  # noqa: E402
 from world_model import LatentState  # noqa: E402
 

@@ -29,11 +29,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from agent.actor_critic import ActionSpec  # noqa: E402
-from agent.config import PRESETS, Config, keep_memory, preset, set_threads  # noqa: E402
-from agent.dreamer import Dreamer  # noqa: E402
-from agent.graphs import WARM  # noqa: E402
-from agent.spaces import Spaces  # noqa: E402
+from agent.execution.cuda_graphs import WARM  # noqa: E402
+from agent.learning.dreamer import Dreamer  # noqa: E402
+from agent.runs.config import Config  # noqa: E402
+from agent.runs.presets import PRESETS, preset  # noqa: E402
+from agent.runtime import keep_memory, set_threads  # noqa: E402
+from agent.spaces import (
+    ActionSpec,  # noqa: E402
+    Spaces,  # noqa: E402
+)
 from world_model import Batch, LoopConfig  # noqa: E402
 
 SPACES = Spaces({"state": 5}, ActionSpec(1, False))  # those of dmc:cartpole_swingup

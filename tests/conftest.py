@@ -15,15 +15,16 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from agent.checkpoint import make_store, seed_everything
-from agent.config import preset
-from agent.dreamer import Dreamer
-from agent.evaluation import Evaluator
-from agent.logger import Logger
-from agent.replay import ReplayBuffer
+from agent.data.checkpoint import make_store
+from agent.data.replay import ReplayBuffer
+from agent.evaluation.episodes import Evaluator
+from agent.learning.dreamer import Dreamer
+from agent.logs.logger import Logger
+from agent.runs.presets import preset
+from agent.runtime import seed_everything
 from agent.settings import to_dict
 from agent.spaces import spaces_of
-from agent.trainer import Trainer
+from agent.training.trainer import Trainer
 from envs import make_vector_env
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a script: Ctrl-C is tested anyway

@@ -2,7 +2,8 @@
 
 import torch
 
-from agent.actor_critic import ActionSpec, ActorCritic, BehaviorConfig
+from agent.learning.actor_critic import ActorCritic, BehaviorConfig
+from agent.spaces import ActionSpec
 from world_model import LatentState, LoopStats, Rollout
 
 GAMMA, LAM = 0.9, 0.8

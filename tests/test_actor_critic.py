@@ -5,16 +5,9 @@ import torch
 from small_behavior import CONTINUOUS, DISCRETE, GAMMA, LAM, make, make_rollout
 from torch import Tensor
 
-from agent.actor_critic import (
-    ActionSpec,
-    ActorCritic,
-    BehaviorConfig,
-    from_env,
-    lambda_return,
-    rollout_weights,
-    to_env,
-)
-from agent.scales import EntropyWeight
+from agent.learning.actor_critic import ActorCritic, BehaviorConfig, lambda_return, rollout_weights
+from agent.learning.scales import EntropyWeight
+from agent.spaces import ActionSpec, from_env, to_env
 from world_model import LatentState, LoopStats, Rollout
 
 # ---------------------------------------------------------------------- the policy

@@ -6,9 +6,11 @@ import pytest
 import torch
 from small import make_batch, make_world
 
-from agent.actor_critic import ActionSpec, ActorCritic, BehaviorConfig, lambda_return
-from agent.config import Config, parse_cli
-from agent.scales import Budget, trust_of
+from agent.learning.actor_critic import ActorCritic, BehaviorConfig, lambda_return
+from agent.learning.scales import Budget, trust_of
+from agent.runs.cli import parse_cli
+from agent.runs.config import Config
+from agent.spaces import ActionSpec
 from world_model import LatentState, WorldModel
 from world_model.core import LoopStats
 from world_model.surprise import Surprise

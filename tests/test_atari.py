@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import SyncVectorEnv
 
-from agent.atari_scores import human_normalised, scores
+from agent.evaluation.atari_scores import human_normalised, scores
 from envs import TaskError, TaskId, make_env, make_vector_env, tasks
 from envs.atari import Atari, games
 

@@ -8,14 +8,15 @@ import pytest
 import torch
 from conftest import Metronome, metronomes
 
-from agent.baselines import Baseline, BaselineTrainer, one_env
-from agent.checkpoint import UsageError, make_store, read_checkpoint
-from agent.config import Config
-from agent.evaluation import Evaluator, run_episodes
-from agent.logger import Logger
+from agent.data.checkpoint import make_store, read_checkpoint
+from agent.errors import UsageError
+from agent.evaluation.episodes import Evaluator, run_episodes
+from agent.interop.baselines import Baseline, BaselineTrainer, one_env
+from agent.logs.logger import Logger
+from agent.runs.config import Config
 from agent.settings import to_dict
 from agent.spaces import spaces_of
-from agent.trainer import TrainConfig
+from agent.training.trainer import TrainConfig
 
 WORDS = ("--preset", "debug", "--no-video", "--eval.episodes", 2, "--run-dir", "run")
 

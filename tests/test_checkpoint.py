@@ -6,10 +6,12 @@ import pytest
 import torch
 from conftest import metronomes
 
-from agent.actor_critic import ActionSpec
-from agent.checkpoint import UsageError, find_checkpoint, new_run_dir, read_checkpoint, write_checkpoint
-from agent.dreamer import Dreamer
-from agent.evaluation import EVAL_SEEDS, run_episodes
+from agent.data.checkpoint import find_checkpoint, read_checkpoint, write_checkpoint
+from agent.errors import UsageError
+from agent.evaluation.episodes import EVAL_SEEDS, run_episodes
+from agent.learning.dreamer import Dreamer
+from agent.runs.folder import new_run_dir
+from agent.spaces import ActionSpec
 
 
 def test_the_agent_loads_from_its_file_alone(make_trainer, tmp_path):

@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from agent.checkpoint import UsageError
-from agent.compare import Comparison, at_seconds, published
-from agent.config import Config, save_yaml
-from agent.report import write_report
-from agent.runs import find_runs, load_run
-from agent.statistics import (
+from agent.errors import UsageError
+from agent.evaluation.statistics import (
     aggregates,
     improvement_interval,
     paired_difference,
@@ -21,6 +17,11 @@ from agent.statistics import (
     probability_of_improvement,
     stratified_intervals,
 )
+from agent.runs.cli import save_yaml
+from agent.runs.compare import Comparison, at_seconds, published
+from agent.runs.config import Config
+from agent.runs.history import find_runs, load_run
+from agent.runs.report import write_report
 
 
 def write_run(path, seed=0, horizon=10, task="dmc:cartpole_swingup", returns=(100.0, 300.0), finished=True, first=0):

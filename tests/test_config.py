@@ -6,16 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agent.checkpoint import UsageError
-from agent.config import (
-    PRESETS,
-    Config,
-    load_yaml,
-    parse_cli,
-    preset,
-    resolve_device,
-    save_yaml,
-)
+from agent.errors import UsageError
+from agent.runs.cli import load_yaml, parse_cli, save_yaml
+from agent.runs.config import Config
+from agent.runs.presets import PRESETS, preset
+from agent.runtime import resolve_device
 from agent.settings import from_dict, parse_count, to_dict
 from envs import TaskId
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from conftest import metronomes
 
-from agent.actor_critic import ActionSpec, BehaviorConfig
-from agent.checkpoint import find_checkpoint, read_checkpoint
-from agent.config import preset
-from agent.crew import part_of
-from agent.dreamer import Dreamer
-from agent.gradients import Gradients
-from agent.learner import OptimizerConfig
-from agent.optimizer import NonFiniteError
-from agent.spaces import Spaces
+from agent.data.checkpoint import find_checkpoint, read_checkpoint
+from agent.errors import NonFiniteError
+from agent.execution.data_parallel import part_of
+from agent.learning.actor_critic import BehaviorConfig
+from agent.learning.dreamer import Dreamer
+from agent.learning.gradients import Gradients
+from agent.learning.learner import OptimizerConfig
+from agent.runs.presets import preset
+from agent.spaces import ActionSpec, Spaces
 from world_model import Batch, LatentState, LoopConfig, ModelConfig
 from world_model.vision import ImageConfig
 

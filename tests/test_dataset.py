@@ -11,24 +11,18 @@ import torch
 from conftest import counters, metronomes
 from small import make_world
 
-from agent import open_loop as open_loop_module
-from agent.checkpoint import UsageError
-from agent.config import load_yaml, preset
-from agent.dataset import (
-    check_dataset,
-    collected,
-    export_dataset,
-    load_dataset,
-    pad_episodes,
-    whole_episodes,
-)
-from agent.dreamer import Dreamer
-from agent.logger import Logger
-from agent.offline import OfflineConfig, OfflineTrainer
-from agent.open_loop import watch, watch_rows
-from agent.recording import record
-from agent.replay import FLAGS, ReplayBuffer
+from agent.data.dataset import check_dataset, collected, export_dataset, load_dataset, pad_episodes, whole_episodes
+from agent.data.replay import FLAGS, ReplayBuffer
+from agent.errors import UsageError
+from agent.evaluation import open_loop as open_loop_module
+from agent.evaluation.open_loop import watch, watch_rows
+from agent.evaluation.recording import record
+from agent.learning.dreamer import Dreamer
+from agent.logs.logger import Logger
+from agent.runs.cli import load_yaml
+from agent.runs.presets import preset
 from agent.spaces import spaces_of
+from agent.training.offline import OfflineConfig, OfflineTrainer
 from world_model import LatentState
 
 LENGTH = 60

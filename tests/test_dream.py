@@ -10,10 +10,10 @@ from conftest import untrained
 from gymnasium.utils.env_checker import check_env
 from small import make_world, random_state
 
-from agent.actor_critic import ActionSpec
-from agent.baselines import DreamVecEnv
-from agent.checkpoint import UsageError
-from agent.dream import Dreams, fall_asleep
+from agent.errors import UsageError
+from agent.interop.baselines import DreamVecEnv
+from agent.interop.dream_env import Dreams, fall_asleep
+from agent.spaces import ActionSpec
 
 SPEC = ActionSpec(2, False)
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from agent.actor_critic import ActionSpec, BehaviorConfig
-from agent.dreamer import Dreamer
-from agent.learner import OptimizerConfig
-from agent.optimizer import NonFiniteError
-from agent.spaces import Spaces
+from agent.errors import NonFiniteError
+from agent.learning.actor_critic import BehaviorConfig
+from agent.learning.dreamer import Dreamer
+from agent.learning.learner import OptimizerConfig
+from agent.spaces import ActionSpec, Spaces
 from world_model import Batch, LoopConfig, ModelConfig
 from world_model.vision import ConvEncoder, ImageConfig
 

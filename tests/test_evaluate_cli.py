@@ -13,9 +13,9 @@ import torch
 from conftest import spawn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agent import config
-from agent.config import load_yaml
-from agent.logger import FRONT_PAGE
+from agent import runtime
+from agent.logs.logger import FRONT_PAGE
+from agent.runs.cli import load_yaml
 
 RUN_FILES = {"config.yaml", "meta.json", "metrics.jsonl", "episodes.csv", "eval.csv", "curve.png", "videos"}
 
@@ -168,7 +168,7 @@ def test_a_run_can_be_extended(finished, script, tmp_path, monkeypatch):
     run, _ = finished
     copy = shutil.copytree(run, tmp_path / "copy")
     wanted = []
-    monkeypatch.setattr(config, "set_threads", wanted.append)
+    monkeypatch.setattr(runtime, "set_threads", wanted.append)
     words = ["--resume", copy, "--steps", "700", "--train.threads", "0", "--no-video"]
     result = script("train_agent.py", *words)
     assert result.returncode == 0, result.stderr

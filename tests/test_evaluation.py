@@ -5,9 +5,9 @@ import pytest
 import torch
 from conftest import counters, untrained
 
-from agent.config import preset
-from agent.evaluation import loop_shares, record_episode, run_episodes, save_video
-from agent.pictures import predict_open_loop
+from agent.evaluation.episodes import loop_shares, record_episode, run_episodes, save_video
+from agent.evaluation.plots import predict_open_loop
+from agent.runs.presets import preset
 from envs import make_env
 
 

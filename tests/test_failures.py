@@ -5,9 +5,8 @@ import math
 import pytest
 from conftest import Metronome, metronomes
 
-from agent.checkpoint import find_checkpoint, read_checkpoint
-from agent.optimizer import NonFiniteError
-from agent.stepping import EnvironmentFailure
+from agent.data.checkpoint import find_checkpoint, read_checkpoint
+from agent.errors import EnvironmentFailure, NonFiniteError
 
 
 class Broken(Metronome):

@@ -7,8 +7,8 @@ import torch
 from test_dreamer import CONTINUOUS, DISCRETE, flats
 from test_graphs import make, with_start
 
-from agent.graphs import UpdateGraphs
-from agent.learner import compiles, fuse
+from agent.execution.cuda_graphs import UpdateGraphs
+from agent.learning.learner import compiles, fuse
 
 WORLD, SHELL = {"reset", "posterior", "prior_probs", "draw"}, {"prelude", "finish"}
 REAL = torch.compile
@@ -45,7 +45,7 @@ def test_the_parts_of_a_step_are_handed_over_and_used(monkeypatch, core, parts):
         return counted
 
     plain, fused = make(core=core), make(core=core)
-    monkeypatch.setattr("agent.learner.torch.compile", compiler)
+    monkeypatch.setattr("agent.learning.learner.torch.compile", compiler)
     fuse(fused.world)
     assert sorted(given) == sorted(parts)  # each once
     for number in range(2):
@@ -62,7 +62,7 @@ def test_the_parts_of_a_step_are_handed_over_and_used(monkeypatch, core, parts):
 
 
 def test_a_copy_of_a_fused_world_computes_with_its_own_weights(monkeypatch):
-    monkeypatch.setattr("agent.learner.torch.compile", lambda function, **_: function)
+    monkeypatch.setattr("agent.learning.learner.torch.compile", lambda function, **_: function)
     world = make().world
     names = set(world.state_dict())
     fuse(world)
@@ -79,15 +79,15 @@ def test_where_nothing_can_be_compiled_a_line_says_so(monkeypatch):
     def broken(function, **_):
         raise RuntimeError("no C compiler\nand a long story")
 
-    monkeypatch.setattr("agent.learner.torch.compile", broken)
+    monkeypatch.setattr("agent.learning.learner.torch.compile", broken)
     with pytest.warns(UserWarning, match="nothing is compiled, and updates take longer: no C compiler$"):
         assert not compiles(torch.device("cpu"))
-    monkeypatch.setattr("agent.learner.torch.compile", lambda function, **_: function)
+    monkeypatch.setattr("agent.learning.learner.torch.compile", lambda function, **_: function)
     assert compiles(torch.device("cpu"))
 
 
 def test_a_cpu_compiles_nothing(monkeypatch):
-    monkeypatch.setattr("agent.learner.torch.compile", lambda *_, **__: pytest.fail("something was compiled"))
+    monkeypatch.setattr("agent.learning.learner.torch.compile", lambda *_, **__: pytest.fail("something was compiled"))
     make(optimizer={"compile": True}).update(with_start(make(), 0))
 
 
@@ -95,7 +95,8 @@ def test_a_cpu_compiles_nothing(monkeypatch):
 def test_what_is_traced_learns_the_same_in_one_piece(monkeypatch, spec, backend):
     """Static, as the graphs of a GPU want it; a few seconds."""
     plain, fused = make(spec), make(spec)
-    monkeypatch.setattr("agent.learner.torch.compile", lambda function, **how: REAL(function, backend=backend, **how))
+    compiled = lambda function, **how: REAL(function, backend=backend, **how)  # noqa: E731
+    monkeypatch.setattr("agent.learning.learner.torch.compile", compiled)
     fuse(fused.world)
     fused.graphs = UpdateGraphs(fused)
     for number in range(2):

@@ -5,11 +5,11 @@ import torch
 from test_dreamer import CONTINUOUS, DISCRETE, flats, make_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from agent.actor_critic import BehaviorConfig
-from agent.dreamer import Dreamer
-from agent.graphs import WARM, UpdateGraphs
-from agent.learner import OptimizerConfig
-from agent.optimizer import NonFiniteError
+from agent.errors import NonFiniteError
+from agent.execution.cuda_graphs import WARM, UpdateGraphs
+from agent.learning.actor_critic import BehaviorConfig
+from agent.learning.dreamer import Dreamer
+from agent.learning.learner import OptimizerConfig
 from agent.spaces import Spaces
 from world_model import LoopConfig, ModelConfig, Posterior
 

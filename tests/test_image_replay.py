@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from agent import image_rows
-from agent.image_rows import DeviceRows
-from agent.replay import ReplayBuffer, with_images
+from agent.data import image_store as image_rows
+from agent.data.image_store import DeviceRows
+from agent.data.replay import ReplayBuffer, with_images
 from world_model import LatentState
 
 SHAPE = (16, 16, 1)

@@ -11,9 +11,9 @@ import torch
 from small import moving_square
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agent import logger as logger_module
-from agent.console import sparkline
-from agent.logger import Logger
+from agent.logs import logger as logger_module
+from agent.logs.console import sparkline
+from agent.logs.logger import Logger
 
 
 def quiet(run_dir, **options):

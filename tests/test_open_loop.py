@@ -4,9 +4,9 @@ import pytest
 import torch
 from small import make_world
 
-from agent.dataset import Episodes
-from agent.open_loop import CONTEXT, SAMPLES, exit_rule, open_loop, usable_horizons, watch
-from agent.yardstick import Yardstick
+from agent.data.dataset import Episodes
+from agent.evaluation.normalised_error import Yardstick
+from agent.evaluation.open_loop import CONTEXT, SAMPLES, exit_rule, open_loop, usable_horizons, watch
 from world_model import ExitRule
 
 

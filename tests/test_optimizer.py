@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from agent.optimizer import FlatAdam, flatten
+from agent.learning.optimizer import FlatAdam, flatten
 
 
 def network(seed: int = 0) -> nn.Sequential:

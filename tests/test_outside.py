@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from agent.config import Config
+from agent.runs.config import Config
 from agent.settings import from_dict
 from world_model import LoopConfig, ModelConfig, WorldModel, make_rule
 

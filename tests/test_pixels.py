@@ -12,9 +12,8 @@ import torch
 from conftest import ROOT, spawn
 from gymnasium import spaces
 
-from agent.actor_critic import ActionSpec
-from agent.config import Config
-from agent.spaces import Spaces
+from agent.runs.config import Config
+from agent.spaces import ActionSpec, Spaces
 from envs import TaskError, TaskId, rendering_backend
 from envs.gym_adapter import GymAdapter
 from envs.images import resized

@@ -7,11 +7,11 @@ import pytest
 import torch
 from small import ACTIONS, SIZES, make_batch
 
-from agent import config
-from agent.actor_critic import ActionSpec
-from agent.config import PRESETS, preset, set_threads
-from agent.dreamer import Dreamer
-from agent.spaces import Spaces
+from agent import runtime
+from agent.learning.dreamer import Dreamer
+from agent.runs.presets import PRESETS, preset
+from agent.runtime import set_threads
+from agent.spaces import ActionSpec, Spaces
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -60,18 +60,18 @@ def test_threads_not_given_are_measured(threads):
 def test_the_faster_number_of_threads_is_taken(monkeypatch, cores, seconds, faster):
     given = []  # nothing really runs on two threads, which takes long on busy cores
     now = itertools.accumulate(iter(lambda: seconds[given[-1] - 1], None))
-    monkeypatch.setattr(config.time, "perf_counter", lambda: next(now))
-    monkeypatch.setattr(config, "cores", lambda: cores)
+    monkeypatch.setattr(runtime.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(runtime, "cores", lambda: cores)
     monkeypatch.setattr(torch, "set_num_threads", given.append)
     assert set_threads(0) == given[-1] == faster
 
 
 @pytest.mark.parametrize(("allowed", "count", "expected"), [({0, 5}, 8, 2), (None, 8, 8), (None, None, 1)])
 def test_processors_are_those_that_this_process_may_use(monkeypatch, allowed, count, expected):
-    monkeypatch.setattr(config.os, "cpu_count", lambda: count)
+    monkeypatch.setattr(runtime.os, "cpu_count", lambda: count)
     if allowed:
-        monkeypatch.setattr(config.os, "sched_getaffinity", lambda pid: allowed, raising=False)
+        monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda pid: allowed, raising=False)
     else:
-        monkeypatch.delattr(config.os, "sched_getaffinity", raising=False)
-    assert config.cores() == expected
+        monkeypatch.delattr(runtime.os, "sched_getaffinity", raising=False)
+    assert runtime.cores() == expected
     assert preset("base").train.envs == expected

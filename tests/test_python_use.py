@@ -6,13 +6,13 @@ import torch
 from conftest import Metronome, metronomes, untrained
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from agent.actor_critic import ActionSpec, BehaviorConfig
-from agent.checkpoint import UsageError
-from agent.dreamer import Dreamer
-from agent.evaluation import run_episodes
-from agent.export import export_policy
-from agent.learner import OptimizerConfig
-from agent.spaces import Spaces
+from agent.errors import UsageError
+from agent.evaluation.episodes import run_episodes
+from agent.interop.export import export_policy
+from agent.learning.actor_critic import BehaviorConfig
+from agent.learning.dreamer import Dreamer
+from agent.learning.learner import OptimizerConfig
+from agent.spaces import ActionSpec, Spaces
 from world_model import ExitRule, LoopConfig, ModelConfig
 from world_model.vision import ImageConfig
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.replay import ReplayBuffer
+from agent.data.replay import ReplayBuffer
 from world_model import LatentState
 
 GROUPS, CLASSES = 2, 5

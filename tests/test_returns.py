@@ -6,14 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from agent.actor_critic import (
-    ActionSpec,
-    ActorCritic,
-    AdvantageScale,
-    BehaviorConfig,
-    lambda_return,
-    rollout_weights,
-)
+from agent.learning.actor_critic import ActorCritic, AdvantageScale, BehaviorConfig, lambda_return, rollout_weights
+from agent.spaces import ActionSpec
 from world_model import LatentState, LoopStats, Rollout
 
 GAMMA, LAM = 0.9, 0.8

@@ -8,16 +8,10 @@ import pytest
 import torch
 from conftest import counters, untrained
 
-from agent.dataset import Episodes
-from agent.recording import RECORDING_SEEDS, Recording, record
-from agent.rollout_error import (
-    crossings,
-    describe,
-    longest_horizon,
-    realised_return,
-    rollout_errors,
-)
-from agent.yardstick import Yardstick
+from agent.data.dataset import Episodes
+from agent.evaluation.normalised_error import Yardstick
+from agent.evaluation.recording import RECORDING_SEEDS, Recording, record
+from agent.evaluation.rollout_error import crossings, describe, longest_horizon, realised_return, rollout_errors
 from envs import make_vector_env
 from world_model import LatentState
 

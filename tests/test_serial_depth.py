@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from conftest import benchmark, untrained
 
-from agent.config import preset
-from agent.dreamer import Dreamer
+from agent.learning.dreamer import Dreamer
+from agent.runs.presets import preset
 from agent.spaces import spaces_of
 from envs import make_vector_env
 from envs.toy import Serial

@@ -2,7 +2,7 @@
 
 import json
 
-from agent.schedule import Progress
+from agent.training.schedule import Progress
 
 
 def test_the_same_command_goes_on_until_the_run_is_done(script, tmp_path):
@@ -32,7 +32,7 @@ def test_the_same_command_goes_on_until_the_run_is_done(script, tmp_path):
 def test_the_final_evaluation_wants_half_a_slice(monkeypatch):
     progress = Progress(100, 0.0, slice_minutes=1.0)
     for seconds, half, whole in ((29.0, False, False), (31.0, True, False), (61.0, True, True)):
-        monkeypatch.setattr("agent.schedule.time.monotonic", lambda now=progress.start + seconds: now)
+        monkeypatch.setattr("agent.training.schedule.time.monotonic", lambda now=progress.start + seconds: now)
         assert (progress.over_for_now(0.5), progress.over_for_now()) == (half, whole)
         assert not Progress(100, 0.0).over_for_now(0.5)  # without slices never
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.statistics import bootstrap_interval, format_summary, iqm, summary
+from agent.evaluation.statistics import bootstrap_interval, format_summary, iqm, summary
 
 finite = st.floats(-1e6, 1e6)
 

@@ -7,8 +7,7 @@ import pytest
 from conftest import Metronome, counters, metronomes
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from agent.optimizer import NonFiniteError
-from agent.stepping import EnvironmentFailure
+from agent.errors import EnvironmentFailure, NonFiniteError
 from envs import make_vector_env
 
 

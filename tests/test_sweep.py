@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.checkpoint import UsageError
-from agent.config import Config, cores, parse_cli, save_yaml
-from agent.grid import Cell, make_cells, take_grid
-from agent.sweep import Sweep, last_line, only_one
+from agent.errors import UsageError
+from agent.runs.cli import parse_cli, save_yaml
+from agent.runs.config import Config
+from agent.runs.grid import Cell, make_cells, take_grid
+from agent.runs.sweep import Sweep, last_line, only_one
+from agent.runtime import cores
 
 TASK = ("toy:cue5", "--preset", "debug")
 

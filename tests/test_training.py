@@ -13,11 +13,11 @@ import pytest
 import torch
 from conftest import Metronome, counters, metronomes
 
-from agent.checkpoint import find_checkpoint, read_checkpoint
-from agent.config import preset
-from agent.dreamer import Dreamer
-from agent.optimizer import NonFiniteError
-from agent.schedule import Every, Progress, Ratio
+from agent.data.checkpoint import find_checkpoint, read_checkpoint
+from agent.errors import NonFiniteError
+from agent.learning.dreamer import Dreamer
+from agent.runs.presets import preset
+from agent.training.schedule import Every, Progress, Ratio
 
 
 def weights(agent):
@@ -76,7 +76,7 @@ def test_progress_is_the_share_of_steps_or_of_time(monkeypatch):
 def test_training_ends_when_its_minutes_are_over(make_trainer, tmp_path, monkeypatch):
     """On a clock that goes on by a hundredth of a second whenever it is read: a busy machine changes nothing."""
     readings = count()
-    monkeypatch.setattr("agent.schedule.time", SimpleNamespace(monotonic=lambda: 0.01 * next(readings)))
+    monkeypatch.setattr("agent.training.schedule.time", SimpleNamespace(monotonic=lambda: 0.01 * next(readings)))
     trainer = make_trainer(tmp_path, steps=10_000_000, minutes=0.1)
     assert trainer.run()
     assert 0 < trainer.step < 10_000_000

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from small import moving_square
 
-from agent.video import depth_strip, loop_colours, write_video
+from agent.logs.video import depth_strip, loop_colours, write_video
 
 
 def test_video_round_trip_with_odd_sides(tmp_path):

@@ -1,0 +1,1 @@
+"""Rows and files: replay, images on disk, checkpoints, data sets. No networks."""

@@ -1,0 +1,179 @@
+"""Fixed data sets: the experience of a run, kept apart from it, so that world models are compared on equal data.
+
+    DATASET/
+      dataset.json   task, spaces, where it came from
+      rows.npz       whole episodes of arrival rows, one after the other (see `replay.py`)
+
+Every tenth episode is held out: training never sees it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from agent.data.checkpoint import replay_of
+from agent.data.replay import LATENTS
+from agent.errors import UsageError
+from agent.spaces import Spaces
+
+HELD_OUT = 10
+"""One episode of so many is held out."""
+
+Rows = dict[str, np.ndarray]
+
+
+class Dataset(NamedTuple):
+    """rows: name -> (L, ...), every episode whole; training and held-out rows apart."""
+
+    task: str
+    spaces: Spaces
+    train: Rows
+    held_out: Rows
+
+
+class Episodes(NamedTuple):
+    """Episodes side by side, padded with zeros: obs {name: (E, T, O) or (E, T, H, W, C)}, prev_action (E, T, A).
+
+    reward (E, T); length (E,) counts the rows of each.
+    """
+
+    obs: dict[str, torch.Tensor]
+    prev_action: torch.Tensor
+    reward: torch.Tensor
+    length: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Episodes:
+        """The same on another device."""
+        obs = {name: value.to(device) for name, value in self.obs.items()}
+        return Episodes(obs, self.prev_action.to(device), self.reward.to(device), self.length.to(device))
+
+
+def export_dataset(
+    saved: Mapping[str, Any], folder: Path | str, source: Path, keep: np.ndarray | None = None, variant: str = ""
+) -> dict[str, Any]:
+    """Write the experience in the checkpoint `source` to the new folder; returns what dataset.json holds.
+
+    Episodes without an end, of which the replay lost the beginning or which were under way, are left out.
+    keep (O,): which numbers of the state observation stay, in a data set of the task's `variant`.
+    Raises UsageError when the checkpoint holds no replay, and as `write_dataset`.
+    """
+    rows, spaces = whole_episodes(replay_of(saved, source)), saved["spaces"]
+    if keep is not None:
+        rows["obs/state"] = rows["obs/state"][:, keep]
+        spaces = {**spaces, "obs": {"state": int(keep.sum())}}
+    return write_dataset(rows, folder, {"task": saved["task"] + variant, "spaces": spaces, "source": str(source)})
+
+
+def collected(episodes: Episodes, terminal: torch.Tensor) -> Rows:
+    """Recorded episodes (E, T, ...) as rows one after the other; terminal (E,): those that ended for good."""
+    real = torch.arange(episodes.reward.shape[1]) < episodes.length[:, None]
+    last = torch.arange(episodes.reward.shape[1]) == episodes.length[:, None] - 1
+    columns = {f"obs/{name}": value for name, value in episodes.obs.items()}
+    columns |= {"prev_action": episodes.prev_action, "reward": episodes.reward}
+    columns |= {"is_first": torch.zeros_like(last), "is_last": last, "is_terminal": last & terminal[:, None]}
+    columns["is_first"][:, 0] = True
+    return {name: value[real].numpy() for name, value in columns.items()}
+
+
+def write_dataset(rows: Rows, folder: Path | str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Write whole episodes to the new folder; returns what dataset.json holds. facts: task, spaces, source.
+
+    Raises UsageError when there are too few episodes, or the folder exists.
+    """
+    starts = np.flatnonzero(rows["is_first"])
+    if len(starts) < HELD_OUT:
+        raise UsageError(f"{len(starts)} whole episodes are too few: a data set needs at least {HELD_OUT}")
+    returns = np.add.reduceat(rows["reward"], starts)
+    whole = {
+        **facts,
+        "episodes": len(starts),
+        "rows": len(rows["reward"]),
+        "mean_return": float(returns.mean()),
+        "best_return": float(returns.max()),
+    }
+    folder = Path(folder)
+    if folder.exists():
+        raise UsageError(f"{folder} exists, and data sets never overwrite each other; choose another name")
+    temporary = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        np.savez_compressed(temporary / "rows.npz", **rows)  # type: ignore[arg-type]
+        (temporary / "dataset.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+        temporary.rename(folder)
+    except OSError as error:
+        raise UsageError(f"the data set {folder} cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return whole
+
+
+def load_dataset(folder: Path | str) -> Dataset:
+    """Read a data set. Raises UsageError when it is not one."""
+    folder = Path(folder)
+    try:
+        facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        with np.load(folder / "rows.npz") as found:
+            rows = {name: found[name] for name in found.files}
+        spaces = Spaces.of(facts["spaces"])
+        task, episode = facts["task"], np.cumsum(rows["is_first"]) - 1
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(
+            f"{folder} is not a data set ({error}); make one from a run: python evaluate.py dataset RUN {folder}"
+        ) from error
+    held = episode % HELD_OUT == HELD_OUT - 1
+    return Dataset(
+        task,
+        spaces,
+        {name: value[~held] for name, value in rows.items()},
+        {name: value[held] for name, value in rows.items()},
+    )
+
+
+def check_dataset(dataset: Dataset, task: str) -> None:
+    """Raise UsageError when the data set is of another task."""
+    if dataset.task != task:
+        raise UsageError(f"the data set is of {dataset.task}, not of {task}: give that task, or another --dataset")
+
+
+def whole_episodes(replay: Mapping[str, Any]) -> Rows:
+    """The rows of `ReplayBuffer.state_dict` in the order of time, environment after environment; see `with_images`."""
+    rows = {name: np.asarray(value) for name, value in replay["rows"].items() if name not in LATENTS}
+    envs, held = rows["reward"].shape
+    order = (replay["count"] + np.arange(held)) % held if replay["count"] > held else np.arange(held)
+    order = order[max(0, replay.get("oldest_whole", 0) - (replay["count"] - held)) :]
+    pieces = []
+    for env in range(envs):
+        first, last = rows["is_first"][env, order], rows["is_last"][env, order]
+        starts = np.flatnonzero(first)
+        for start, end in zip(starts, [*(starts[1:] - 1), len(order) - 1], strict=False):  # none: no end either
+            if last[end]:
+                pieces.append((env, order[start : end + 1]))
+    return {
+        name: np.concatenate([value[env, at] for env, at in pieces]) if pieces else value[0, :0]
+        for name, value in rows.items()
+    }
+
+
+def pad_episodes(rows: Rows) -> Episodes:
+    """Whole episodes (L, ...) side by side."""
+    starts = np.flatnonzero(rows["is_first"])
+    lengths = np.diff([*starts, len(rows["is_first"])])
+
+    def padded(value: np.ndarray) -> torch.Tensor:
+        kind = np.uint8 if value.dtype == np.uint8 else np.float32
+        out = np.zeros((len(starts), lengths.max(), *value.shape[1:]), kind)
+        for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+            out[row, :length] = value[start : start + length]
+        return torch.from_numpy(out)
+
+    obs = {name.removeprefix("obs/"): padded(value) for name, value in rows.items() if name.startswith("obs/")}
+    return Episodes(obs, padded(rows["prev_action"]), padded(rows["reward"]), torch.from_numpy(lengths))

@@ -1,0 +1,233 @@
+"""Replay of arrival rows.
+
+Row t is what the agent knows on arrival at observation t; nothing is shifted when it is sampled.
+
+    time          0        1        2        3 (last)   4 (=reset)   5
+    obs          o0       o1       o2       o3         o0'          o1'
+    prev_action   0       a0       a1       a2          0           a0'
+    reward        0       r1       r2       r3          0           r1'
+    is_first      1        0        0        0          1            0
+    is_last       0        0        0        1          0            0       terminated or truncated
+    is_terminal   0        0        0    terminated     0            0       -> continue target = 1 - is_terminal
+
+This is what Gymnasium vector environments give with NEXT_STEP autoreset. Each environment has its own ring.
+With every row the latent state inferred on arrival is kept, half precision: a sampled sequence starts from
+the latent of the row before it, and the trained latents are written back (DreamerV3's replay context).
+
+Vectors are saved with the checkpoint. Images are not: they lie in a memory-mapped file of the run (`image_rows.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agent.data.image_store import DeviceRows, ImageRows
+from world_model import Batch, LatentState, ObsSize
+
+FLAGS = ("is_first", "is_last", "is_terminal")
+LATENTS = ("deter", "stoch")
+
+
+class ReplayBuffer:
+    """Rings of `capacity // envs` rows for each of `envs` environments.
+
+    obs_sizes {name: O, or (H, W, C)}, action_size A, and the latent's shapes deter (N, D), stoch (S, K).
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        envs: int,
+        obs_sizes: Mapping[str, ObsSize],
+        action_size: int,
+        deter: tuple[int, int],
+        stoch: tuple[int, int],
+        seed: int = 0,
+    ):
+        self.length, self.envs, self.classes = max(2, capacity // envs), envs, stoch[1]
+        self.obs_names = tuple(obs_sizes)
+        shape = (envs, self.length)
+        self.rows: dict[str, np.ndarray] = {
+            **{
+                f"obs/{name}": np.zeros((*shape, size), np.float32)
+                for name, size in obs_sizes.items()
+                if isinstance(size, int)
+            },
+            "prev_action": np.zeros((*shape, action_size), np.float32),
+            "reward": np.zeros(shape, np.float32),
+            **{name: np.zeros(shape, bool) for name in FLAGS},
+            "deter": np.zeros((*shape, *deter), np.float16),
+            "stoch": np.zeros((*shape, stoch[0]), np.uint8),  # class indices
+        }
+        self.image_sizes = {f"obs/{name}": size for name, size in obs_sizes.items() if not isinstance(size, int)}
+        self.images: dict[str, ImageRows] = {}
+        self.copies: dict[str, DeviceRows] | None = None  # of the images, on a GPU with room for them
+        self.count = 0  # rows ever written, per environment
+        self.oldest_whole = 0  # rows before this one have lost their images
+        self.rng = np.random.default_rng(seed)
+
+    def keep_images(self, folder: Path | None, exists: bool = False) -> None:
+        """Keep the images in files of `folder`; to be called before the first row, or they are kept in memory.
+
+        exists: go on with the files of an earlier run; ValueError where they are missing or of another size.
+        """
+        for name, size in self.image_sizes.items():
+            path = folder / f"{name.removeprefix('obs/')}.images" if folder else None
+            self.images[name] = ImageRows(path, (self.envs, self.length, *size), exists)
+            self.rows[name] = self.images[name].values
+
+    @property
+    def oldest(self) -> int:
+        """Number of the oldest row held."""
+        return max(0, self.count - self.length, self.oldest_whole)
+
+    @property
+    def held(self) -> int:
+        """Rows held of each environment."""
+        return self.count - self.oldest
+
+    def __len__(self) -> int:
+        """Rows held, over all environments."""
+        return self.held * self.envs
+
+    def add(self, row: Mapping[str, np.ndarray], state: LatentState) -> None:
+        """Append one row per environment: every value (E, ...), observations under "obs/NAME"."""
+        at = self.count % self.length
+        if self.image_sizes and not self.images:
+            self.keep_images(None)
+        for name, images in self.images.items():  # first, because a full disk shows here
+            images.write(self.count, row[name])
+            if self.copies and name in self.copies:
+                try:
+                    self.copies[name].write(at, row[name])
+                except MemoryError:
+                    del self.copies[name]
+        for name, value in row.items():
+            if name not in self.images:
+                self.rows[name][:, at] = value
+        self.rows["deter"][:, at] = state.deter.numpy(force=True)
+        self.rows["stoch"][:, at] = state.stoch.argmax(-1).numpy(force=True)
+        self.count += 1
+
+    def fill(self, rows: Mapping[str, np.ndarray], state: LatentState) -> None:
+        """Put the rows (L, ...) of a fixed data set into an empty buffer of one environment and capacity L.
+
+        state (L, ...) are the latents to start from, until training writes better ones back.
+        """
+        if self.image_sizes and not self.images:
+            self.keep_images(None)
+        self.copies = None
+        for name, value in rows.items():
+            self.rows[name][0] = value
+        self.rows["deter"][0] = state.deter.numpy(force=True)
+        self.rows["stoch"][0] = state.stoch.argmax(-1).numpy(force=True)
+        self.count = self.length
+
+    def sample(self, batch_size: int, length: int, device: torch.device | str = "cpu") -> tuple[Batch, np.ndarray]:
+        """`batch_size` sequences of `length` consecutive rows, each with the latent of the row before.
+
+        Sequences may cross episodes (is_first marks it) and never the write pointer. Returns the batch and the
+        (2, B, T) ring positions (environment, row) for `write_back`. Raises ValueError with too few rows.
+        """
+        if self.held < length + 1:
+            raise ValueError(f"replay holds {self.held} rows per environment, a sequence needs {length + 1}")
+        first = self.rng.integers(self.oldest + 1, self.count - length + 1, batch_size)
+        env = self.rng.integers(0, self.envs, batch_size)
+        at = (first[:, None] + np.arange(-1, length)) % self.length  # (B, 1 + T), the context row first
+        where = (env[:, None], at[:, 1:])
+
+        on_gpu = torch.device(device).type == "cuda"
+        if on_gpu and self.copies is None:
+            self.copy_to(torch.device(device))
+        copies = {name: copy for name, copy in (self.copies or {}).items() if on_gpu == copy.values.is_cuda}
+
+        def tensor(name: str, rows: tuple[np.ndarray, np.ndarray] = where) -> torch.Tensor:
+            if name in copies:
+                return copies[name].gather(*rows)
+            found = torch.from_numpy(np.asarray(self.rows[name][rows]))
+            return (found.pin_memory() if on_gpu else found).to(device, non_blocking=True)
+
+        context = env, at[:, 0]
+        stoch = torch.nn.functional.one_hot(tensor("stoch", context).long(), self.classes)
+        start = LatentState(tensor("deter", context).float(), stoch.float())
+        batch = Batch(
+            obs={name: tensor(f"obs/{name}") for name in self.obs_names},
+            prev_action=tensor("prev_action"),
+            reward=tensor("reward"),
+            **{name: tensor(name) for name in FLAGS},
+            start=start,
+        )
+        return batch, np.stack(np.broadcast_arrays(*where))
+
+    def copy_to(self, device: torch.device) -> None:
+        """Keep a copy of the images on this device from now on, as far as they fit."""
+        self.copies = {}
+        for name, images in self.images.items():
+            with contextlib.suppress(MemoryError):
+                self.copies[name] = DeviceRows(images.values, self.count, device)
+
+    def write_back(self, where: np.ndarray, states: LatentState) -> None:
+        """Store freshly inferred latents (B, T, ...) of a sampled batch."""
+        self.rows["deter"][where[0], where[1]] = states.deter.numpy(force=True)
+        self.rows["stoch"][where[0], where[1]] = states.stoch.argmax(-1).numpy(force=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows held and the sampling state, as tensors and plain values (loads with weights_only)."""
+        held = min(self.count, self.length)
+        kept = self.rows.keys() - self.images.keys()
+        rows = {name: torch.from_numpy(value[:, :held]) for name, value in self.rows.items() if name in kept}
+        whole = {"oldest_whole": self.oldest_whole} if self.image_sizes else {}
+        return {"rows": rows, "count": self.count, "rng": self.rng.bit_generator.state, **whole}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore `state_dict`; raises ValueError when the shapes are those of another task or model."""
+        if saved["rows"].keys() != self.rows.keys() - self.images.keys():
+            raise ValueError(f"the saved replay does not fit: it holds {sorted(saved['rows'])}")
+        for name, value in saved["rows"].items():
+            mine = self.rows[name]
+            if mine.shape[0] != value.shape[0] or mine.shape[2:] != tuple(value.shape[2:]):
+                raise ValueError(f"the saved replay does not fit: {name} has shape {tuple(value.shape)}")
+            if value.shape[1] > self.length or (saved["count"] > value.shape[1] != self.length):
+                raise ValueError("the saved replay has another capacity: keep --train.replay_rows as it was")
+        for name, value in saved["rows"].items():
+            self.rows[name][:, : value.shape[1]] = value.numpy()
+        self.count = saved["count"]
+        self.copies = None
+        if self.images:
+            written = [int(images.written[0]) for images in self.images.values()]
+            self.oldest_whole = oldest_whole(saved, written, self.length)
+        self.rng.bit_generator.state = saved["rng"]
+
+
+def oldest_whole(saved: Mapping[str, Any], written: list[int], length: int) -> int:
+    """Number of the oldest row whose images are those of its checkpoint, in rings of `length` rows.
+
+    written: rows that each of the files has taken in. Those behind the checkpoint took the place of older ones.
+    Raises ValueError where a file lacks rows of the checkpoint.
+    """
+    if min(written) < saved["count"]:
+        raise ValueError("the images of the replay are missing: they lie in the run's folder, in replay/")
+    return max(saved["oldest_whole"], min(saved["count"], max(written) - length))
+
+
+def with_images(saved: Mapping[str, Any], obs: Mapping[str, ObsSize], folder: Path) -> dict[str, Any]:
+    """`state_dict` with the images that lie in files of `folder`. Raises ValueError where they are missing."""
+    envs, held = saved["rows"]["reward"].shape
+    rows, written, length = dict(saved["rows"]), [], held
+    for name, size in obs.items():
+        if isinstance(size, int):
+            continue
+        path = folder / f"{name}.images"
+        if not path.exists() or not path.with_suffix(".count").exists():
+            raise ValueError(f"the images of the replay are missing: {path}")
+        values = np.memmap(path, np.uint8, "r").reshape(envs, -1, *size)
+        rows[f"obs/{name}"], length = values[:, :held], values.shape[1]
+        written.append(int(np.fromfile(path.with_suffix(".count"), np.int64)[0]))
+    whole = {"oldest_whole": oldest_whole(saved, written, length)} if written else {}
+    return {**saved, "rows": rows, **whole}

@@ -1,0 +1,1 @@
+"""Measuring an agent and its world model. Nothing here learns."""

@@ -1,0 +1,1 @@
+"""Other people's interfaces: stable-baselines3, Gymnasium, torch.export."""

@@ -1,0 +1,1 @@
+"""The algorithm: networks, losses, one update. No files, no processes, no printing."""

@@ -1,0 +1,1 @@
+"""Where numbers go: TensorBoard, CSV, JSON lines, terminal, video files."""

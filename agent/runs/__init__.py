@@ -1,0 +1,1 @@
+"""A run from outside: its settings, command line, folder; sweeps, comparisons, reports."""

@@ -1,0 +1,138 @@
+"""The command line of train_agent.py, and settings in YAML files."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+import yaml
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from agent.data.checkpoint import find_checkpoint, read_checkpoint
+from agent.errors import UsageError
+from agent.runs.config import Config
+from agent.runs.presets import PRESETS, preset
+from agent.settings import differences, from_dict, option, parse_count, to_dict
+
+COUNTS = ConstructorRegistry()
+"""Use `with COUNTS:` around tyro: whole numbers are then read by `parse_count`."""
+
+
+@COUNTS.primitive_rule
+def _counts(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+    """The rule."""
+    if info.type is not int:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda words: parse_count(words[0]),
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def parse_cli(
+    argv: Sequence[str], shows_images: Callable[[str], bool] = lambda task: False
+) -> tuple[Config, dict[str, Any] | None]:
+    """Read the command line of train_agent.py: the settings, and of a run that goes on its checkpoint.
+
+    shows_images says whether a word is a task of images, which has a preset of its own on a CPU.
+    A run goes on with --resume, or, where it is trained in slices, by its first command given again.
+    Unknown options and values that cannot be end the program with status 2 and a message, as tyro does it.
+    Raises UsageError for the rest.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for word in ("--preset", "--resume", "--device", "--run-dir", "--train.slice"):
+        early.add_argument(word, nargs="?")  # a missing value is for tyro to complain about
+    first, _ = early.parse_known_args([re.sub("^--run_dir", "--run-dir", word) for word in argv])
+    run = first.resume
+    if run is None and getattr(first, "train.slice") and first.run_dir and _begun(first.run_dir):
+        run = first.run_dir
+    if run is not None:
+        _run_folder(run)
+        saved = read_checkpoint(find_checkpoint(run))
+        return _parse_resumed(argv, saved, run), saved
+    default = "pixels" if any(shows_images(word) for word in argv) else "small"
+    if first.device != "cpu" and torch.cuda.is_available():
+        default = "base"
+    return _parse(argv, preset(first.preset if first.preset in PRESETS else default)), None
+
+
+def _begun(run_dir: str) -> bool:
+    """Whether a run in this folder has saved something to go on with."""
+    return (Path(run_dir) / "checkpoints" / "latest.pt").is_file()
+
+
+def _run_folder(resume: str) -> Path:
+    """The run's folder; what --resume names may be its latest.pt too. Raises UsageError for anything else."""
+    path = Path(resume)
+    if resume and path.is_file():
+        path = path.resolve()
+        if path.parent.name != "checkpoints" or not (path.parent.parent / "config.yaml").exists():
+            raise UsageError(
+                f"--resume {resume}: a copied checkpoint has no run around it to go on with; give the run's folder"
+            )
+        return path.parent.parent
+    if not resume:
+        raise UsageError("--resume needs the folder of a run (runs/TASK/NAME)")
+    return path
+
+
+def _parse(argv: Sequence[str], base: Config) -> Config:
+    with COUNTS:
+        return tyro.cli(Config, args=list(argv), default=base, prog="train_agent.py")
+
+
+def _parse_resumed(argv: Sequence[str], saved: Mapping[str, Any], run: str) -> Config:
+    """The settings of a stopped run; only what leaves the run the same run may be given anew."""
+    if "trainer" not in saved:
+        raise UsageError(f"{run} holds the agent alone; --resume needs the run's folder or its latest.pt")
+    before = replace(from_dict(Config, saved["config"]), resume=run, run_dir=str(_run_folder(run)))
+    config = _parse(argv, before)
+    may_change = ("steps", "minutes", "slice", "eval_every", "log_every", "save_every", "threads")
+    kept = {name: getattr(before.train, name) for name in may_change}
+    fast = {name: getattr(before.optimizer, name) for name in ("compile", "graphs", "workers")}
+    same = replace(
+        config, task=before.task, device=before.device, video=before.video, eval=before.eval,
+        train=replace(config.train, **kept), optimizer=replace(config.optimizer, **fast),
+    )  # fmt: skip
+    if changed := differences(to_dict(before), to_dict(same)):
+        raise UsageError(
+            f"--resume goes on with the run's own settings; {', '.join(map(option, changed))} cannot change: "
+            "leave that out, or start a new run"
+        )
+    if config.train.steps < min(saved["step"], before.train.steps):
+        raise UsageError(f"--steps {config.train.steps}: the run {run} has done {saved['step']} already")
+    if saved["trainer"]["finished"]:
+        out_of_time = 0.0 < 60.0 * config.train.minutes <= saved["trainer"].get("seconds", 0.0)
+        more = "--train.minutes 0" if out_of_time else f"--steps {2 * saved['step']}"
+        if out_of_time or config.train.steps <= saved["step"]:
+            raise UsageError(
+                f"the run {run} is complete with {saved['step']} steps; to extend it give more, for example "
+                f"{more}, or see what it is worth: python evaluate.py policy {run}"
+            )
+    return config
+
+
+# ---------------------------------------------------------------------- YAML
+
+
+def save_yaml(config: Config, path: Path) -> None:
+    """Write all settings, readable with `load_yaml`."""
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def load_yaml(path: Path | str) -> Config:
+    """Read settings; those that are not in the file keep their defaults. Raises UsageError."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    return from_dict(Config, values or {})

@@ -1,0 +1,161 @@
+"""The options of evaluate.py's commands; what the commands do stands there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import tyro
+
+from agent.evaluation.episodes import EvalConfig
+from agent.runs.config import Config
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Play episodes with fixed seeds and report the returns."""
+
+    run: tyro.conf.Positional[str]
+    """Run folder, or a checkpoint file."""
+    episodes: int | None = None
+    """Number of episodes; by default 10, and 100 for atari100k."""
+    seed: int = 0
+    """Which episodes; 0 begins with those of the evaluation at the end of training."""
+    max_loops: int | None = None
+    """Most loops per step, more than in training if you like; by default as the run was configured."""
+    exit: Literal["fixed", "residual", "acceleration", "kl", "random"] | None = None
+    """Another exit rule than the run's own, one that needs no training; fixed runs --max-loops loops, or the mean."""
+    exit_threshold: float | None = None
+    """Threshold of that rule."""
+    exit_histogram: tuple[float, ...] = ()
+    """Weights of 1, 2, .. loops for the random exit."""
+    sb3: str | None = None
+    """Score this agent instead, saved by stable-baselines3 (agent.zip), in the run's task: one that learned in its
+    dream. Such a file can run code while it is read: only open your own."""
+    checkpoint: Literal["latest", "best"] = "latest"
+    """Which checkpoint of a run folder."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    video: bool = False
+    """Record the first episode into the run's videos/."""
+    json: str | None = None
+    """Write the numbers to this file; - is standard output, which then holds nothing else."""
+
+    def __post_init__(self) -> None:
+        try:
+            self.changes(EvalConfig())
+        except ValueError as error:
+            raise ValueError(str(error).replace("--eval.", "--")) from error
+        if self.sb3 and (self.exit or self.max_loops):
+            raise ValueError("an agent of stable-baselines3 has no loops: leave --exit and --max-loops out")
+        if self.exit is None and (self.exit_threshold is not None or self.exit_histogram):
+            raise ValueError("--exit-threshold and --exit-histogram belong to another rule: name it with --exit")
+
+    def cap(self, config: Config) -> int:
+        """Most loops per step of a rule given by --exit."""
+        loop = config.model.loop
+        return self.max_loops or (round(loop.mean_loops) if self.exit == "fixed" else loop.run_cap)
+
+    def changes(self, cfg: EvalConfig) -> EvalConfig:
+        """The run's evaluation settings with those of the command line."""
+        max_loops = cfg.max_loops if self.max_loops is None else self.max_loops
+        return replace(cfg, episodes=self.episodes, seed=self.seed, max_loops=max_loops)
+
+
+@dataclass(frozen=True)
+class Model:
+    """Open-loop prediction against the true environment: how far dreams can be trusted, with how many loops."""
+
+    run: tyro.conf.Positional[str]
+    """Run folder, or a checkpoint file."""
+    horizon: int = 50
+    """Steps ahead, at most what the episodes are long enough for."""
+    max_loops: tuple[int, ...] = ()
+    """Fixed numbers of loops to compare beside the run's exit rule; by default 1, 2, .. up to the run's cap."""
+    episodes: int = 10
+    """Episodes recorded of the agent, and of a random policy."""
+    windows: int = 128
+    """Predictions from each of the two recordings."""
+    seed: int = 0
+    """Which episodes."""
+    checkpoint: Literal["latest", "best"] = "latest"
+    """Which checkpoint of a run folder."""
+    out: str | None = None
+    """Folder of the results; by default model/ in the run's folder."""
+    json: str | None = None
+    """Write the numbers to this file too; - is standard output, which then holds nothing else."""
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "episodes", "windows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"--seed must be 0 or more, got {self.seed}")
+        if any(loops < 1 for loops in self.max_loops):
+            raise ValueError(f"--max-loops must be 1 or more, got {self.max_loops}")
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Put finished runs side by side: returns with intervals, curves, cost, and one HTML report."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Run folders, or folders that hold some."""
+    by: tuple[str, ...] = ()
+    """Settings that make the groups, such as behavior.horizon; by default all in which the runs differ."""
+    out: str = "comparison"
+    """Folder for report.html, comparison.json and runs.csv."""
+    json: str | None = None
+    """Write the numbers to this file too; - is standard output, which then holds nothing else."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Keep the experience of a run as a fixed data set, for train_agent.py --dataset FOLDER --model-only."""
+
+    run: tyro.conf.Positional[str]
+    """Run folder, or its latest.pt."""
+    folder: tyro.conf.Positional[str]
+    """The new folder of the data set."""
+    nov: bool = False
+    """Leave the velocities out, as dmc:TASK@nov does."""
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Play episodes of a task for a fixed data set: at random, and by the agent of a run if one is given."""
+
+    task: tyro.conf.Positional[str]
+    """Task as suite:name."""
+    folder: tyro.conf.Positional[str]
+    """The new folder of the data set."""
+    run: str | None = None
+    """Let the agent of this run play every second batch of episodes, with sampled actions."""
+    episodes: int = 100
+    """How many episodes; every tenth is held out."""
+    seed: int = 0
+    """Which episodes."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ValueError(f"--episodes must be at least 1, got {self.episodes}")
+        if self.seed < 0:
+            raise ValueError(f"--seed must be 0 or more, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the acting path alone as a program that torch.export.load reads, without this project."""
+
+    run: tyro.conf.Positional[str]
+    """Run folder, or a checkpoint file."""
+    file: tyro.conf.Positional[str]
+    """The new file, by custom ending in .pt2."""
+    max_loops: int | None = None
+    """Loops of every step; by default the mean of training."""
+    checkpoint: Literal["latest", "best"] = "latest"
+    """Which checkpoint of a run folder."""
+
+    def __post_init__(self) -> None:
+        if self.max_loops is not None and self.max_loops < 1:
+            raise ValueError(f"--max-loops must be at least 1, got {self.max_loops}")

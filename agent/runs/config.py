@@ -1,0 +1,91 @@
+"""Every setting of a run: one frozen tree of dataclasses, as the command line and config.yaml spell them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import tyro
+
+from agent.evaluation.episodes import EVAL_SEEDS, EvalConfig
+from agent.learning.actor_critic import BehaviorConfig
+from agent.learning.learner import OptimizerConfig
+from agent.training.offline import OfflineConfig
+from agent.training.trainer import TrainConfig
+from world_model import ModelConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a Looped Dreamer.
+
+    Whole numbers may be written 100000, 100_000, 1e5 or 100k. Options are spelt with - or _.
+
+    A grid of runs: --sweep FIELD=V1,V2 (once for each field) --jobs N --run-dir DIR, and --commands to see what
+    it would run.
+    """
+
+    task: tyro.conf.Positional[str] = "dmc:cartpole_swingup"
+    """Task as suite:name, for example dmc:walker_walk, gym:CartPole-v1 or toy:cue."""
+    preset: Literal["debug", "small", "pixels", "base"] = "small"
+    """Values of all options not given: debug ends in seconds, small suits two CPU cores (pixels where there is much to
+    look at: dmc:TASK@pixels and games), base a GPU."""
+    agent: Literal["dreamer", "sac", "ppo", "dqn"] = "dreamer"
+    """Looped Dreamer, or a baseline of stable-baselines3 with its own settings and the same files and evaluation."""
+    dream: str | None = None
+    """Let the baseline learn inside the world model of this run alone; evaluations are real. Needs --agent."""
+    seed: int = 0
+    """Seed of weights, actions and training episodes."""
+    device: str = "auto"
+    """auto, cpu or cuda; auto takes the GPU if there is one."""
+    run_dir: str | None = None
+    """Folder of this run; by default runs/TASK/PRESET-sSEED-TIME."""
+    resume: str | None = None
+    """Go on with the run in this folder; task and settings come from the run, --steps may extend it."""
+    video: bool = True
+    """Record an evaluation episode at the end."""
+    dataset: str | None = None
+    """Learn from this folder instead of from an environment; needs --model-only. Made by evaluate.py dataset."""
+    model_only: bool = False
+    """Train the world model alone, on the data set, and measure its open-loop errors."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Interaction and updates."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """Evaluation."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """World model."""
+    behavior: BehaviorConfig = field(default_factory=BehaviorConfig)
+    """Imagination and actor-critic."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimisers."""
+    offline: OfflineConfig = field(default_factory=OfflineConfig)
+    """Training on a fixed data set."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"--seed must be 0 or more, got {self.seed}")
+        if self.seed >= EVAL_SEEDS:
+            raise ValueError(f"--seed must be below {EVAL_SEEDS:,}, where the evaluations' seeds begin")
+        if self.model_only != bool(self.dataset):
+            raise ValueError("--dataset DIR and --model-only belong together: give both or neither")
+        if self.behavior.adaptive == "surprise" and not self.model.surprise:
+            raise ValueError("--behavior.adaptive surprise needs a world model that expects it: add --model.surprise")
+        always_alike = self.model.core in ("stacked", "gru") or self.model.loop.exit == "fixed"
+        if self.behavior.adaptive == "loops" and always_alike:
+            raise ValueError("--behavior.adaptive loops needs dreams of unequal loops: a looped core and an exit rule")
+        if self.dream and self.agent == "dreamer":
+            raise ValueError("--dream is for baselines: give --agent sac, ppo or dqn with it")
+        if self.agent != "dreamer" and self.model_only:
+            raise ValueError(f"--agent {self.agent} has no world model: leave --model-only out")
+        if self.train.batch % self.optimizer.workers:
+            raise ValueError(
+                f"--train.batch {self.train.batch} cannot be shared evenly by {self.optimizer.workers} processes: "
+                "give another, or --optimizer.workers 1"
+            )
+        if self.behavior.starts and self.behavior.starts < 2 * self.train.batch:
+            raise ValueError(
+                f"--behavior.starts must be 0 (all) or at least {2 * self.train.batch}, two rows of each of the "
+                f"{self.train.batch} sequences (--train.batch), got {self.behavior.starts}"
+            )
+
+

@@ -1,0 +1,124 @@
+"""The folder of a run: its name and meta.json."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agent.errors import UsageError
+
+PACKAGES = ("torch", "numpy", "gymnasium", "dm-control", "mujoco")
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def new_run_dir(run_dir: str | None, slug: str, name: str) -> Path:
+    """Make the folder of a new run: `run_dir` exactly, or runs/<slug>/<name>-<minute>, or that with -2, -3.
+
+    Raises UsageError, and touches nothing, when `run_dir` is there and holds something.
+    """
+    if run_dir is not None:
+        path = Path(run_dir)
+        try:
+            taken = path.is_file() or (path.is_dir() and any(path.iterdir()))
+            if not taken:
+                path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--run-dir {run_dir} cannot be made: {error.strerror}") from error
+        if taken:
+            raise UsageError(
+                f"--run-dir {run_dir} is not empty, and runs never overwrite each other; "
+                f"choose another folder, or go on with the run in it: --resume {run_dir}"
+            )
+        return path
+    stem = f"{name}-{time.strftime('%Y%m%d-%H%M')}"
+    for number in range(1, 1000):
+        path = Path("runs", slug, stem if number == 1 else f"{stem}-{number}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UsageError(f"{path} cannot be made ({error.strerror}); choose a --run-dir") from error
+    raise UsageError(f"there are a thousand runs named {stem}; choose a --run-dir")
+
+
+def check_task(saved: Mapping[str, Any], run_dir: Path) -> None:
+    """Raise UsageError where the checkpoint in a run's folder is that of another task."""
+    task = read_meta(run_dir).get("task", saved["task"])
+    if task != saved["task"]:
+        raise UsageError(f"{run_dir} is a run of {task}, but its latest.pt is of {saved['task']}: it was mixed up")
+
+
+def read_meta(run_dir: Path) -> dict[str, Any]:
+    """The content of meta.json; empty where there is none, or a damaged one: nothing depends on it."""
+    try:
+        return dict(json.loads((run_dir / "meta.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+class Meta:
+    """meta.json: how this run was made. Written at the start, updated by `update`.
+
+    A resumed run keeps the wall time and the commands of its first part.
+    """
+
+    def __init__(self, run_dir: Path, task: str, device: torch.device, parameters: Mapping[str, int]):
+        self.path = run_dir / "meta.json"
+        before = read_meta(run_dir)
+        self.started, self.wall_before = time.monotonic(), float(before.get("wall_seconds", 0.0))
+        self.content = {
+            "task": task,
+            "commands": [*before.get("commands", []), shlex.join([Path(sys.executable).name, *sys.argv])],
+            "git": _git_state(),
+            "versions": {"python": platform.python_version()} | _versions(),
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+            "parameters": dict(parameters),
+            "started": before.get("started", time.strftime("%Y-%m-%dT%H:%M:%S%z")),
+        }
+        self.update(finished=False)
+
+    def update(self, **values: Any) -> None:
+        """Set values and write the file."""
+        wall = self.wall_before + time.monotonic() - self.started
+        self.content |= {**values, "wall_seconds": round(wall, 1)}
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        temporary.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, self.path)
+
+
+def _git_state() -> dict[str, Any]:
+    """Commit of the source and whether files differ from it; empty where there is no git or no commit."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(PROJECT), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,75 @@
+"""The presets: values of all options that are not given."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from agent.errors import UsageError
+from agent.runs.config import Config
+from agent.runtime import cores
+from agent.settings import differences, to_dict
+from agent.training.trainer import TrainConfig
+
+PRESETS = ("debug", "small", "pixels", "base")
+
+
+def preset(name: str) -> Config:
+    """The named preset: small is what the dataclasses say, the others differ from it in what stands here."""
+    small = Config()
+    loop, model, behavior = small.model.loop, small.model, small.behavior
+    # Images are seen first, and rewards and dynamics learned then.
+    sees = replace(model, image=replace(model.image, ease=True), reward_scale=2.0)
+    if name == "small":
+        return small
+    if name == "pixels":
+        wider = replace(sees, units=256, loop=replace(loop, units=256))  # costs little beside the convolutions
+        shared = replace(small.optimizer, workers=min(2, cores()))
+        return replace(small, preset="pixels", model=wider, optimizer=shared)
+    if name == "base":
+        wide = replace(loop, tokens=4, width=64, heads=4, units=256)
+        return replace(
+            small,
+            preset="base",
+            model=replace(sees, loop=wide, groups=32, classes=16, units=256, image=replace(sees.image, halve="stride")),
+            behavior=replace(behavior, units=256, starts=0, horizon=15),
+            # As many rows and updates per step as DreamerV3's 16 x 64 and 0.25 on Atari-100k. Sequences that are apart
+            # teach more, and a GPU waits for the length of a sequence, not for their number.
+            train=replace(small.train, batch=64, length=16, ratio=0.25, envs=min(16, cores())),
+            optimizer=replace(small.optimizer, model_lr=4e-4, actor_lr=4e-4, critic_lr=4e-4, compile=True),
+        )
+    if name == "debug":
+        tiny = replace(loop, tokens=2, width=16, heads=2, units=32)
+        return replace(
+            small,
+            preset="debug",
+            model=replace(model, loop=tiny, groups=4, classes=4, units=32),
+            behavior=replace(behavior, horizon=5, starts=16, units=32),
+            train=TrainConfig(
+                steps=600,
+                prefill=100,
+                pretrain=5,
+                ratio=0.2,
+                batch=4,
+                length=8,
+                replay_rows=10_000,
+                eval_every=300,
+                log_every=100,
+                save_every=300,
+                threads=1,
+            ),  # fmt: skip
+            eval=replace(small.eval, interim_episodes=2, video_frames=50),
+        )
+    raise UsageError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
+
+
+# Random actions before a baseline learns: the library's default of SAC and DQN; PPO's first update comes earlier.
+FIRST_ACTIONS = 100
+
+
+def check_baseline(config: Config) -> None:
+    """Raise UsageError where a baseline was given settings that it would not look at."""
+    names = ("envs", "prefill", "pretrain", "ratio", "batch", "length", "replay_rows")
+    unused = ("model.", "behavior.", "optimizer.", "offline.", *(f"train.{name}" for name in names))
+    given = [name for name in differences(to_dict(preset(config.preset)), to_dict(config)) if name.startswith(unused)]
+    if given:
+        raise UsageError(f"--agent {config.agent} has its own settings and knows nothing of --{', --'.join(given)}")

@@ -1,0 +1,115 @@
+"""The pictures of a report, as parts of an HTML page: drawn for light and for dark screens."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from agent.runs.compare import Anchor, Comparison
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#B0A000", "#7F7F7F")
+"""Okabe and Ito's, which colour-blind people can tell apart."""
+
+Draw = Callable[["Axes", str], None]
+"""Draws into axes; the second argument is the colour of what is neither group nor background."""
+
+
+def curves(comparison: Comparison, task: str) -> str:
+    """Learning curves over steps and over minutes: every seed, and the mean of each group."""
+
+    def over(axis: str, words: str) -> str:
+        return both(lambda axes, ink: _curves(axes, ink, comparison, task, axis, words), f"Return over {words}")
+
+    found = over("steps", "steps") + over("seconds", "minutes")
+    caption = "Thin: every seed. Thick: the mean over seeds, at the steps where all were evaluated. Dotted: published."
+    return f'<figure><div class="two">{found}</div><figcaption>{caption}</figcaption></figure>'
+
+
+def final_returns(comparison: Comparison, rows: Sequence[dict[str, Any]]) -> str:
+    """The last evaluation of every seed, and the IQM of each group with its interval where there is one."""
+
+    def draw(axes: Axes, ink: str) -> None:
+        for number, (group, row) in enumerate(zip(comparison.groups, rows, strict=True)):
+            colour, scores = COLOURS[number % len(COLOURS)], [run.score for run in group.runs]
+            axes.plot(scores, [number] * len(scores), "o", color=colour, alpha=0.5, markersize=6, markeredgewidth=0)
+            axes.plot([row["iqm"]], [number], "|", color=ink, markersize=16, markeredgewidth=2)
+            if row["iqm_interval"]:
+                axes.plot(row["iqm_interval"], [number, number], color=ink, linewidth=1)
+        axes.set(xlabel="return", ylim=(len(rows) - 0.5, -0.5))
+        axes.set_yticks(range(len(rows)), [row["group"] for row in rows])
+        axes.grid(axis="x", alpha=0.15)
+
+    picture = both(draw, "Final return of every seed by group", height=0.9 + 0.35 * len(rows))
+    caption = "Dots: the seeds. Bar: their IQM; line: its 95 % interval, where there are five seeds."
+    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
+
+
+def both(draw: Draw, words: str, height: float = 4.0) -> str:
+    """A picture that is drawn dark where the reader's screen is."""
+    light, dark = (_svg(draw, ink, height) for ink in ("#1b1f24", "#e6e8eb"))
+    return (
+        f'<picture><source srcset="{dark}" media="(prefers-color-scheme: dark)">'
+        f'<img src="{light}" alt="{html.escape(words)}"></picture>'
+    )
+
+
+def _svg(draw: Draw, ink: str, height: float) -> str:
+    """As a data URI."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    inked = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
+    style: Any = {**dict.fromkeys(inked, ink), "svg.fonttype": "none", "font.family": "sans-serif"}
+    with rc_context(style):
+        figure = Figure(figsize=(5.6, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.subplots()
+        draw(axes, ink)
+        axes.spines[["top", "right"]].set_visible(False)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(text.getvalue().encode()).decode()
+
+
+def _curves(axes: Axes, ink: str, comparison: Comparison, task: str, axis: str, words: str) -> None:
+    for number, group in enumerate(comparison.groups):
+        curve, colour = comparison.curve(group, task), COLOURS[number % len(COLOURS)]
+        for run in group.of(task):
+            steps = sorted(run.evaluations)
+            x = steps if axis == "steps" else [run.seconds_at(step) / 60 for step in steps]
+            axes.plot(x, [run.mean_at(step) for step in steps], color=colour, alpha=0.3, linewidth=0.8)
+        x = curve["steps"] if axis == "steps" else [second / 60 for second in curve["seconds"]]
+        axes.plot(x, curve["mean"], color=colour, marker="o", markersize=3, label=group.label)
+    last = max(run.last_step for run in comparison.runs if run.task == task)
+    _anchors(axes, comparison.anchors(task), last, ink)
+    axes.set(xlabel=words, ylabel="return")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
+    axes.grid(alpha=0.15)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+def _anchors(axes: Axes, anchors: Sequence[Anchor], last: int, ink: str) -> None:
+    """A dotted line for each published return, its step said where it is not near `last`; names whose lines lie close
+    share a label."""
+    low, high = axes.get_ylim()
+    high = max([high, *(anchor.value for anchor in anchors)])
+    labels: list[tuple[float, list[str]]] = []
+    for anchor in anchors:  # from the highest
+        axes.axhline(anchor.value, color=ink, alpha=0.3, linestyle=":", linewidth=1)
+        name = anchor.method if abs(anchor.step - last) <= last / 4 else f"{anchor.method} at {anchor.step // 1000}k"
+        if labels and labels[-1][0] - anchor.value < 0.06 * (high - min(low, 0.0)):
+            labels[-1][1].append(name)
+        else:
+            labels.append((anchor.value, [name]))
+    for value, names in labels:
+        axes.annotate(
+            ", ".join(names), (0, value), xycoords=("axes fraction", "data"), xytext=(2, 2),
+            textcoords="offset points", fontsize=7, alpha=0.75,
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""The loops: interaction with updates, and updates on a fixed data set."""

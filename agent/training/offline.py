@@ -1,0 +1,139 @@
+"""Training of the world model alone, on a fixed data set: cores are compared on equal data in minutes."""
+
+from __future__ import annotations
+
+import csv
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from agent.data.checkpoint import Store
+from agent.data.dataset import Dataset, pad_episodes
+from agent.data.replay import ReplayBuffer
+from agent.errors import UsageError
+from agent.evaluation.normalised_error import Yardstick
+from agent.evaluation.open_loop import exit_rule, open_loop, usable_horizons, watch_rows
+from agent.learning.dreamer import Dreamer
+from agent.logs.logger import Logger
+from agent.training.schedule import Every
+from world_model import ExitRule, stability
+
+COLUMNS = ("update", "depth", "loops", "horizon", "error", "reward_error", "energy")
+
+
+@dataclass(frozen=True)
+class OfflineConfig:
+    """Training of the world model alone (--dataset DIR --model-only). Batches are as in `train`."""
+
+    updates: int = 5000
+    """Updates of the whole run."""
+    eval_every: int = 1000
+    """Updates between two measurements on the held-out episodes."""
+    windows: int = 256
+    """Open-loop predictions per measurement, each the mean of eight dreams."""
+    horizons: tuple[int, ...] = (1, 5, 15, 50)
+    """Steps ahead at which errors are taken; those that no episode is long enough for are left out."""
+    log_every: int = 100
+    """Updates between two lines of metrics."""
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "eval_every", "windows", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--offline.{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if not self.horizons or min(self.horizons) < 1:
+            raise ValueError(f"--offline.horizons must be 1 or more, got {self.horizons}")
+
+
+def check_lengths(cfg: OfflineConfig, dataset: Dataset, length: int) -> None:
+    """Raise UsageError when the data set's episodes or rows are too few for the horizons or for `length` rows."""
+    episodes = pad_episodes(dataset.held_out)
+    if not usable_horizons(episodes, cfg.horizons):
+        raise UsageError(
+            f"--offline.horizons {' '.join(map(str, cfg.horizons))}: all are too long for episodes of at most "
+            f"{int(episodes.length.max())} rows, half of which are seen first"
+        )
+    rows = len(dataset.train["reward"])
+    if rows < length + 1:
+        raise UsageError(f"--train.length {length} needs more than the {rows} rows of the data set")
+
+
+class OfflineTrainer:
+    """Trains the world model of `agent` on `dataset` and measures it on the held-out episodes."""
+
+    def __init__(
+        self,
+        cfg: OfflineConfig,
+        agent: Dreamer,
+        dataset: Dataset,
+        logger: Logger,
+        store: Store,
+        batch: tuple[int, int],
+        seed: int,
+    ):
+        self.cfg, self.agent, self.logger, self.store, self.batch = cfg, agent, logger, store, batch
+        loop, model = agent.world.cfg.loop, agent.world.cfg
+        latent = (loop.tokens, loop.width), (model.groups, model.classes)
+        rows = len(dataset.train["reward"])
+        self.replay = ReplayBuffer(rows, 1, dataset.spaces.obs, dataset.spaces.action.size, *latent, seed)
+        with agent.as_written():
+            self.replay.fill(dataset.train, watch_rows(agent.world, dataset.train, agent.device))
+        self.episodes = pad_episodes(dataset.held_out).to(agent.device)
+        self.yardstick = Yardstick.of(agent.world.senses, [self.episodes])
+        self.horizons = usable_horizons(self.episodes, cfg.horizons)
+        self.step, self.finished = 0, False
+        self.results: dict[str, float] = {}
+
+    def run(self) -> None:
+        """Train to the last update and measure at every depth. Raises NonFiniteError as `Dreamer.update` does."""
+        log, measure = Every(self.cfg.log_every), Every(self.cfg.eval_every)
+        self.agent.get_used_to(self.replay.sample)
+        clock, done = time.perf_counter(), 0
+        while self.step < self.cfg.updates:
+            batch, where = self.replay.sample(*self.batch, self.agent.device)
+            states, metrics = self.agent.update_world(batch, self.step / self.cfg.updates)
+            self.replay.write_back(where, states)
+            self.step += 1
+            self.logger.add(metrics)
+            if log(self.step):
+                now = time.perf_counter()
+                with torch.random.fork_rng(), self.agent.as_written():
+                    self.logger.scalars(self.step, stability(self.agent.world, batch))
+                self.logger.scalars(self.step, {"speed/updates": (self.step - done) / (now - clock)})
+                self.logger.write(self.step)
+                clock, done = time.perf_counter(), self.step
+            if measure(self.step) and self.step < self.cfg.updates:
+                self.measure(None)
+            self.logger.progress(self.step)
+        self.finish()
+
+    def finish(self) -> None:
+        """Measure with exits and at every fixed depth up to twice the one of training, and save."""
+        self.results = self.measure(None)
+        if self.agent.world.core.looping:
+            for depth in range(1, 2 * self.agent.world.cfg.loop.train_cap + 1):
+                self.measure(depth)
+        self.logger.write(self.step)
+        self.store("latest", {"step": self.step, "agent": self.agent.state_dict()})
+        self.finished = True
+
+    def measure(self, depth: int | None) -> dict[str, float]:
+        """Open-loop errors of the averaged weights, at a fixed depth or with the exit rule, into open_loop.csv."""
+        world = (self.agent.averaged if self.agent.optimizer.average else self.agent.policy).world
+        with exit_rule(world, None if depth is None else ExitRule()), self.agent.as_written():
+            found = open_loop(
+                world, self.episodes, self.horizons, self.cfg.windows, max_loops=depth, yardstick=self.yardstick
+            ).means()
+        path = Path(self.logger.run_dir) / "open_loop.csv"
+        fresh = not path.exists()
+        with path.open("a", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            if fresh:
+                writer.writerow(COLUMNS)
+            for h in self.horizons:
+                values = found["loops"], h, found[f"error_{h}"], found[f"reward_{h}"], found[f"energy_{h}"]
+                writer.writerow((self.step, depth or "exit", *(f"{value:.6g}" for value in values)))
+        if depth is None:
+            self.logger.scalars(self.step, {f"open_loop/{name}": value for name, value in found.items()})
+        return found

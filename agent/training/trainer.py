@@ -1,0 +1,345 @@
+"""The training loop: one row of experience from each environment, then the updates that are due."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+
+from agent.data.checkpoint import Store
+from agent.data.replay import FLAGS, ReplayBuffer
+from agent.errors import EnvironmentFailure, Interrupted
+from agent.evaluation.episodes import EVAL_SEEDS, Episode
+from agent.evaluation.plots import log_open_loop
+from agent.learning.dreamer import Dreamer
+from agent.learning.policy import Memory
+from agent.logs.logger import Logger
+from agent.runtime import random_states, restore_random_states
+from agent.spaces import from_env
+from agent.training.env_stepper import Stepping
+from agent.training.schedule import Every, Progress, Ratio, ctrl_c
+from world_model import Batch, LatentState, stability
+from world_model.ranges import AT_LEAST_ONE, NOT_NEGATIVE, require
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Real interaction, updates, and how often things happen. Steps are simulator steps, repeats included."""
+
+    steps: Annotated[int, tyro.conf.arg(aliases=("--steps",))] = 100_000
+    """Simulator steps of the whole run (agent steps times the task's action repeat)."""
+    minutes: float = 0.0
+    """Wall-clock minutes after which training ends, if its steps are not done before; 0 = no limit."""
+    slice: float = 0.0
+    """Minutes after which the run saves and ends with status 75; the same command and --run-dir goes on. 0 = never."""
+    envs: int = 1
+    """Environments that step together."""
+    lives_end: bool = False
+    """Atari: the loss of a life ends an episode in training (never in evaluations)."""
+    prefill: int = 1000
+    """Agent steps with random actions before the first update."""
+    pretrain: int = 100
+    """Updates right after the prefill."""
+    ratio: float = 0.35
+    """Updates per agent step from then on."""
+    batch: int = 16
+    """B, sequences per update."""
+    length: int = 16
+    """T, rows per sequence."""
+    replay_rows: int = 500_000
+    """Rows the replay holds, over all environments; the oldest are overwritten."""
+    eval_every: int = 10_000
+    """Steps between two evaluations during training; 0 = none before the end."""
+    log_every: int = 1000
+    """Steps between two lines of metrics."""
+    save_every: int = 10_000
+    """Steps between two checkpoints; 0 = only at the end."""
+    threads: int = 0
+    """Threads inside one operation on CPU; 0 = one or two, whichever is faster at the start."""
+
+    def __post_init__(self) -> None:
+        least_one = dict.fromkeys(("steps", "envs", "batch", "length", "log_every"), AT_LEAST_ONE)
+        loose = ("minutes", "slice", "pretrain", "ratio", "eval_every", "save_every", "threads")
+        require(self, "--train.", **least_one, **dict.fromkeys(loose, NOT_NEGATIVE))
+        require(self, "--train.", replay_rows=(1, 1_000_000_000))
+        rows = (self.length + 1) * self.envs
+        for name in ("prefill", "replay_rows"):
+            if getattr(self, name) < rows:
+                raise ValueError(
+                    f"--train.{name} must be at least {rows}, a sequence of {self.length} rows and the one "
+                    f"before it for each environment, got {getattr(self, name)}"
+                )
+
+
+class Trainer:
+    """Trains `agent` in `envs`, which step `repeat` simulator steps per action.
+
+    evaluate(final, stop) plays the evaluation episodes and raises Interrupted when stop() becomes true;
+    store(name, content) saves a checkpoint.
+    """
+
+    def __init__(
+        self,
+        cfg: TrainConfig,
+        agent: Dreamer,
+        envs: gym.vector.VectorEnv[Any, Any, Any],
+        replay: ReplayBuffer,
+        logger: Logger,
+        evaluate: Callable[[bool, Callable[[], bool]], list[Episode]],
+        store: Store,
+        seed: int,
+        repeat: int = 1,
+    ):
+        self.cfg, self.agent, self.envs, self.replay, self.logger = cfg, agent, envs, replay, logger
+        self.evaluate, self.store, self.seed, self.repeat = evaluate, store, seed, repeat
+        self.step, self.stepping = 0, Stepping(envs)
+        self.updates = Ratio(cfg.ratio, cfg.prefill, cfg.pretrain)
+        self.progress = Progress(cfg.steps, cfg.minutes, cfg.slice)
+        self.row: dict[str, np.ndarray] = {}  # what was seen last and is not in the replay yet
+        self.memory: Memory | None = None
+        self.batch: Batch | None = None  # of the last update
+        self.running = np.zeros((2, envs.num_envs))  # return and length of the episodes under way
+        self.returns: deque[float] = deque(maxlen=10)  # of the last training episodes
+        self.episodes: list[Episode] = []  # of the final evaluation
+        self.evaluations: list[float] = []  # means of the evaluations before the end
+        self.evaluated = -1  # step of the last of them
+        self.best = -np.inf
+        self.finished = self.stopping = self.sliced = False  # sliced: this part of the run has had its minutes
+        self.seconds: dict[str, float] = {}  # spent in each part of the loop
+        envs.action_space.seed(seed)
+
+    def run(self) -> bool:
+        """Train to the last step or minute and evaluate. False when Ctrl-C ended it before, with everything saved.
+
+        Raises NonFiniteError when a loss or gradient is not finite; no checkpoint is written then.
+        """
+        should_log = Every(self.cfg.log_every, self.step)
+        should_eval = Every(self.cfg.eval_every, self.step)
+        should_save = Every(self.cfg.save_every, self.step)
+        spent = {**self.seconds, **self.agent.seconds}
+        self.log_clock = (time.perf_counter(), self.step, self.agent.updates, spent)
+        with ctrl_c(self.stop):
+            try:
+                self.begin()
+                while self.progress(self.step) < 1.0 and not self.stopping:
+                    self.interact()
+                    over = self.progress(self.step) == 1.0  # `finish` evaluates, logs and saves
+                    if over or not self.stepping.meanwhile:
+                        self.learn()
+                    if should_eval(self.step) and not over:
+                        self.interim_evaluation()
+                    if should_log(self.step) and not over:
+                        self.log()
+                    if should_save(self.step) and not over:
+                        self.save()
+                    self.logger.progress(self.step, self.progress(self.step))
+                    if not self.stopping and self.progress.over_for_now(0.5 if over else 1.0):
+                        self.sliced = self.stopping = True  # half: the final evaluation wants a slice of its own
+                if not self.stopping:
+                    self.finish()
+            except Interrupted:
+                pass  # Ctrl-C during an evaluation; the final one is played anew when the run goes on
+            except EnvironmentFailure:
+                self.save()
+                raise
+            except KeyboardInterrupt:
+                if self.stopping:
+                    raise  # a second Ctrl-C
+                self.stopping = True
+            if not self.finished:
+                self.save()
+        return self.finished
+
+    def begin(self) -> None:
+        """Start new episodes. Those that a stopped run left open end where they were, truncated."""
+        if self.row and not self.row["is_first"].all():
+            _, memory, _ = self.act()
+            self.replay.add({**self.row, "is_last": np.ones_like(self.row["is_last"])}, memory.state)
+        count = self.envs.num_envs
+        # Mixed, so that runs with neighbouring seeds share no episode; a resumed run sees new ones.
+        seed = np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0] % EVAL_SEEDS
+        obs = self.stepping.reset(int(seed))
+        none = np.zeros(count, bool)
+        action = np.zeros((count, self.agent.spaces.action.size), np.float32)
+        self.row = self.arrival(obs, action, np.zeros(count, np.float32), ~none, none, none)
+        self.running[:] = 0.0
+
+    def act(self) -> tuple[np.ndarray, Memory, np.ndarray]:
+        """`agent.act` on the row at hand."""
+        obs = {name: self.row[f"obs/{name}"] for name in self.agent.spaces.obs}
+        return self.agent.act(obs, self.memory, self.row["is_first"])
+
+    def interact(self) -> None:
+        """One step of every environment; updates that are due meanwhile, where environments step by themselves.
+
+        Until the last lines no row changes, should the user interrupt.
+        """
+        row = self.row
+        with self.timed("act"):
+            action, memory, _ = self.act()
+            if self.step // self.repeat < self.cfg.prefill:
+                action = self.envs.action_space.sample()
+                taken = from_env(torch.as_tensor(action), self.agent.spaces.action).to(self.agent.device)
+                memory = memory._replace(action=taken)
+        with self.timed("env"):
+            self.stepping.begin(action)
+        if self.stepping.meanwhile:
+            self.learn()
+        with self.timed("env"):
+            obs, reward, terminated, truncated, _ = self.stepping.end()
+        with self.timed("replay"):
+            self.replay.add(row, memory.state)
+            first = row["is_last"]  # this call was their reset: no action, no reward (NEXT_STEP)
+            prev_action = memory.action.clamp(-1.0, 1.0).numpy(force=True) * ~first[:, None]
+            last = (terminated | truncated) & ~first
+            self.memory = memory
+            self.row = self.arrival(obs, prev_action, reward * ~first, first, last, terminated & ~first)
+        self.step += self.repeat * int((~first).sum())
+        self.count_episodes()
+
+    def learn(self) -> None:
+        """The updates that are due."""
+        enough = self.replay.held > self.cfg.length
+        while enough and not self.stopping and self.updates.due(self.step // self.repeat):
+            self.update()
+
+    def update(self) -> None:
+        """One update of the agent, and fresh latents for the replay."""
+        self.agent.get_used_to(self.replay.sample)
+        with self.timed("replay"):
+            self.batch, where = self.replay.sample(self.cfg.batch, self.cfg.length, self.agent.device)
+        states, metrics = self.agent.update(self.batch, self.progress(self.step))
+        with self.timed("replay"):
+            self.replay.write_back(where, states)
+        self.logger.add(metrics)
+
+    def arrival(
+        self, obs: Mapping[str, np.ndarray], prev_action: np.ndarray, reward: np.ndarray, *flags: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """A row of the replay, every value (E, ...); observations are copied, environments reuse theirs."""
+        row = {f"obs/{name}": value for name, value in self.agent.spaces.arrays(obs).items()}
+        row |= {"prev_action": prev_action, "reward": np.asarray(reward, np.float32)}
+        return row | dict(zip(FLAGS, flags, strict=True))
+
+    def count_episodes(self) -> None:
+        """Add the row to the running episodes and log those that it ends; lengths in simulator steps."""
+        row = self.row
+        self.running[:, row["is_first"]] = 0.0
+        self.running += np.stack([row["reward"], self.repeat * ~row["is_first"]])
+        for env in np.flatnonzero(row["is_last"]):
+            ret, length = self.running[:, env]
+            self.returns.append(float(ret))
+            self.logger.episode(self.step, int(env), float(ret), int(length))
+            self.logger.scalars(self.step, {"episode/return": ret, "episode/length": length})
+
+    def interim_evaluation(self) -> None:
+        """Evaluate on the way."""
+        self.evaluations.append(float(np.mean([each["return"] for each in self.log_episodes(final=False)])))
+        self.evaluated = self.step
+
+    def finish(self) -> None:
+        """After the last step: save, evaluate, and save that it is done."""
+        if self.evaluated == self.step and self.evaluations:  # on the way, and then the time was over
+            self.evaluations.pop()
+        self.save()
+        self.episodes = self.log_episodes(final=True)
+        self.log()
+        self.finished = True
+        self.save()
+
+    def recent(self) -> dict[str, float]:
+        """Steadier numbers beside the final evaluation; those without episodes are left out."""
+        means = {"last_3_evaluations": self.evaluations[-3:], "last_10_training_episodes": list(self.returns)}
+        return {name: float(np.mean(values)) for name, values in means.items() if values}
+
+    def log_episodes(self, final: bool) -> list[Episode]:
+        """Evaluate, keep the best agent, draw an open-loop prediction."""
+        with self.timed("evaluate"):
+            episodes = self.evaluate(final, lambda: self.stopping)
+        mean, loops = (float(np.mean([episode[name] for episode in episodes])) for name in ("return", "mean_loops"))
+        self.logger.evaluation(self.step, cast(list[dict[str, float]], episodes))
+        self.logger.scalars(self.step, {"eval/return": mean, "eval/loops": loops})
+        if mean >= self.best:
+            self.best = mean
+            self.store("best", self.agent_content())
+        with self.timed("log"):
+            log_open_loop(self.logger, self.step, self.agent, self.replay, self.seed)
+        return episodes
+
+    def log(self) -> None:
+        """Write the metrics since the last call, with speeds and each part's share of the time."""
+        start, step, updates, spent = self.log_clock
+        now, seconds = time.perf_counter(), {**self.seconds, **self.agent.seconds}
+        wall = max(1e-9, now - start)
+        done = self.agent.updates - updates
+        values = {"speed/updates": done / wall, "speed/steps": (self.step - step) / wall}
+        values |= {f"time/{name}": (total - spent.get(name, 0.0)) / wall for name, total in seconds.items()}
+        self.log_clock = (now, self.step, self.agent.updates, seconds)
+        with self.timed("log"):
+            self.logger.scalars(self.step, values)
+            if done and self.batch is not None:
+                with torch.random.fork_rng(), self.agent.as_written():  # the run is the same however often one looks
+                    self.logger.scalars(self.step, stability(self.agent.world, self.batch))
+                self.logger.histogram(self.step, "loop/dream_depth", self.agent.last_depths.float().numpy(force=True))
+                if (lengths := self.agent.last_lengths) is not None:
+                    self.logger.histogram(self.step, "behavior/dream_length", lengths.numpy(force=True))
+            self.logger.write(self.step)
+
+    def stop(self) -> None:
+        """End the run after what it is doing now."""
+        self.stopping = True
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+    def agent_content(self) -> dict[str, Any]:
+        return {"step": self.step, "agent": self.agent.state_dict()}
+
+    def save(self) -> None:
+        with self.timed("save"):
+            rest = {"replay": self.replay.state_dict(), "trainer": self.state_dict()}
+            self.store("latest", self.agent_content() | rest)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs beside agent and replay; loads with weights_only."""
+        return {
+            "finished": self.finished,
+            "updates_done": self.updates.done,
+            "seconds": self.progress.seconds(),
+            "row": {name: torch.from_numpy(value) for name, value in self.row.items()},
+            "memory": self.memory and {**self.memory.state._asdict(), "action": self.memory.action},
+            "returns": list(self.returns),
+            "evaluations": self.evaluations,
+            "evaluated": self.evaluated,
+            "best": float(self.best),
+            "actions": self.envs.action_space.np_random.bit_generator.state,
+            "random": random_states(),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Go on from the checkpoint `latest`; raises ValueError when its replay does not fit."""
+        self.replay.load_state_dict(saved["replay"])
+        self.agent.load_state_dict(saved["agent"])
+        mine = saved["trainer"]
+        self.step, self.updates.done = saved["step"], mine["updates_done"]
+        self.progress.resume(mine.get("seconds", 0.0))
+        self.row = {name: value.numpy() for name, value in mine["row"].items()}
+        if mine["memory"]:
+            memory = {name: leaf.to(self.agent.device) for name, leaf in mine["memory"].items()}
+            self.memory = Memory(LatentState(memory["deter"], memory["stoch"]), memory["action"])
+        self.returns.extend(mine["returns"])
+        self.evaluations, self.best = list(mine["evaluations"]), mine["best"]
+        self.evaluated = mine.get("evaluated", -1)
+        self.envs.action_space.np_random.bit_generator.state = mine["actions"]
+        restore_random_states(mine["random"])
