@@ -10,51 +10,42 @@
 """
 
 import sys
-import traceback
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from agent.data.checkpoint import check_spaces, images_folder, make_store
+from agent.data.checkpoint import check_spaces, images_folder
 from agent.data.dataset import check_dataset, load_dataset
 from agent.data.replay import ReplayBuffer
-from agent.errors import EnvironmentFailure, NonFiniteError, UsageError
-from agent.evaluation.episodes import Actor, Evaluator, save_video
-from agent.evaluation.plots import draw_curves
+from agent.errors import NonFiniteError, UsageError
+from agent.evaluation.episodes import Evaluator
+from agent.execution import make_execution
 from agent.learning.dreamer import Dreamer
-from agent.logs.logger import Logger
-from agent.runs.cli import parse_cli, save_yaml
+from agent.runs.cli import parse_cli
 from agent.runs.config import Config
-from agent.runs.folder import Meta, check_task, new_run_dir
+from agent.runs.folder import check_task
 from agent.runs.grid import take_grid
-from agent.runs.header import Finished, announce, last_checkpoint, report, resume_command
-from agent.runs.presets import FIRST_ACTIONS, check_baseline, preset
+from agent.runs.header import announce, resume_command
+from agent.runs.notes import check_steps, headline, notes
+from agent.runs.presets import check_baseline
+from agent.runs.run import new_folder, open_run, show_results, train_to_end
 from agent.runs.sweep import run_sweep
 from agent.runtime import keep_memory, resolve_device, seed_everything, set_threads
-from agent.settings import differences, to_dict, value_of
 from agent.spaces import Spaces, spaces_of
 from agent.training.offline import OfflineTrainer, check_lengths
 from agent.training.resume import check_fits
-from agent.training.schedule import UNFINISHED
 from agent.training.trainer import Trainer
 from envs import EPISODE_LIMIT, TaskError, TaskId, endless, make_env, make_vector_env, prepare_rendering
 from world_model import cost
 
 
-def checked(argv: Sequence[str]) -> Config:
-    """The settings of a command line whose task exists and whose steps suffice."""
-    config, _ = parse_cli(argv, TaskId.shows_images)
-    task = TaskId.parse(config.task)
-    if not config.model_only:
-        check_steps(config, task)
-    return config
-
-
 def train(argv: list[str]) -> int:
-    """Build the parts, train, and show what came of it. Returns the exit status."""
+    """Read the command line and train what it asks for. Returns the exit status."""
     if grid := take_grid(argv):
         return run_sweep(grid, checked)
     config, saved = parse_cli(argv, TaskId.shows_images)
@@ -63,6 +54,11 @@ def train(argv: list[str]) -> int:
         return train_model(config, task, device)
     if config.agent != "dreamer":
         return train_baseline(config, task, device)
+    return train_dreamer(config, saved, task, device)
+
+
+def train_dreamer(config: Config, saved: dict[str, Any] | None, task: TaskId, device: torch.device) -> int:
+    """The main program: environments, agent, replay, evaluation and trainer joined. saved: of a run that goes on."""
     if saved and saved["task"] != str(task):
         raise UsageError(f"{config.resume} is a run of {saved['task']}, not of {task}: leave the task out")
     check_steps(config, task)
@@ -71,49 +67,42 @@ def train(argv: list[str]) -> int:
     keep_memory()
     seed_everything(config.seed)
 
-    envs = make_vector_env(task, config.train.envs, config.seed, config.train.lives_end, task.is_slow)
-    spaces, model = spaces_of(envs), config.model
-    if saved:
-        check_spaces(saved, spaces)
-    agent = make_agent(config, spaces, device)
-    latent = (model.loop.tokens, model.loop.width), (model.groups, model.classes)
-    replay = ReplayBuffer(
-        config.train.replay_rows, envs.num_envs, spaces.obs, spaces.action.size, *latent, config.seed
-    )
-    make_envs = partial(make_vector_env, task, seed=config.eval.first_seed, apart=task.is_parallel)
-    evaluate = Evaluator(config.eval, agent, make_envs, task.action_repeat, task.judged_by)
+    with closing(
+        make_vector_env(task, config.train.envs, config.seed, config.train.lives_end, task.is_slow)
+    ) as envs:
+        spaces = spaces_of(envs)
+        if saved:
+            check_spaces(saved, spaces)
+        agent = make_agent(config, spaces, device)
+        replay = make_replay(config, envs.num_envs, spaces)
+        make_envs = partial(make_vector_env, task, seed=config.eval.first_seed, apart=task.is_parallel)
+        evaluate = Evaluator(config.eval, agent, make_envs, task.action_repeat, task.judged_by)
+        if saved:
+            folder = Path(config.run_dir or "")
+            check_task(saved, folder)
+            check_fits(saved, folder, agent, replay)
+        else:
+            folder = new_folder(config, task.slug, config.preset)
+            replay.keep_images(images_folder(folder))
 
-    name = f"{config.preset}-s{config.seed}"
-    if saved:
-        run_dir = Path(config.run_dir or "")
-        check_task(saved, run_dir)
-        check_fits(saved, run_dir, agent, replay)
-    else:
-        run_dir = new_run_dir(config.run_dir, task.slug, name)
-        replay.keep_images(images_folder(run_dir))
-    try:
-        logger = Logger(run_dir, config.train.steps, saved["step"] if saved else 0)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    store = make_store(run_dir, str(task), to_dict(config), spaces)
-    repeat = task.action_repeat
-    trainer = Trainer(config.train, agent, envs, replay, logger, evaluate, store, config.seed, repeat)
-    if saved:
-        trainer.load_state_dict(saved)
-    save_yaml(config, run_dir / "config.yaml")
-    meta = Meta(run_dir, str(task), device, agent.parameter_counts())
-    notes = [f"resume       {resume_command(run_dir)}", *remarks(task, cannot_draw), *advice(config, spaces, device)]
-    announce(header(config, task), spaces, agent.parameter_counts(), f"{device}, {config.preset}", run_dir, *notes)
-    try:
-        status = carry_out(trainer, run_dir)
-        logger.hparams(chosen(config), {"eval/return": None})
-    finally:
-        logger.close()
-        meta.update(step=trainer.step, finished=trainer.finished)
-        agent.close()
-        envs.close()
+        start, counts = saved["step"] if saved else 0, agent.parameter_counts()
+        with (
+            closing(make_execution(agent)) as execution,
+            open_run(config, str(task), spaces, device, counts, folder, config.train.steps, start) as run,
+        ):
+            repeat = task.action_repeat
+            trainer = Trainer(
+                config.train, agent, execution, envs, replay, run.logger, evaluate, run.store, config.seed, repeat
+            )
+            if saved:
+                trainer.load_state_dict(saved)
+            limit = EPISODE_LIMIT if endless(task) else None
+            lines = [f"resume       {resume_command(folder)}", *notes(config, spaces, device, limit, cannot_draw)]
+            announce(headline(config, task), spaces, counts, f"{device}, {config.preset}", folder, *lines)
+            status = train_to_end(run, trainer, config)
     if status == 0:
-        show(config, task, agent, trainer, meta, run_dir, cannot_draw)
+        film = partial(make_env, task, render=True)
+        show_results(run, trainer, config, str(task), task.unit, agent, film, cannot_draw)
     return status
 
 
@@ -128,120 +117,27 @@ def train_baseline(config: Config, task: TaskId, device: torch.device) -> int:
     cannot_draw = prepare_rendering(config.video and task.suite == "dmc")
     set_threads(config.train.threads)
     seed_everything(config.seed)
-    one = make_vector_env(task, 1, config.seed)
-    one.close()
-    spaces, repeat = spaces_of(one), task.action_repeat
+    with closing(make_vector_env(task, 1, config.seed)) as one:
+        spaces, repeat = spaces_of(one), task.action_repeat
     if config.dream:
         worlds: VecEnv = DreamVecEnv(config.dream, str(task), seed=config.seed)
     else:
         worlds = one_env(partial(make_env, task, config.seed))
-    agent = Baseline(config.agent, spaces, worlds, config.train, config.seed, device, repeat)
-    evaluate = Evaluator(config.eval, agent, partial(make_vector_env, task, seed=config.eval.first_seed), repeat)
-    run_dir = new_run_dir(config.run_dir, task.slug, f"{config.agent}-s{config.seed}")
-    logger = Logger(run_dir, config.train.steps)
-    trainer = BaselineTrainer(
-        config.train, agent, logger, evaluate, make_store(run_dir, str(task), to_dict(config), spaces), repeat
-    )
-    save_yaml(config, run_dir / "config.yaml")
-    meta = Meta(run_dir, str(task), device, agent.parameter_counts())
-    machine = f"{device}, {config.agent} of stable-baselines3"
-    machine += f", learning in the dream of {config.dream} alone" if config.dream else ""
-    announce(header(config, task), spaces, agent.parameter_counts(), machine, run_dir, *remarks(task, cannot_draw))
-    try:
-        finished = trainer.run()
-        logger.hparams(chosen(config), {"eval/return": None})
-    finally:
-        logger.close()
-        meta.update(step=trainer.step, finished=trainer.finished)
-    if not finished:
-        print(f"stopped at step {trainer.step}; baselines do not resume: start anew")
-        return 130
-    show(config, task, agent, trainer, meta, run_dir, cannot_draw)
-    return 0
-
-
-def show(
-    config: Config, task: TaskId, agent: Actor, trainer: Finished, meta: Meta, run_dir: Path, cannot_draw: str | None
-) -> None:
-    """After the last step: the numbers, the curve and a video."""
-    meta.update(results=report(trainer, str(task)))
-    print(f"curve  {draw_curves(run_dir, f'{task}, {config.agent}, seed {config.seed}', task.unit)}")
-    if config.video:
-        path, make = run_dir / "videos" / "eval_final.mp4", partial(make_env, task, render=True)
-        print(cannot_draw or save_video(path, agent, make, config.eval))
-
-
-def carry_out(trainer: Trainer, run_dir: Path) -> int:
-    """Run the trainer, with a line for whatever ends it early. Returns the exit status."""
-    go_on = f"to go on:\n  {resume_command(run_dir)}"
-    try:
-        if trainer.run():
-            return 0
-    except NonFiniteError as error:
-        where = f"at step {trainer.step:,}; {last_checkpoint(run_dir)}"
-        print(f"error: {error} is not finite {where}", file=sys.stderr)
-        return 1
-    except EnvironmentFailure as error:
-        traceback.print_exception(error.__cause__)
-        print(f"error: the environment failed at step {trainer.step:,}: {error}; saved, {go_on}", file=sys.stderr)
-        return 1
-    except OSError as error:  # a full disk
-        print(f"error: {error} at step {trainer.step:,}; {last_checkpoint(run_dir)}, {go_on}", file=sys.stderr)
-        return 2
-    print(f"stopped and saved at step {trainer.step}; {go_on}")
-    return UNFINISHED if trainer.sliced else 130
-
-
-def chosen(config: Config) -> dict[str, object]:
-    """The settings by which runs are told apart: those that differ from the preset's, for TensorBoard's HParams."""
-    mine = to_dict(config)
-    changed = differences(to_dict(preset(config.preset)), mine)
-    shown = dict.fromkeys(["task", "agent", "preset", "seed", *changed])
-    return {name: value_of(mine, name) for name in shown if name not in ("run_dir", "resume", "video", "device")}
-
-
-def header(config: Config, task: TaskId) -> str:
-    limit = f", at most {config.train.minutes:g} minutes" if config.train.minutes else ""
-    each = "4 frames each" if task.unit == "agent steps" else f"{task.action_repeat} per action"
-    return f"{task}, {config.train.steps:,} {task.unit}{limit}, {each}"
-
-
-def remarks(task: TaskId, cannot_draw: str | None) -> list[str]:
-    """Lines about what the person might not expect."""
-    found = []
-    if endless(task):
-        found.append(f"episodes     end after {EPISODE_LIMIT:,} steps at the latest: the task names no limit")
-    if cannot_draw:
-        found.append(f"video        left out: {cannot_draw}")
-    return found
-
-
-def advice(config: Config, spaces: Spaces, device: torch.device) -> list[str]:
-    """A line for tasks whose name does not say that they show images, and which got the preset for numbers."""
-    sees = any(not isinstance(size, int) for size in spaces.obs.values())
-    if sees and config.preset == "small" and device.type == "cpu":
-        return ["images       this task shows some: --preset pixels learns more from them in the same time"]
-    return []
-
-
-def check_steps(config: Config, task: TaskId) -> None:
-    """Raise UsageError where all steps of the run would be random ones."""
-    ours = config.agent == "dreamer"
-    actions = config.train.prefill if ours else FIRST_ACTIONS
-    first, remedy = actions * task.action_repeat, ", a lower --train.prefill, or --preset debug" if ours else ""
-    if config.train.steps <= first:
-        raise UsageError(
-            f"--steps {config.train.steps} end within the {actions} random actions ({first} steps of {task}), "
-            f"and nothing would be learned: give more steps{remedy}"
-        )
-
-
-def make_agent(config: Config, spaces: Spaces, device: torch.device) -> Dreamer:
-    """The agent with its first weights. Raises UsageError when its sizes do not fit together."""
-    try:
-        return Dreamer(config.model, config.behavior, config.optimizer, spaces, device)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    with closing(worlds):
+        agent = Baseline(config.agent, spaces, worlds, config.train, config.seed, device, repeat)
+        evaluate = Evaluator(config.eval, agent, partial(make_vector_env, task, seed=config.eval.first_seed), repeat)
+        folder, counts = new_folder(config, task.slug, config.agent), agent.parameter_counts()
+        with open_run(config, str(task), spaces, device, counts, folder, config.train.steps) as run:
+            trainer = BaselineTrainer(config.train, agent, run.logger, evaluate, run.store, repeat)
+            machine = f"{device}, {config.agent} of stable-baselines3"
+            machine += f", learning in the dream of {config.dream} alone" if config.dream else ""
+            lines = notes(config, spaces, device, EPISODE_LIMIT if endless(task) else None, cannot_draw)
+            announce(headline(config, task), spaces, counts, machine, folder, *lines)
+            status = train_to_end(run, trainer, config, resumes=False)
+    if status == 0:
+        film = partial(make_env, task, render=True)
+        show_results(run, trainer, config, str(task), task.unit, agent, film, cannot_draw)
+    return status
 
 
 def train_model(config: Config, task: TaskId, device: torch.device) -> int:
@@ -256,28 +152,55 @@ def train_model(config: Config, task: TaskId, device: torch.device) -> int:
     agent = make_agent(config, dataset.spaces, device)
     if agent.world.senses.blind:
         raise UsageError("without a decoder no error can be measured: leave --model.image.objective redundancy out")
-    run_dir = new_run_dir(config.run_dir, task.slug, f"model-{config.model.core.rpartition(':')[2]}-s{config.seed}")
-    save_yaml(config, run_dir / "config.yaml")
-    logger = Logger(run_dir, config.offline.updates)
-    store = make_store(run_dir, str(task), to_dict(config), dataset.spaces)
-    batch = config.train.batch, config.train.length
-    trainer = OfflineTrainer(config.offline, agent, dataset, logger, store, batch, config.seed)
-    meta = Meta(run_dir, str(task), device, agent.parameter_counts())
+    folder = new_folder(config, task.slug, f"model-{config.model.core.rpartition(':')[2]}")
+    counts, updates = agent.parameter_counts(), config.offline.updates
     params, flops = cost(agent.world.core, config.model.loop.usual_loops)
-    print(f"task         {task}, {config.offline.updates:,} updates of the world model on {config.dataset}")
-    print(f"core         {config.model.core}, {params:,} parameters, {flops:,.0f} operations per step")
-    print(f"run folder   {run_dir}")
-    try:
-        trainer.run()
-    except NonFiniteError as error:
-        print(f"error: {error} is not finite at update {trainer.step:,}", file=sys.stderr)
-        return 1
-    finally:
-        logger.close()
-        meta.update(step=trainer.step, finished=trainer.finished, core={"params": params, "flops": flops})
-    meta.update(results=trainer.results)
+    with open_run(config, str(task), dataset.spaces, device, counts, folder, updates) as run:
+        batch, execution = (config.train.batch, config.train.length), make_execution(agent)
+        trainer = OfflineTrainer(
+            config.offline, agent, execution, dataset, run.logger, run.store, batch, config.seed
+        )
+        run.trainer = trainer
+        run.meta.update(core={"params": params, "flops": flops})
+        print(f"task         {task}, {updates:,} updates of the world model on {config.dataset}")
+        print(f"core         {config.model.core}, {params:,} parameters, {flops:,.0f} operations per step")
+        print(f"run folder   {folder}")
+        try:
+            trainer.run()
+        except NonFiniteError as error:
+            print(f"error: {error} is not finite at update {trainer.step:,}", file=sys.stderr)
+            return 1
+    run.meta.update(results=trainer.results)
     print("open loop    " + "  ".join(f"{name} {value:.4g}" for name, value in trainer.results.items()))
     return 0
+
+
+# ---------------------------------------------------------------------- parts
+
+
+def checked(argv: Sequence[str]) -> Config:
+    """The settings of a command line whose task exists and whose steps suffice: of one run of a sweep."""
+    config, _ = parse_cli(argv, TaskId.shows_images)
+    task = TaskId.parse(config.task)
+    if not config.model_only:
+        check_steps(config, task)
+    return config
+
+
+def make_agent(config: Config, spaces: Spaces, device: torch.device) -> Dreamer:
+    """The agent with its first weights. Raises UsageError when its sizes do not fit together."""
+    try:
+        return Dreamer(config.model, config.behavior, config.optimizer, spaces, device)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def make_replay(config: Config, envs: int, spaces: Spaces) -> ReplayBuffer:
+    """An empty replay for the rows of `envs` environments and the latents of the world model."""
+    model = config.model
+    deter, stoch = (model.loop.tokens, model.loop.width), (model.groups, model.classes)
+    rows, actions = config.train.replay_rows, spaces.action.size
+    return ReplayBuffer(rows, envs, spaces.obs, actions, deter, stoch, config.seed)
 
 
 def main(argv: list[str]) -> int:

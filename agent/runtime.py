@@ -7,7 +7,7 @@ import ctypes
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -102,3 +102,32 @@ def restore_random_states(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if len(state.get("cuda", ())) == torch.cuda.device_count() > 0:
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+# ---------------------------------------------------------------------- time
+
+
+class Stopwatch:
+    """Seconds spent in each named part, summed over all rounds."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.since = time.perf_counter()
+
+    def start(self) -> Stopwatch:
+        """Begin a round."""
+        self.since = time.perf_counter()
+        return self
+
+    def lap(self, part: str) -> None:
+        """What passed since the last lap, or the start, was spent in this part."""
+        now = time.perf_counter()
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self.since
+        self.since = now
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """What happens inside is spent in this part."""
+        start = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start

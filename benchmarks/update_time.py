@@ -29,7 +29,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from agent.execution.cuda_graphs import WARM  # noqa: E402
+from agent.execution import CudaGraphs, make_execution  # noqa: E402
+from agent.execution.cuda_graphs import WARM_UPDATES  # noqa: E402
 from agent.learning.dreamer import Dreamer  # noqa: E402
 from agent.runs.config import Config  # noqa: E402
 from agent.runs.presets import PRESETS, preset  # noqa: E402
@@ -78,21 +79,23 @@ def measure(
     """Print the medians of one configuration; gate sets what the exit gate predicts for every state."""
     torch.manual_seed(0)
     agent = Dreamer(config.model, config.behavior, config.optimizer, spaces, device)
-    first = FIRST if agent.graphs is None else (WARM + 1) * 2 * config.model.loop.train_cap + FIRST
+    execution = make_execution(agent)
+    graphs = isinstance(execution, CudaGraphs)
+    first = FIRST + graphs * (WARM_UPDATES + 1) * 2 * config.model.loop.train_cap
     if gate is not None:
         agent.world.core.rule.state.bias.data.fill_(gate)
     rows: list[dict[str, float]] = []
     for number in range(updates + first):
         batch = random_batch(agent, config.train.batch, config.train.length)
-        agent.seconds.clear()
+        agent.clock.seconds.clear()
         began = now(agent)
-        _, metrics = agent.update(batch)
+        metrics = execution.update(batch).metrics
         took = now(agent) - began
         if gate is not None:  # the gate is trained by the update: put it back
             agent.world.core.rule.state.bias.data.fill_(gate)
         if number >= first:
-            rows.append({**agent.seconds, "total": took})
-    agent.close()
+            rows.append({**agent.clock.seconds, "total": took})
+    execution.close()
     parts = {part: 1e3 * float(np.median([row[part] for row in rows])) for part in rows[0]}
     parameters = sum(adam.flat.numel() for adam in agent.adams.values())
     print(
@@ -106,7 +109,7 @@ def image_rows(loop: LoopConfig) -> list[tuple[str, LoopConfig, float | None]]:
     """Label, core and what the gate says: 1, 2 and 4 fixed loops, then sampled depth with exits."""
     fixed = [replace(loop, depth="fixed", exit="fixed", mean_loops=float(loops)) for loops in (1, 2, 4)]
     rows: list[tuple[str, LoopConfig, float | None]] = [(f"{each.train_cap} fixed loops", each, None) for each in fixed]
-    sampled = replace(loop, depth="update", exit="gate", mean_loops=2.0, min_loops=1)
+    sampled = replace(loop, depth="update", exit="gate", mean_loops=2.0)
     return [*rows, ("sampled, all exit after one", sampled, -1.0), ("sampled, none exits", sampled, 1e3)]
 
 
@@ -130,7 +133,7 @@ def main() -> None:
     print(f"{machine}, {args.threads} threads, {args.workers} processes, torch {torch.__version__}")
     names = ["world_model", "imagination", "actor_critic", "backward", "optimizer", "total"]
     if args.workers > 1:
-        names.insert(4, "others")
+        names.insert(4, "workers")
     if args.images:
         names = ["update", "total"] if args.device == "cuda" else names
     print(f"{'median ms of an update':34s} {'params':>9s} " + " ".join(f"{n:>13s}" for n in names) + "  mean loops")

@@ -18,6 +18,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from agent.data.checkpoint import make_store
 from agent.data.replay import ReplayBuffer
 from agent.evaluation.episodes import Evaluator
+from agent.execution import make_execution
 from agent.learning.dreamer import Dreamer
 from agent.logs.logger import Logger
 from agent.runs.presets import preset
@@ -114,10 +115,11 @@ def make_trainer():
         logger = Logger(folder, config.train.steps, saved["step"] if saved else 0, console=False)
         evaluate = Evaluator(config.eval, agent, make_envs, repeat)
         store = make_store(folder, "toy:test", to_dict(config), spaces)
-        trainer = Trainer(config.train, agent, envs, replay, logger, evaluate, store, seed, repeat)
+        execution = make_execution(agent)
+        trainer = Trainer(config.train, agent, execution, envs, replay, logger, evaluate, store, seed, repeat)
         if saved:
             trainer.load_state_dict(saved)
-        opened.extend([logger, envs])
+        opened.extend([logger, envs, execution])
         return trainer
 
     yield make

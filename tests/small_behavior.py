@@ -1,10 +1,14 @@
 """A small actor-critic and random dreams for it."""
 
-import torch
+import copy
 
-from agent.learning.actor_critic import ActorCritic, BehaviorConfig
+import torch
+from torch import Tensor
+
+from agent.learning.actor_critic import ActorCritic, BehaviorConfig, Metrics, lambda_return
 from agent.spaces import ActionSpec
-from world_model import LatentState, LoopStats, Rollout
+from world_model import LatentState, LoopStats, Rollout, TwoHot
+from world_model.nets import MLP
 
 GAMMA, LAM = 0.9, 0.8
 DISCRETE, CONTINUOUS = ActionSpec(3, True), ActionSpec(2, False)
@@ -13,9 +17,12 @@ DISCRETE, CONTINUOUS = ActionSpec(3, True), ActionSpec(2, False)
 def make(spec: ActionSpec = CONTINUOUS, seed: int = 0, **cfg) -> ActorCritic:
     """A small actor-critic on 6 features, with a critic that is not flat."""
     torch.manual_seed(seed)
-    cfg = {"gamma": GAMMA, "lam": LAM, "units": 16, "layers": 1, "entropy": 0.0, "advantage_floor": 1.0} | cfg
+    cfg = {"gamma": GAMMA, "lam": LAM, "units": 16, "entropy": 0.0, "advantage_floor": 1.0} | cfg
     cfg = {"actor_gradient": "reinforce"} | cfg
-    ac = ActorCritic(BehaviorConfig(**cfg), 6, spec, 21, 100.0)
+    ac = ActorCritic(BehaviorConfig(**cfg), 6, spec)
+    ac.critic.twohot = TwoHot(21, 100.0)  # few and small bins, or random weights would mean values of thousands
+    ac.critic.net = MLP(6, 16, 1, 21, out_scale=0.0)
+    ac.critic.slow = copy.deepcopy(ac.critic.net).requires_grad_(False)
     with torch.no_grad():
         ac.critic.net.out.weight.normal_(std=0.3)
         ac.actor.net.out.weight.normal_(std=0.3)
@@ -44,3 +51,11 @@ def make_rollout(spec: ActionSpec = CONTINUOUS, size: int = 4, horizon: int = 5,
         torch.ones(size),
         states.feat().transpose(0, 1),
     )
+
+
+def losses(ac: ActorCritic, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Metrics]:
+    """Actor loss, critic loss, returns (B, H) and metrics, in the order of `Dreamer.update`."""
+    logits, values = ac.values(rollout)
+    returns = lambda_return(rollout.rewards, rollout.continues, values, ac.cfg.gamma, ac.cfg.lam)
+    actor_loss, critic_loss, metrics = ac.losses(rollout, returns, values, logits)
+    return actor_loss, critic_loss, returns.detach(), metrics

@@ -17,6 +17,7 @@ from agent.errors import UsageError
 from agent.evaluation import open_loop as open_loop_module
 from agent.evaluation.open_loop import watch, watch_rows
 from agent.evaluation.recording import record
+from agent.execution import Eager
 from agent.learning.dreamer import Dreamer
 from agent.logs.logger import Logger
 from agent.runs.cli import load_yaml
@@ -171,8 +172,8 @@ def test_a_world_model_learns_a_fixed_data_set(tmp_path, core):
     logger = Logger(tmp_path / "run", 400, console=False)
     stored = {}
     batch = 8, 8
-    cfg = OfflineConfig(updates=400, eval_every=100, windows=64, horizons=(1, 5, 99), log_every=50)
-    trainer = OfflineTrainer(cfg, agent, dataset, logger, lambda *item: stored.update([item]), batch, 0)
+    cfg = OfflineConfig(updates=400, eval_every=100, windows=64, horizons=(1, 5, 99))
+    trainer = OfflineTrainer(cfg, agent, Eager(agent), dataset, logger, lambda *item: stored.update([item]), batch, 0)
     trainer.run()
     logger.close()
     with (tmp_path / "run" / "open_loop.csv").open(newline="") as file:

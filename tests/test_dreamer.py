@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from agent.errors import NonFiniteError
+from agent.execution import Eager
 from agent.learning.actor_critic import BehaviorConfig
-from agent.learning.dreamer import Dreamer
-from agent.learning.learner import OptimizerConfig
+from agent.learning.dreamer import Dreamer, Update
+from agent.learning.optimizer import OptimizerConfig
 from agent.spaces import ActionSpec, Spaces
-from world_model import Batch, LoopConfig, ModelConfig
-from world_model.vision import ConvEncoder, ImageConfig
+from world_model import Batch, LoopConfig, ModelConfig, sample_depth
 
 CONTINUOUS, DISCRETE = ActionSpec(2, False), ActionSpec(3, True)
 
@@ -20,10 +20,17 @@ def make(
 ) -> Dreamer:
     torch.manual_seed(seed)
     loop = LoopConfig(tokens=2, width=8, heads=2, units=16, mean_loops=2.0)
-    model = ModelConfig(loop, groups=3, classes=4, units=16, bins=21)
-    behavior = {"horizon": 3, "starts": 8, "units": 16, "layers": 1} | behavior
-    optimizer = OptimizerConfig(warmup=1, average=average, clip=clip)
-    return Dreamer(model, BehaviorConfig(**behavior), optimizer, Spaces({"state": 3}, spec))
+    model = ModelConfig(loop, groups=3, classes=4, units=16)
+    behavior = {"horizon": 3, "starts": 8, "units": 16} | behavior
+    agent = Dreamer(model, BehaviorConfig(**behavior), OptimizerConfig(ema_decay=average), Spaces({"state": 3}, spec))
+    for adam in agent.adams.values():
+        adam.clip, adam.warmup = clip, 1
+    return agent
+
+
+def learn(agent: Dreamer, batch: Batch) -> Update:
+    """One update, the plain way."""
+    return Eager(agent).update(batch)
 
 
 def make_batch(spec: ActionSpec = CONTINUOUS, seed: int = 1, size: int = 4, length: int = 6) -> Batch:
@@ -56,7 +63,7 @@ def test_an_update_changes_every_part(spec, gradient):
     agent = make(spec, actor_gradient=gradient)
     before, slow = flats(agent), agent.behavior.critic.slow.out.weight.clone()
     for seed in range(2):
-        states, metrics = agent.update(make_batch(spec, seed))
+        states, _, metrics = learn(agent, make_batch(spec, seed))
     assert agent.updates == 2
     for name, flat in flats(agent).items():
         assert not torch.equal(flat, before[name]), name
@@ -73,7 +80,7 @@ def test_an_update_changes_every_part(spec, gradient):
 def test_averaged_weights_follow_the_newest():
     agent = make(average=0.75)
     start = weights_of(agent.policy)
-    agent.update(make_batch())
+    learn(agent, make_batch())
     first = weights_of(agent.policy)
     assert any(not torch.equal(first[k], start[k]) for k in start)
     averaged = weights_of(agent.averaged)
@@ -83,7 +90,7 @@ def test_averaged_weights_follow_the_newest():
         old = averaged
         while agent.updates < n:
             old = weights_of(agent.averaged)
-            agent.update(make_batch(seed=n))
+            learn(agent, make_batch(seed=n))
         averaged, now = weights_of(agent.averaged), weights_of(agent.policy)
         rate = max(0.25, 1 / n)
         for name, value in now.items():
@@ -91,19 +98,17 @@ def test_averaged_weights_follow_the_newest():
 
 
 def test_there_are_no_more_dreams_than_asked():
-    agent = make(starts=8)
-    agent.update(make_batch())
-    assert agent.last_depths.shape == (8, 3)  # 4 sequences, the last 2 rows of each
-    agent = make(starts=0)
-    agent.update(make_batch())
-    assert agent.last_depths.shape == (24, 3)
+    update = learn(make(starts=8), make_batch())
+    assert update.dream_depth.shape == (8, 3)  # 4 sequences, the last 2 rows of each
+    update = learn(make(starts=0), make_batch())
+    assert update.dream_depth.shape == (24, 3)
 
 
 def test_many_sequences_still_teach_the_replayed_value():
     """Of a sequence with one row of its own the critic would learn nothing, and nobody would notice."""
     agent = make(starts=4)
-    _, metrics = agent.update(make_batch())
-    assert agent.last_depths.shape == (8, 3)
+    _, dream_depth, metrics = learn(agent, make_batch())
+    assert dream_depth.shape == (8, 3)
     assert metrics["behavior/replay_value_loss"] > 0.0
 
 
@@ -125,7 +130,7 @@ def test_dreams_start_from_the_last_rows_and_give_their_returns_back(monkeypatch
     monkeypatch.setattr(agent.behavior, "replay_loss", replay_loss)
     batch = make_batch()
     batch.is_terminal[2, 4] = batch.is_last[2, 4] = batch.is_last[3, 3] = True
-    states, _ = agent.update(batch)
+    states = learn(agent, batch).states
     start, alive = seen[0]
     assert torch.equal(start.deter, states.deter[:, 3:].flatten(0, 1))
     assert torch.equal(start.stoch, states.stoch[:, 3:].flatten(0, 1))
@@ -141,9 +146,9 @@ def test_dreams_start_from_the_last_rows_and_give_their_returns_back(monkeypatch
 def gradients(agent: Dreamer) -> dict[str, torch.Tensor]:
     """What one update with fixed random numbers leaves in the flat gradients; `clip` must be large."""
     with torch.no_grad():  # a critic of zeros sends no gradient to what lies below it
-        agent.behavior.critic.net.out.weight.copy_(torch.linspace(-1.0, 1.0, 21 * 16).view(21, 16))
+        agent.behavior.critic.net.out.weight.copy_(torch.linspace(-1.0, 1.0, 95 * 16).view(95, 16))
     torch.manual_seed(5)
-    agent.update(make_batch())
+    learn(agent, make_batch())
     return {name: adam.flat.grad.clone() for name, adam in agent.adams.items()}
 
 
@@ -151,7 +156,8 @@ def gradients(agent: Dreamer) -> dict[str, torch.Tensor]:
 def test_without_the_replay_value_loss_the_world_model_learns_from_its_own_alone(gradient):
     alone = make()
     torch.manual_seed(5)
-    loss, _, _ = alone.world.loss(make_batch())
+    depth = sample_depth(alone.world.cfg.loop)
+    loss, _ = alone.world.loss(alone.world.observe_sequence(make_batch(), depth), make_batch())
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(alone.world.parameters()))])
     settings = {"actor_gradient": gradient, "entropy": 1.0, "clip": 1e9}
     without, with_it = (gradients(make(replay_value_scale=scale, **settings)) for scale in (0.0, 0.3))
@@ -166,13 +172,13 @@ def test_without_the_replay_value_loss_the_world_model_learns_from_its_own_alone
 def test_each_loss_of_the_behavior_teaches_its_own_part(gradient, which, taught, monkeypatch):
     agents = [make(actor_gradient=gradient, clip=1e9) for _ in range(2)]
     behavior = agents[1].behavior
-    loss, replay_loss = behavior.loss, behavior.replay_loss
+    losses, replay_loss = behavior.losses, behavior.replay_loss
 
-    def scaled(rollout):
-        policy_loss, value_loss, *rest = loss(rollout)
+    def scaled(*rollout):
+        policy_loss, value_loss, *rest = losses(*rollout)
         return (policy_loss * (3 if which == "policy" else 1), value_loss * (3 if which == "value" else 1), *rest)
 
-    monkeypatch.setattr(behavior, "loss", scaled)
+    monkeypatch.setattr(behavior, "losses", scaled)
     if which == "replay":
         monkeypatch.setattr(behavior, "replay_loss", lambda *rows: 3 * replay_loss(*rows))
     plain, more = (gradients(agent) for agent in agents)
@@ -182,13 +188,12 @@ def test_each_loss_of_the_behavior_teaches_its_own_part(gradient, which, taught,
 @pytest.mark.parametrize("field", ["reward", "obs"])
 def test_bad_numbers_raise_before_any_weight_is_touched(field):
     agent = make()
-    agent.update(make_batch())
+    learn(agent, make_batch())
     before, averaged = flats(agent), weights_of(agent.averaged)
     batch = make_batch()
     (batch.reward if field == "reward" else batch.obs["state"])[1, 2] = float("nan")
     with pytest.raises(NonFiniteError, match="reward" if field == "reward" else "reconstruction|world"):
-        agent.update(batch)
-    assert agent.updates == 1
+        learn(agent, batch)
     assert all(torch.equal(flat, before[name]) for name, flat in flats(agent).items())
     assert all(torch.equal(value, averaged[name]) for name, value in weights_of(agent.averaged).items())
 
@@ -199,20 +204,20 @@ def test_an_agent_can_go_on_after_a_bad_batch(field):
     batch = make_batch()
     (batch.reward if field == "reward" else batch.obs["state"])[1, 2] = float("nan")
     with pytest.raises(NonFiniteError):
-        agent.update(batch)
-    _, metrics = agent.update(make_batch(seed=2))
+        learn(agent, batch)
+    metrics = learn(agent, make_batch(seed=2)).metrics
     assert all(value.isfinite().all() for value in metrics.values())
     assert all(flat.isfinite().all() for flat in flats(agent).values())
 
 
 def test_a_bad_dream_raises_before_any_weight_is_touched():
     agent = make()
-    agent.update(make_batch())
+    learn(agent, make_batch())
     with torch.no_grad():
         agent.behavior.critic.net.out.bias[0] = float("nan")
     before = flats(agent)
     with pytest.raises(NonFiniteError, match="behavior"):
-        agent.update(make_batch(seed=2))
+        learn(agent, make_batch(seed=2))
     for part in ("world", "actor"):
         assert torch.equal(flats(agent)[part], before[part])
 
@@ -220,26 +225,25 @@ def test_a_bad_dream_raises_before_any_weight_is_touched():
 @pytest.mark.parametrize("part", ["world", "actor", "critic"])
 def test_a_bad_gradient_is_named_and_no_part_moves(part):
     agent = make()
-    agent.update(make_batch())
+    learn(agent, make_batch())
     before, averaged = flats(agent), weights_of(agent.averaged)
     slow = agent.behavior.critic.slow.out.weight.clone()
     bad = {"world": agent.world.cont, "actor": agent.behavior.actor.net, "critic": agent.behavior.critic.net}[part]
     hook = bad.out.bias.register_hook(lambda grad: grad * float("inf"))
     with pytest.raises(NonFiniteError, match=f"{part}/grad_norm"):
-        agent.update(make_batch(seed=2))
+        learn(agent, make_batch(seed=2))
     hook.remove()
     assert all(torch.equal(flat, before[name]) for name, flat in flats(agent).items())
     assert all(torch.equal(value, averaged[name]) for name, value in weights_of(agent.averaged).items())
     assert torch.equal(agent.behavior.critic.slow.out.weight, slow)
-    assert {adam.updates for adam in agent.adams.values()} == {agent.updates} == {1}
-    agent.update(make_batch(seed=2))  # and the agent can go on
+    learn(agent, make_batch(seed=2))  # and the agent can go on
     assert all(flat.isfinite().all() for flat in flats(agent).values())
 
 
 @pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE])
 def test_acting_without_exploration_is_deterministic(spec):
     agent = make(spec)
-    agent.update(make_batch(spec))
+    learn(agent, make_batch(spec))
     obs = {"state": np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)}
     first = np.array([True, True, True])
     runs = []
@@ -284,14 +288,14 @@ def test_evaluation_acts_with_the_averaged_weights():
 
 def test_rates_hold_and_then_fall():
     agent = make()
-    factors = [agent.schedule(progress) for progress in (0.0, 0.5, 0.75, 1.0, 2.0)]
+    factors = [agent.optimizer.rate(progress) for progress in (0.0, 0.5, 0.75, 1.0, 2.0)]
     assert factors == pytest.approx([1.0, 1.0, 0.55, 0.1, 0.1])
 
 
 def test_a_loaded_agent_goes_on_identically(tmp_path):
     agent = make()
     for seed in range(3):
-        agent.update(make_batch(seed=seed))
+        learn(agent, make_batch(seed=seed))
     torch.save(agent.state_dict(), tmp_path / "agent.pt")
     other = make(seed=7)
     other.load_state_dict(torch.load(tmp_path / "agent.pt", weights_only=True))
@@ -299,41 +303,31 @@ def test_a_loaded_agent_goes_on_identically(tmp_path):
     for each in (agent, other):
         torch.manual_seed(11)
         for seed in (20, 21):
-            each.update(make_batch(seed=seed))
+            learn(each, make_batch(seed=seed))
         results.append((flats(each), weights_of(each.averaged)))
     for mine, theirs in zip(*results, strict=True):
         assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
     assert torch.equal(agent.behavior.scale.size, other.behavior.scale.size)
 
 
-def test_both_copies_get_used_to_images_once_and_a_checkpoint_remembers_it():
+def test_both_copies_are_fitted_to_images_once_and_a_checkpoint_remembers_it():
     """The averaged encoder is the one that is evaluated: what an image usually looks like is no weight to average."""
     torch.manual_seed(0)
-    model = ModelConfig(LoopConfig(tokens=2, width=8, heads=2, units=16), groups=3, classes=4, units=16, bins=21)
-    behavior = BehaviorConfig(horizon=3, starts=8, units=16, layers=1)
+    model = ModelConfig(LoopConfig(tokens=2, width=8, heads=2, units=16), groups=3, classes=4, units=16)
+    behavior = BehaviorConfig(horizon=3, starts=8, units=16)
     spaces = Spaces({"image": (16, 16, 3)}, CONTINUOUS)
-    agent, other = (Dreamer(model, behavior, OptimizerConfig(warmup=1), spaces) for _ in range(2))
+    agent, other = (Dreamer(model, behavior, OptimizerConfig(), spaces) for _ in range(2))
     bright, asked = torch.full((4, 1, 16, 16, 3), 200, dtype=torch.uint8), []
 
     def sample(*shape):
         asked.append(shape[:2])
         return make_batch()._replace(obs={"image": bright}), None
 
-    agent.get_used_to(sample)
-    agent.update(make_batch()._replace(obs={"image": bright.expand(4, 6, 16, 16, 3)}))
-    agent.get_used_to(sample)
+    agent.fit_image_normaliser(sample)
+    learn(agent, make_batch()._replace(obs={"image": bright.expand(4, 6, 16, 16, 3)}))
+    agent.fit_image_normaliser(sample)
     assert asked == [(256, 1)]
     other.load_state_dict(agent.state_dict())
     for policy in (agent.policy, agent.averaged, other.policy, other.averaged):
-        assert (policy.world.senses.images.encoders["image"].mean == 200.0).all()
-    make().get_used_to(None)  # without images nothing is asked
-
-
-def test_encoders_of_before_see_images_as_they_did():
-    encoder = ConvEncoder((16, 16, 3), ImageConfig(), 4)
-    images = torch.randint(256, (3, 16, 16, 3), dtype=torch.uint8)
-    plain = {name: value for name, value in encoder.state_dict().items() if name not in ("mean", "spread")}
-    before = encoder(images)
-    other = ConvEncoder((16, 16, 3), ImageConfig(), 4)
-    other.load_state_dict(plain)
-    assert torch.equal(other(images), before)
+        assert (policy.world.observation.images.encoders["image"].mean == 200.0).all()
+    make().fit_image_normaliser(None)  # without images nothing is asked

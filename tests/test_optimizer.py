@@ -52,12 +52,12 @@ def test_flatten_without_gradient_makes_frozen_views():
 @pytest.mark.parametrize("clip", [0.5, 1e6])
 def test_step_equals_adam_with_a_clipped_global_norm(clip):
     net, twin = network(), network()
-    flat = FlatAdam("net", net.parameters(), lr=1e-2, clip=clip, warmup=0)
+    flat = FlatAdam(net.parameters(), lr=1e-2, clip=clip, warmup=0)
     adam = torch.optim.Adam(twin.parameters(), lr=1e-2, eps=1e-8)
     gen = torch.Generator().manual_seed(1)
     for _ in range(8):
         x = torch.randn(16, 3, generator=gen) * 3
-        flat.zero_grad()
+        flat.gradient.zero_()
         adam.zero_grad()
         net(x).square().sum().backward()
         twin(x).square().sum().backward()
@@ -74,10 +74,10 @@ def test_step_equals_adam_with_a_clipped_global_norm(clip):
 
 def test_warm_up_and_factor_scale_the_rate():
     net = nn.Linear(1, 1, bias=False)
-    adam = FlatAdam("net", net.parameters(), lr=0.1, clip=1e9, warmup=4)
+    adam = FlatAdam(net.parameters(), lr=0.1, clip=1e9, warmup=4)
     sizes = []
     for factor in [1.0, 1.0, 1.0, 1.0, 1.0, 0.5]:
-        adam.zero_grad()
+        adam.gradient.zero_()
         before = net.weight.item()
         (net.weight * 3.0).sum().backward()  # a constant gradient: Adam moves by exactly the rate
         adam.set_rate(factor)
@@ -88,7 +88,7 @@ def test_warm_up_and_factor_scale_the_rate():
 
 def test_clipping_alone_moves_no_weight():
     net, twin = network(), network()
-    adam = FlatAdam("net", net.parameters(), lr=0.1, clip=1e-3, warmup=0)
+    adam = FlatAdam(net.parameters(), lr=0.1, clip=1e-3, warmup=0)
     net(torch.randn(4, 3)).sum().backward()
     norm = adam.clip_gradient()
     assert norm > 1e-3
@@ -100,7 +100,7 @@ def test_clipping_alone_moves_no_weight():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_bad_gradient_shows_and_a_skipped_step_leaves_everything_untouched(bad):
     net = network()
-    adam = FlatAdam("world", net.parameters(), lr=0.1, clip=1.0, warmup=0)
+    adam = FlatAdam(net.parameters(), lr=0.1, clip=1.0, warmup=0)
     skip = torch.zeros(())
     adam.skip_where(skip)
     net(torch.randn(4, 3)).sum().backward()
@@ -108,7 +108,7 @@ def test_a_bad_gradient_shows_and_a_skipped_step_leaves_everything_untouched(bad
     adam.step()
     weights, state = adam.flat.detach().clone(), copy.deepcopy(adam.state_dict())
     assert not torch.equal(weights, before)
-    adam.zero_grad()
+    adam.gradient.zero_()
     net(torch.randn(4, 3)).sum().backward()
     net[0].weight.grad[1, 1] = bad
     skip.copy_(~torch.isfinite(adam.clip_gradient()))
@@ -121,19 +121,19 @@ def test_a_bad_gradient_shows_and_a_skipped_step_leaves_everything_untouched(bad
 
 def test_state_round_trip_continues_identically():
     nets = [network(), network()]
-    first = FlatAdam("a", nets[0].parameters(), lr=0.1, clip=1.0, warmup=5)
+    first = FlatAdam(nets[0].parameters(), lr=0.1, clip=1.0, warmup=5)
     xs = torch.randn(6, 8, 3)
 
     def train(net: nn.Module, adam: FlatAdam, batches: torch.Tensor) -> None:
         for x in batches:
-            adam.zero_grad()
+            adam.gradient.zero_()
             net(x).square().sum().backward()
             adam.set_rate()
             adam.step()
 
     train(nets[0], first, xs[:3])
     saved, weights = copy.deepcopy(first.state_dict()), copy.deepcopy(nets[0].state_dict())
-    second = FlatAdam("a", nets[1].parameters(), lr=0.1, clip=1.0, warmup=5)
+    second = FlatAdam(nets[1].parameters(), lr=0.1, clip=1.0, warmup=5)
     nets[1].load_state_dict(weights)
     second.load_state_dict(saved)
     train(nets[0], first, xs[3:])

@@ -8,6 +8,7 @@ import torch
 from small import ACTIONS, SIZES, make_batch
 
 from agent import runtime
+from agent.execution import Eager
 from agent.learning.dreamer import Dreamer
 from agent.runs.presets import PRESETS, preset
 from agent.runtime import set_threads
@@ -20,7 +21,7 @@ def test_every_preset_can_be_trained(name):
     behavior = replace(settings.behavior, starts=0, horizon=2)
     agent = Dreamer(settings.model, behavior, settings.optimizer, Spaces(SIZES, ActionSpec(ACTIONS, False)))
     before = agent.adams["world"].flat.detach().clone()
-    agent.update(make_batch(agent.world, size=2, length=4))
+    Eager(agent).update(make_batch(agent.world, size=2, length=4))
     assert not torch.equal(before, agent.adams["world"].flat)
     assert torch.isfinite(agent.adams["world"].flat).all()
 

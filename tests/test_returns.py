@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_behavior import losses
 from torch import Tensor
 
 from agent.learning.actor_critic import ActorCritic, AdvantageScale, BehaviorConfig, lambda_return, rollout_weights
@@ -79,16 +80,16 @@ def test_weight_of_a_state_knows_its_own_continue_and_not_the_next():
 
 
 def test_advantage_scale_is_a_running_average_of_the_mean_size():
-    scale = AdvantageScale(0.1, floor=0.5)
+    scale = AdvantageScale(floor=0.05)
     advantages = torch.tensor([[-6.0, 2.0], [1.0, -3.0]])  # mean size 3
     for n in range(1, 6):
-        assert float(scale.update(advantages)) == pytest.approx(max(0.5, 3.0 * (1 - 0.9**n)), rel=1e-4)
-    assert float(AdvantageScale(0.1, floor=0.5).update(advantages * 1e-3)) == 0.5  # small ones are not blown up
+        assert float(scale.update(advantages)) == pytest.approx(max(0.05, 3.0 * (1 - 0.99**n)), rel=1e-4)
+    assert float(AdvantageScale(floor=0.5).update(advantages * 1e-3)) == 0.5  # small ones are not blown up
 
 
 def test_advantage_scale_does_not_see_how_different_the_start_states_are():
     """The same advantages, on top of values that lie far apart."""
-    ac = ActorCritic(BehaviorConfig(units=8), 3, ActionSpec(1, False), 21, 100.0)
+    ac = ActorCritic(BehaviorConfig(units=8), 3, ActionSpec(1, False))
     scales = []
     for gap in (0.0, 50.0):
         ac.scale.size.zero_()
@@ -100,13 +101,13 @@ def test_advantage_scale_does_not_see_how_different_the_start_states_are():
         dream = Rollout(
             states, torch.zeros(2, 1, 1), rewards, torch.zeros(2, 1), stats, torch.ones(2), torch.ones(2, 2, 3)
         )
-        scales.append(float(ac.loss(dream)[3]["behavior/advantage_scale"]))
+        scales.append(float(losses(ac, dream)[3]["behavior/advantage_scale"]))
         assert float(ac.scale.size) == pytest.approx(0.005)
     assert scales[0] == pytest.approx(scales[1]) == ac.cfg.advantage_floor
 
 
 def test_advantage_scale_leaves_out_what_is_not_finite():
-    scale = AdvantageScale(0.1, floor=0.1)
+    scale = AdvantageScale(floor=0.01)
     before = float(scale.update(torch.full((4,), 10.0)))
-    assert float(scale.update(torch.tensor([1.0, float("nan")]))) == before == pytest.approx(1.0)
+    assert float(scale.update(torch.tensor([1.0, float("nan")]))) == before == pytest.approx(0.1)
     assert float(scale.update(torch.tensor([1.0, float("inf")]))) == before

@@ -138,18 +138,18 @@ def test_episode_returns_are_sums_of_rewards(make_trainer, tmp_path):
 
 def test_every_update_gives_the_replay_fresh_latents(make_trainer, tmp_path):
     trainer = make_trainer(tmp_path, steps=120, eval_every=0)
-    update, write_back, made, written = trainer.agent.update, trainer.replay.write_back, [], []
+    update, write_back, made, written = trainer.execution.update, trainer.replay.write_back, [], []
 
     def updated(*args):
         result = update(*args)
-        made.append(result[0])
+        made.append(result.states)
         return result
 
     def wrote(where, states):
         written.append(states)
         write_back(where, states)
 
-    trainer.agent.update, trainer.replay.write_back = updated, wrote
+    trainer.execution.update, trainer.replay.write_back = updated, wrote
     trainer.run()
     assert len(made) == trainer.agent.updates > 5
     assert all(one is other for one, other in zip(made, written, strict=True))
@@ -196,7 +196,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(make_trainer, tmp_path):
     assert part.episodes == whole.episodes
     assert part.evaluations == whole.evaluations
     assert len(whole.evaluations) == 2  # one before the stop
-    assert list(part.returns) == list(whole.returns)
+    assert list(part.counter.returns) == list(whole.counter.returns)
     for name, value in whole.replay.rows.items():
         assert np.array_equal(part.replay.rows[name], value), name
     assert metrics(folder)[1:] == [row for row in metrics(tmp_path / "whole") if row["step"] > stop][1:]
@@ -270,13 +270,13 @@ def test_the_last_step_holds_the_final_evaluation_alone(make_trainer, tmp_path, 
     over = []
     seconds = trainer.progress.seconds
     monkeypatch.setattr(trainer.progress, "seconds", lambda: 1e6 if over else seconds())
-    picture = trainer.interim_evaluation
+    evaluate = trainer.evaluate_between
 
     def interim():
-        picture()
+        evaluate()
         over.append(True)
 
-    trainer.interim_evaluation = interim
+    trainer.evaluate_between = interim
     assert trainer.run()
     rows = table(tmp_path / "eval.csv")
     assert {row["step"] for row in rows} == {str(trainer.step)}
@@ -286,14 +286,14 @@ def test_the_last_step_holds_the_final_evaluation_alone(make_trainer, tmp_path, 
 
 def test_a_loss_that_is_not_finite_stops_the_run(make_trainer, tmp_path):
     trainer = make_trainer(tmp_path, steps=400, eval_every=0, save_every=100)
-    update = trainer.agent.update
+    update = trainer.execution.update
 
     def poisoned(*words):
         if trainer.step > 240:
             torch.nn.init.constant_(trainer.agent.world.reward.out.weight, math.nan)
         return update(*words)
 
-    trainer.agent.update = poisoned
+    trainer.execution.update = poisoned
     with pytest.raises(NonFiniteError, match="world/reward_loss"):
         trainer.run()
     saved = read_checkpoint(find_checkpoint(tmp_path))
@@ -308,11 +308,13 @@ def test_it_learns_from_real_interaction(make_trainer, tmp_path):
     """A real short training. Random actions return 3.75, the best constant one 5, the best policy 10."""
     config = preset("debug")
     rate = 6e-3
-    quick = replace(config.optimizer, model_lr=rate, actor_lr=rate, critic_lr=rate, average=0.95, warmup=20)
+    quick = replace(config.optimizer, model_lr=rate, actor_lr=rate, critic_lr=rate, ema_decay=0.95)
     behavior = replace(config.behavior, starts=64, horizon=3, gamma=0.8, entropy=0.025)
     trainer = make_trainer(
         tmp_path, config=replace(config, optimizer=quick, behavior=behavior), steps=1100, envs=2, prefill=200,
         pretrain=100, ratio=0.5, batch=16, length=4, eval_every=0, log_every=500, save_every=0,
     )  # fmt: skip
+    for adam in trainer.agent.adams.values():
+        adam.warmup = 20
     trainer.run()
     assert np.mean([episode["return"] for episode in trainer.episodes]) > 8.0

@@ -287,7 +287,7 @@ def relative_size(change: Tensor, x: Tensor) -> Tensor:
     return change.detach().flatten(1).norm(dim=1) / x.detach().flatten(1).norm(dim=1)
 
 
-def sample_depth(cfg: LoopConfig, batch: int, device: torch.device | None = None) -> int | Tensor:
+def sample_depth(cfg: LoopConfig, batch: int = 1, device: torch.device | None = None) -> int | Tensor:
     """Training depth: Poisson around `mean_loops`, at least `min_loops`, at most twice the mean.
 
     The paper samples per sequence; one draw per update costs less, because a batch runs as long as its

@@ -294,12 +294,15 @@ class WorldModel(nn.Module):
 
     # ------------------------------------------------------------------ losses
 
-    def loss(self, batch: Batch, loops: int | Tensor | None = None) -> tuple[Tensor, Posterior, Metrics]:
+    @property
+    def observation(self) -> Senses:
+        return self.senses
+
+    def loss(self, post: Posterior, batch: Batch) -> tuple[Tensor, Metrics]:
         """The world-model loss (DreamerV3 eq. 4 and 5) plus the exit gate's regression.
 
         Returns a scalar, the posterior (with gradient, for the replay value loss), and detached metrics.
         """
-        post = self.observe_sequence(batch, loops)
         losses = self.losses(post, batch)
         for name, value in losses.items():
             assert value.shape == batch.reward.shape, (name, value.shape)
@@ -310,7 +313,7 @@ class WorldModel(nn.Module):
             total = total + exit_loss
             metrics |= exit_metrics
         metrics |= diagnostics(post)
-        return total, post, metrics
+        return total, metrics
 
     def losses(self, post: Posterior, batch: Batch) -> dict[str, Tensor]:
         """The weighted losses of every row, (B, T) each."""

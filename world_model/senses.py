@@ -49,12 +49,12 @@ class Senses(nn.Module):
         parts = [obs[name] for name in self.vectors]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
-    def get_used_to(self, obs: Mapping[str, Tensor]) -> None:
+    def fit_normaliser(self, obs: Mapping[str, Tensor]) -> None:
         """See `Images.get_used_to`; vectors come as they are."""
         if self.images:
             self.images.get_used_to(obs)
 
-    def ease(self, updates: int) -> None:
+    def anneal(self, updates: int) -> None:
         """See `Images.ease`; vectors keep their weight."""
         if self.images:
             self.images.ease(updates)

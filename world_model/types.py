@@ -6,6 +6,7 @@ K classes, R loops.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -27,6 +28,19 @@ class Batch(NamedTuple):
     is_last: Tensor
     is_terminal: Tensor
     start: LatentState | None = None
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
+        """`fn` of every tensor."""
+        obs = {name: fn(value) for name, value in self.obs.items()}
+        rows = (self.prev_action, self.reward, self.is_first, self.is_last, self.is_terminal)
+        prev_action, reward, is_first, is_last, is_terminal = map(fn, rows)
+        start = None if self.start is None else self.start.map(fn)
+        return Batch(obs, prev_action, reward, is_first, is_last, is_terminal, start)
+
+    def leaves(self) -> list[Tensor]:
+        """Every tensor, always in the same order."""
+        rows = [self.prev_action, self.reward, self.is_first, self.is_last, self.is_terminal]
+        return [*(self.obs[name] for name in sorted(self.obs)), *rows, *(self.start or ())]
 
 
 class Posterior(NamedTuple):

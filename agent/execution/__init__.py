@@ -1,1 +1,25 @@
 """How an update runs, and never what it computes: eager, CUDA graphs, torch.compile, data parallel."""
+
+from __future__ import annotations
+
+import torch
+
+from agent.execution.compiled import can_compile, compile_world_model
+from agent.execution.cuda_graphs import CudaGraphs
+from agent.execution.data_parallel import DataParallel
+from agent.execution.eager import Eager
+from agent.learning.dreamer import Dreamer
+
+__all__ = ["CudaGraphs", "DataParallel", "Eager", "make_execution"]
+
+
+def make_execution(agent: Dreamer) -> Eager:
+    """The execution that the agent's `OptimizerConfig` asks for on its device."""
+    cfg = agent.optimizer
+    if agent.device.type != "cuda":
+        return DataParallel(agent, cfg.workers) if cfg.workers > 1 else Eager(agent)
+    torch.set_float32_matmul_precision("high")  # TF32: float32 with 10 bits of mantissa, for the whole process
+    compiled = cfg.compile and can_compile(agent.device)
+    if compiled:
+        compile_world_model(agent.world)
+    return CudaGraphs(agent, compiled) if cfg.graphs else Eager(agent, compiled)

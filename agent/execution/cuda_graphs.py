@@ -2,133 +2,110 @@
 
 An update is thousands of small kernels, and launching them one by one takes longer than running them. A graph launches
 all of them at once. It holds memory addresses and no decisions: batches are copied to where it reads, rates that change
-are tensors, dreams run all loops and freeze the samples that have left, and whether the losses were finite is looked at
-afterwards. Where they were not, the optimisers have not moved a weight.
+are tensors, imagination runs all loops and freezes the samples that have stopped, and whether the losses were finite is
+looked at afterwards. Where they were not, no weight has moved.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from agent.errors import NonFiniteError
-from agent.learning.gradients import Losses
+from agent.execution.eager import Eager
+from agent.learning.dreamer import Dreamer, Update
 from world_model import Batch, LatentState
 
-if TYPE_CHECKING:
-    from agent.learning.learner import Learner
-
-WARM = 3
+WARM_UPDATES = 3
 """Updates of a depth that run kernel by kernel before it is recorded: allocations and choices of kernels settle."""
 
 
-class Outcome(NamedTuple):
-    """What a recorded update leaves behind, overwritten by the next: as in `Losses`, metrics (M,) and their names."""
+class Recorded(NamedTuple):
+    """What a recorded update writes, overwritten by the next: as in `Update`, with metrics (M,) and their names."""
 
     states: LatentState
-    depths: Tensor
-    lengths: Tensor | None
+    dream_depth: Tensor
     names: list[str]
     values: Tensor
 
 
-def leaves(batch: Batch) -> list[Tensor]:
-    """The tensors of a batch, always in the same order."""
-    rows = [batch.obs[name] for name in sorted(batch.obs)]
-    rows += [batch.prev_action, batch.reward, batch.is_first, batch.is_last, batch.is_terminal]
-    return rows + list(batch.start or ())
+class CudaGraphs(Eager):
+    """Updates by CUDA graphs. On a CPU, for tests, the same steps run unrecorded."""
 
-
-def copied(batch: Batch) -> Batch:
-    """The same batch in memory of its own."""
-    rows = {name: value.clone() for name, value in batch._asdict().items() if isinstance(value, Tensor)}
-    obs = {name: value.clone() for name, value in batch.obs.items()}
-    start = None if batch.start is None else batch.start.map(torch.clone)
-    return batch._replace(obs=obs, start=start, **rows)
-
-
-class UpdateGraphs:
-    """(batch, loops, progress) -> `Losses` of a learner's update, done. On a CPU the same steps run unrecorded.
-
-    Raises NonFiniteError when a loss or a gradient is not finite; no weight has moved then.
-    """
-
-    def __init__(self, learner: Learner):
-        self.learner = learner
-        self.gpu = learner.device.type == "cuda"
+    def __init__(self, agent: Dreamer, compiled: bool = False):
+        super().__init__(agent, compiled)
+        self.gpu = agent.device.type == "cuda"
         self.batch: Batch | None = None  # where the graphs read
-        self.depth: Tensor | None = None  # likewise, where every sequence has a depth of its own
         self.warm: Counter[int] = Counter()
-        self.recorded: dict[int, tuple[Callable[[], None], Outcome]] = {}
-        self.bad = torch.zeros((), device=learner.device)
-        for adam in learner.adams.values():
-            adam.skip_where(self.bad)
-        learner.world.core.static = True
+        self.recorded: dict[int, tuple[Callable[[], None], Recorded]] = {}
+        self.bad = torch.zeros((), device=agent.device)  # 1 where a loss or a gradient is not finite
+        agent.skip_where(self.bad)
+        agent.world.core.static_shapes = True
 
-    def __call__(self, batch: Batch, loops: int | Tensor, progress: float) -> Losses:
-        self.take(batch, loops)
-        self.learner.advance(progress)
-        key = loops if isinstance(loops, int) else 0
-        if key in self.recorded:
-            replay, outcome = self.recorded[key]
-            replay()
-        elif self.warm[key] < WARM or not self.gpu:
-            self.warm[key] += 1
-            outcome = self.on_side_stream(key)
-        else:
-            outcome = self.record(key)
-        values = outcome.values.clone()
-        if self.bad.item():
-            wrong = [name for name, value in zip(outcome.names, values.tolist(), strict=True) if value - value != 0]
-            raise NonFiniteError(wrong[0] if wrong else "total loss")
-        metrics = dict(zip(outcome.names, values.unbind(), strict=True))
-        return Losses(self.bad, self.bad, outcome.states, outcome.depths, outcome.lengths, metrics)
+    def update(self, batch: Batch, progress: float = 0.0) -> Update:
+        """As `Eager.update`; the states are overwritten by the next update."""
+        clock = self.agent.clock
+        with clock.timed("update"):
+            self.copy_in(batch)
+            depth = self.agent.begin_update(progress)
+            if depth in self.recorded:
+                replay, result = self.recorded[depth]
+                replay()
+            elif self.warm[depth] < WARM_UPDATES or not self.gpu:
+                self.warm[depth] += 1
+                result = self.on_side_stream(depth)
+            else:
+                result = self.record(depth)
+            values = result.values.clone()
+            if self.bad.item():
+                named = zip(result.names, values.tolist(), strict=True)
+                wrong = [name for name, value in named if value - value != 0]  # NaN or infinite
+                raise NonFiniteError(wrong[0] if wrong else "total loss")
+        metrics = dict(zip(result.names, values.unbind(), strict=True))
+        return Update(result.states, result.dream_depth, metrics)
 
-    def take(self, batch: Batch, loops: int | Tensor) -> None:
+    def check(self, total: Tensor, metrics: dict[str, Tensor]) -> None:
+        """Nothing is read back inside of a graph: remember it on the device."""
+        self.bad.copy_(torch.maximum(self.bad, (~torch.isfinite(total)).to(self.bad.dtype)))
+
+    def copy_in(self, batch: Batch) -> None:
         """Copy the batch to where the graphs read it."""
         if self.batch is None:
-            self.batch, self.depth = copied(batch), loops.clone() if isinstance(loops, Tensor) else None
+            self.batch = batch.map(torch.clone)
             return
-        for mine, new in zip(leaves(self.batch), leaves(batch), strict=True):
+        for mine, new in zip(self.batch.leaves(), batch.leaves(), strict=True):
             mine.copy_(new, non_blocking=True)
-        if self.depth is not None and isinstance(loops, Tensor):
-            self.depth.copy_(loops)
 
-    def run(self, key: int) -> Outcome:
-        """An update that looks at no number."""
+    def run(self, depth: int) -> Recorded:
+        """An update that reads no number back."""
         assert self.batch is not None
-        learner, loops = self.learner, key or self.depth
-        assert loops is not None
-        losses = learner.losses(self.batch, loops)
-        learner.differentiate(losses)
-        norms = torch.stack(list(learner.clip(losses.metrics).values()))
-        self.bad.copy_(~torch.isfinite(losses.total + losses.policy + norms.sum()))
-        learner.move()
-        values = torch.stack([value.detach().float() for value in losses.metrics.values()])
-        return Outcome(losses.states, losses.depths, losses.lengths, list(losses.metrics), values)
+        self.bad.zero_()
+        states, dream_depth, metrics = self.agent.update(self.batch, depth, self)
+        values = torch.stack([value.detach().float() for value in metrics.values()])
+        return Recorded(states, dream_depth, list(metrics), values)
 
-    def on_side_stream(self, key: int) -> Outcome:
+    def on_side_stream(self, depth: int) -> Recorded:
         """As it is demanded before a recording: autograd's work must not be bound to the default stream."""
         if not self.gpu:
-            return self.run(key)
+            return self.run(depth)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            outcome = self.run(key)
+            result = self.run(depth)
         torch.cuda.current_stream().wait_stream(stream)
-        return outcome
+        return result
 
-    def record(self, key: int) -> Outcome:
+    def record(self, depth: int) -> Recorded:
         """Record the update of a depth, and run it."""
         graph = torch.cuda.CUDAGraph()
-        seconds = dict(self.learner.seconds)  # recording is not computing
+        seconds = dict(self.agent.clock.seconds)  # recording is not computing
         with torch.cuda.graph(graph):
-            outcome = self.run(key)
-        self.learner.seconds = seconds
-        self.recorded[key] = graph.replay, outcome
+            result = self.run(depth)
+        self.agent.clock.seconds = seconds
+        self.recorded[depth] = graph.replay, result
         graph.replay()
-        return outcome
+        return result

@@ -1,13 +1,16 @@
-"""Processes that share the updates on a CPU: each computes the gradient of its part of the sequences.
+"""Data-parallel updates on a CPU: worker processes compute the gradients of their part of the sequences.
 
-Most operations of an update are too small for several threads to share, but sequences and dreams know nothing of each
-other until their losses are averaged. Parameters lie in memory that all processes see, so that nothing but the batch
-goes there and nothing but gradients, a few numbers and fresh latents comes back. Only the process that acts changes
-anything: what the others would change (the running scales of the actor-critic) is lent to them with every batch.
+Most operations of an update are too small for several threads to share, but sequences and rollouts are independent
+until their losses are averaged. Parameters lie in shared memory: only the batch goes to the workers, and only
+gradients, metrics and latents come back. The first process alone moves weights and running statistics; the workers get
+the running statistics with every batch. What is a statistic of a batch (the advantage scale, the decorrelating
+objective of images) is one of its part here: the gradient is the mean of those of the parts, which for these two is
+not that of the whole batch.
 """
 
 from __future__ import annotations
 
+import operator
 import signal
 import traceback
 from collections.abc import Iterator
@@ -19,136 +22,142 @@ from typing import Any
 import numpy as np
 import torch
 import torch.multiprocessing
-from torch import Tensor, nn
+from torch import Tensor
 
 from agent.errors import NonFiniteError
-from agent.learning.gradients import Gradients, Losses, finite
-from agent.learning.policy import Policy
+from agent.execution.eager import Eager
+from agent.learning.dreamer import Dreamer, Update
+from agent.runtime import keep_memory
 from world_model import Batch, LatentState
 
 
-def part_of(batch: Batch, part: slice) -> Batch:
-    """Some of the sequences, as views."""
-    rows = {name: value[part] for name, value in batch._asdict().items() if isinstance(value, Tensor)}
-    obs = {name: value[part] for name, value in batch.obs.items()}
-    start = None if batch.start is None else batch.start.map(lambda leaf: leaf[part])
-    return batch._replace(obs=obs, start=start, **rows)
+class DataParallel(Eager):
+    """Updates shared by `parts` processes, this one included; the workers start with the first update."""
+
+    def __init__(self, agent: Dreamer, parts: int):
+        super().__init__(agent)
+        self.parts = parts
+        self.workers: Workers | None = None
+        self.random_states: list[Tensor] = []  # where the workers' random numbers go on, as a checkpoint had them
+        self.depth = 0
+
+    def update(self, batch: Batch, progress: float = 0.0) -> Update:
+        if self.workers is None:
+            seed = torch.initial_seed() + 1_000_000_007  # far from those of other runs
+            self.workers = Workers(self.agent, self.parts - 1, seed)
+            self.workers.restore(self.random_states)
+        self.depth = self.agent.begin_update(progress)
+        return self.agent.update(batch, self.depth, self)
+
+    def scatter(self, batch: Batch) -> Batch:
+        """Send every worker its sequences, and return ours."""
+        assert self.workers is not None
+        size = len(batch.reward) // self.parts
+        slices = [slice(first, first + size) for first in range(0, len(batch.reward), size)]
+        self.workers.send_update([batch.map(operator.itemgetter(part)) for part in slices[1:]], self.depth)
+        return batch.map(operator.itemgetter(slices[0]))
+
+    def gather(self, update: Update) -> Update:
+        """Wait for the workers; average their gradients and metrics with ours, and join the states.
+
+        Raises NonFiniteError where one of their losses is not finite.
+        """
+        assert self.workers is not None
+        answers = self.workers.answers()
+        for answer in answers:
+            if answer["bad"]:
+                raise NonFiniteError(answer["bad"])
+        for adam, *others in zip(self.agent.adams.values(), *self.workers.gradients, strict=True):
+            for other in others:
+                adam.gradient.add_(other)
+            adam.gradient.div_(self.parts)
+        metrics = {
+            name: (value + sum(answer["metrics"].get(name, 0.0) for answer in answers)) / self.parts
+            for name, value in update.metrics.items()
+        }
+        states = [update.states, *(LatentState(*to_tensors(answer["states"])) for answer in answers)]
+        joined = LatentState(*(torch.cat(leaves) for leaves in zip(*states, strict=True)))
+        depths = torch.cat([update.dream_depth, *(to_tensors(answer["dream_depth"]) for answer in answers)])
+        self.agent.clock.lap("workers")
+        return Update(joined, depths, metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"random": self.random_states if self.workers is None else self.workers.random_states()}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.random_states = saved.get("random", [])  # none where the run had one process
+        if self.workers is not None:
+            self.workers.restore(self.random_states)
+
+    def close(self) -> None:
+        if self.workers is not None:
+            self.workers.close()
+            self.workers = None
 
 
-def plain(value: Any) -> Any:
-    """Tensors, in tuples and dictionaries too, as arrays: a tensor would travel in shared memory of its own."""
-    if isinstance(value, Tensor):
-        return value.detach().numpy()
-    if isinstance(value, dict):
-        return {name: plain(each) for name, each in value.items()}
-    if isinstance(value, tuple):
-        return tuple(plain(each) for each in value)
-    return value
+# ---------------------------------------------------------------------- the first process's side
 
 
-def tensors(value: Any) -> Any:
-    """The inverse of `plain`."""
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
-    if isinstance(value, dict):
-        return {name: tensors(each) for name, each in value.items()}
-    if isinstance(value, tuple):
-        return tuple(tensors(each) for each in value)
-    return value
+class Workers:
+    """`count` worker processes. The agent's parameters move to shared memory.
 
-
-def running(policy: Policy) -> list[nn.Module]:
-    """The modules that an update changes though nothing is learned by them."""
-    behavior = policy.behavior
-    return [module for module in (behavior.scale, behavior.entropy, behavior.budget) if module is not None]
-
-
-class Crew:
-    """`count` processes beside this one, which must have done no update yet with them.
-
-    policy is moved to shared memory; flats are the flat gradients that end up with everybody's. seed: of the random
-    numbers of the first; the next ones have the next.
+    seed: of the random numbers of the first worker; the others have the next ones.
     """
 
-    def __init__(self, policy: Policy, flats: list[Tensor], half: bool, count: int, seed: int):
-        self.policy, self.flats = policy, flats
-        for tensor in (*policy.parameters(), *policy.buffers()):
+    def __init__(self, agent: Dreamer, count: int, seed: int):
+        self.agent = agent
+        for tensor in (*agent.policy.parameters(), *agent.policy.buffers()):
             tensor.share_memory_()
-        self.theirs = [[torch.zeros_like(flat).share_memory_() for flat in flats] for _ in range(count)]
+        flats = [adam.gradient for adam in agent.adams.values()]
+        self.gradients = [[torch.zeros_like(flat).share_memory_() for flat in flats] for _ in range(count)]
         context = torch.multiprocessing.get_context("spawn")
         self.pipes: list[Connection] = []
         self.processes = []
-        for number, grads in enumerate(self.theirs):
+        for number, gradients in enumerate(self.gradients):
             mine, other = context.Pipe()
-            settings = policy, grads, half, count + 1, seed + number
-            self.processes.append(context.Process(target=serve, args=(other, *settings), daemon=True))
+            arguments = other, agent, gradients, count + 1, seed + number
+            self.processes.append(context.Process(target=serve, args=arguments, daemon=True))
             with without_ctrl_c():
                 self.processes[-1].start()
             other.close()
             self.pipes.append(mine)
 
-    def begin(self, batch: Batch, loops: int | Tensor) -> tuple[Batch, int | Tensor]:
-        """Send everybody's part of the batch, and return ours, with the loops of its sequences."""
-        size = len(batch.reward) // (len(self.pipes) + 1)
-        lent = tuple(plain(module.state_dict()) for module in running(self.policy))
-        parts = [slice(first, first + size) for first in range(0, len(batch.reward), size)]
-        depths = [loops[part] if isinstance(loops, Tensor) else loops for part in parts]
-        for pipe, part, depth in zip(self.pipes, parts[1:], depths[1:], strict=True):
-            self.send(pipe, "update", (tuple(map(plain, part_of(batch, part))), plain(depth), lent))
-        return part_of(batch, parts[0]), depths[0]
+    def send_update(self, parts: list[Batch], depth: int) -> None:
+        """Let every worker begin with its part of a batch."""
+        running = to_arrays(self.agent.behavior.scale.state_dict())
+        for pipe, part in zip(self.pipes, parts, strict=True):
+            self.send(pipe, "update", (to_arrays(part), depth, running))
 
-    def end(self, losses: Losses) -> Losses:
-        """Wait for the others: average gradients and metrics with ours, and put their states behind ours.
-
-        Raises NonFiniteError where one of their losses is not finite.
-        """
-        others = [self.answer(pipe) for pipe in self.pipes]
-        for bad in (other["bad"] for other in others):
-            if bad:
-                raise NonFiniteError(bad)
-        count = len(others) + 1
-        for flat, *theirs in zip(self.flats, *self.theirs, strict=True):
-            for each in theirs:
-                flat.add_(each)
-            flat.div_(count)
-        metrics = {
-            name: (value + sum(other["metrics"].get(name, 0.0) for other in others)) / count
-            for name, value in losses.metrics.items()
-        }
-        states = [losses.states, *(LatentState(*tensors(other["states"])) for other in others)]
-        depths = torch.cat([losses.depths, *(tensors(other["depths"]) for other in others)])
-        lengths = losses.lengths
-        if lengths is not None:
-            lengths = torch.cat([lengths, *(tensors(other["lengths"]) for other in others)])
-        whole = LatentState(*(torch.cat(leaves) for leaves in zip(*states, strict=True)))
-        return losses._replace(metrics=metrics, states=whole, depths=depths, lengths=lengths)
+    def answers(self) -> list[Any]:
+        """What every worker answers to the last message."""
+        return [self.receive(pipe) for pipe in self.pipes]
 
     def random_states(self) -> list[Tensor]:
-        """Where the random numbers of the others are."""
+        """Where the random numbers of the workers are."""
         for pipe in self.pipes:
             self.send(pipe, "random", None)
-        return [tensors(self.answer(pipe)) for pipe in self.pipes]
+        return [to_tensors(answer) for answer in self.answers()]
 
     def restore(self, states: list[Tensor]) -> None:
-        """Let the random numbers go on from there; of a crew of another size as many as there are."""
+        """Let the random numbers go on from there, of as many workers as there are states."""
         for pipe, state in zip(self.pipes, states, strict=False):
-            self.send(pipe, "restore", plain(state))
-            self.answer(pipe)
+            self.send(pipe, "restore", to_arrays(state))
+            self.receive(pipe)
 
     def send(self, pipe: Connection, word: str, content: Any) -> None:
         try:
             pipe.send((word, content))
         except OSError:
-            raise gone() from None
+            raise ended() from None
 
-    def answer(self, pipe: Connection) -> Any:
+    def receive(self, pipe: Connection) -> Any:
         try:
-            found = pipe.recv()
+            answer = pipe.recv()
         except (OSError, EOFError):
-            raise gone() from None
-        if isinstance(found, str):
-            raise RuntimeError(f"a process that shares the updates failed:\n{found}")
-        return found
+            raise ended() from None
+        if isinstance(answer, str):
+            raise RuntimeError(f"a data-parallel worker failed:\n{answer}")
+        return answer
 
     def close(self) -> None:
         """End the processes."""
@@ -161,7 +170,7 @@ class Crew:
 
 @contextmanager
 def without_ctrl_c() -> Iterator[None]:
-    """Processes that begin inside of this never hear Ctrl-C: it is for the one who acts, and who saves."""
+    """Processes that begin inside of this never hear Ctrl-C: it is for the first process, which saves."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -173,60 +182,82 @@ def without_ctrl_c() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def gone() -> OSError:
-    return OSError("a process that shares the updates (--optimizer.workers) has ended")
+def ended() -> OSError:
+    return OSError("a data-parallel worker (--optimizer.workers) has ended")
 
 
-def serve(pipe: Connection, policy: Policy, grads: list[Tensor], half: bool, parts: int, seed: int) -> None:
-    """The life of such a process: until the pipe is closed."""
-    from agent.runtime import keep_memory  # it imports the learner
+def to_arrays(value: Any) -> Any:
+    """Tensors, in tuples and dictionaries too, as arrays: a tensor would travel in shared memory of its own."""
+    if isinstance(value, Tensor):
+        return value.detach().numpy()
+    if isinstance(value, dict):
+        return {name: to_arrays(part) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(to_arrays(part) for part in value)
+    return value
 
+
+def to_tensors(value: Any) -> Any:
+    """The inverse of `to_arrays`."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, dict):
+        return {name: to_tensors(part) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(to_tensors(part) for part in value)
+    return value
+
+
+# ---------------------------------------------------------------------- a worker's side
+
+
+class Worker(Eager):
+    """`Dreamer.update` up to the gradients, on one part of the batch."""
+
+    moves_weights = False
+
+    def __init__(self, agent: Dreamer, gradients: list[Tensor], parts: int):
+        super().__init__(agent)
+        self.parts = parts
+        for adam, flat in zip(agent.adams.values(), gradients, strict=True):
+            adam.gradient = flat
+        scale = agent.behavior.scale
+        scale.size = scale.size.clone()  # the shared one is the first process's to change
+
+    def answer(self, word: str, content: Any) -> Any:
+        """The answer to one message: update, random or restore."""
+        if word == "random":
+            return to_arrays(torch.get_rng_state())
+        if word == "restore":
+            torch.set_rng_state(to_tensors(content))
+            return None
+        rows, depth, running = to_tensors(content)
+        self.agent.behavior.scale.load_state_dict(running)
+        batch = Batch._make(rows)
+        batch = batch._replace(start=batch.start and LatentState(*batch.start))
+        try:
+            update = self.agent.update(batch, depth, self)
+        except NonFiniteError as error:
+            return {"bad": str(error)}
+        metrics = {name: float(value) for name, value in update.metrics.items()}
+        states, depths = to_arrays(tuple(update.states)), to_arrays(update.dream_depth)
+        return {"bad": "", "metrics": metrics, "states": states, "dream_depth": depths}
+
+
+def serve(pipe: Connection, agent: Dreamer, gradients: list[Tensor], parts: int, seed: int) -> None:
+    """The life of a worker: until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     keep_memory()
     torch.manual_seed(seed)
-    for params, flat in zip(policy.parts().values(), grads, strict=True):
-        offset = 0
-        for p in params:
-            p.grad = flat[offset : offset + p.numel()].view_as(p)
-            offset += p.numel()
-    for module in running(policy):
-        for name, buffer in module.named_buffers():
-            setattr(module, name, buffer.clone())  # what others see is not ours to change
-    gradients = Gradients(policy, grads, half, parts)
+    worker = Worker(agent, gradients, parts)
     while True:
         try:
             word, content = pipe.recv()
         except (OSError, EOFError):
             return
         try:
-            if word == "random":
-                found: Any = plain(torch.get_rng_state())
-            elif word == "restore":
-                torch.set_rng_state(tensors(content))
-                found = None
-            else:
-                found = contribute(gradients, *tensors(content))
+            answer: Any = worker.answer(word, content)
         except Exception:
-            found = traceback.format_exc()
-        pipe.send(found)
-
-
-def contribute(
-    gradients: Gradients, batch: tuple[Any, ...], loops: int | Tensor, lent: tuple[dict[str, Tensor], ...]
-) -> dict[str, Any]:
-    """Gradients of one part, and what `Losses` says of it as plain values; bad names a metric that is not finite."""
-    for module, values in zip(running(gradients.policy), lent, strict=True):
-        module.load_state_dict(values)
-    whole = Batch._make(batch)
-    losses = gradients.losses(whole._replace(start=whole.start and LatentState(*whole.start)), loops)
-    found = {
-        "bad": "", "metrics": {name: float(value) for name, value in losses.metrics.items()},
-        "states": plain(tuple(losses.states)), "depths": plain(losses.depths), "lengths": plain(losses.lengths),
-    }  # fmt: skip
-    try:
-        finite(losses)
-    except NonFiniteError as error:
-        return found | {"bad": str(error)}
-    gradients.differentiate(losses)
-    return found
+            answer = traceback.format_exc()
+        pipe.send(answer)

@@ -1,9 +1,10 @@
-"""Actor and critic, trained in imagination.
+"""Actor and critic, trained on imagined rollouts. Source: DreamerV3 (Hafner et al. 2025), "Actor critic learning".
 
-The mathematics stands as pure functions beside the modules: `lambda_return`, `entropy_weight`, `rollout_weights`.
-Source: DreamerV3 (Hafner et al. 2025), "Actor critic learning"; but where actions are continuous, the actor
-learns through the world model, as in DreamerV1 and 2: with few dreams per update the likelihood's gradient is too
-noisy (results/walker.md). With discrete actions it is REINFORCE, and imagination needs no gradient.
+One difference by measurement: the actor of continuous actions learns by backpropagation through the dynamics, as in
+DreamerV1 and V2, because REINFORCE is too noisy with few rollouts per update (results/walker.md). Discrete actions
+use REINFORCE, and imagination then needs no gradient.
+
+Shapes: B imagined rollouts, H horizon, A actions, F features. Features of a rollout are time first, (H+1, B, F).
 """
 
 from __future__ import annotations
@@ -15,14 +16,20 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from agent.learning.scales import AdvantageScale, Budget, EntropyWeight, trust_of
 from agent.spaces import ActionSpec
 from world_model import Rollout, TwoHot
 from world_model.latent import probabilities, sample_onehot
 from world_model.nets import MLP
-from world_model.ranges import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, SOME_SHARE, require
+from world_model.ranges import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, require
 
 Metrics = dict[str, Tensor]
+
+LAYERS = 2  # hidden layers of actor and critic
+MIN_STD = 0.1  # smallest standard deviation of a continuous action
+UNIMIX = 0.01  # share of the uniform distribution in a discrete policy
+SLOW_RATE = 0.02  # of the slow critic, per update
+ADVANTAGE_RATE = 0.01  # of the running mean size of the advantages
+HALF_LOG_2PI = 0.9189385332046727
 
 
 @dataclass(frozen=True)
@@ -30,67 +37,44 @@ class BehaviorConfig:
     """Imagination and the actor-critic."""
 
     horizon: int = 10
-    """H, imagined steps per rollout."""
-    adaptive: Literal["none", "surprise", "loops"] = "none"
-    """Trust a dream only as far as it has not spent its budget, of the surprise that the world model expects of itself
-    (needs --model.surprise) or of loops: half of the horizon times the running mean of a step. From there on its
-    rewards count less and the critic more, down to nothing at twice the budget."""
+    """H, steps of an imagined rollout."""
     starts: int | None = None
-    """Start states per update, taken from the end of every replayed sequence, at least two of each; 0 = all of them.
-    By default 64 where the actor learns through the world model, and 128 by the likelihood, whose gradient is noisier
-    and cheaper; more where sequences are many."""
+    """Rollouts per update. They start at the last rows of every sequence, at least two of each; 0 = at all rows.
+    By default 64 with the dynamics gradient and 128 with REINFORCE, which is noisier and cheaper."""
     actor_gradient: Literal["auto", "dynamics", "reinforce"] = "auto"
-    """How the actor learns: through the world model, from the likelihood of its actions, or (auto) in the first
-    way where actions are continuous and in the second where they are discrete."""
+    """Gradient of the actor: through the dynamics, or REINFORCE; auto: dynamics for continuous actions."""
     gamma: float = 0.99
     """Discount per agent step."""
     lam: float = 0.95
     """Lambda of the lambda-return."""
     entropy: float | None = None
-    """Weight of the entropy bonus, against advantages of mean size 1, divided by the root of the action's size. By
-    default 0.1 where the actor learns through the world model (with 0.025 it settles too early), else 0.025."""
-    spread: float | None = None
-    """Mean standard deviation of continuous actions that the entropy weight is steered to hold, within a tenth and ten
-    times its value; by default the weight is fixed."""
+    """Entropy weight, against advantages of mean size 1, divided by the root of the number of action dimensions.
+    By default 0.1 with the dynamics gradient (with 0.025 the policy settles too early), else 0.025."""
     units: int = 128
     """Width of actor and critic."""
-    layers: int = 2
-    """Hidden layers of actor and critic."""
-    min_std: float = 0.1
-    """Smallest standard deviation of a continuous action."""
-    unimix: float = 0.01
-    """Share of the uniform distribution in a discrete policy."""
-    slow_rate: float = 0.02
-    """Rate at which the slow critic follows the critic, per update."""
-    slow_scale: float = 1.0
-    """Weight of the critic's pull towards its slow copy."""
     replay_value_scale: float = 0.3
-    """Weight of the critic's loss on replayed rewards; its gradient reaches the world model."""
-    advantage_rate: float = 0.01
-    """Rate of the running mean size of the advantages, by which they are divided."""
+    """Weight of the critic loss on replayed rewards; its gradient reaches the world model."""
     advantage_floor: float = 1.0
-    """Advantages are divided by at least this much (rewards): while little is won, the policy keeps exploring."""
+    """Lower bound of the advantage scale (in rewards): while little is won, the policy keeps exploring."""
 
     def __post_init__(self) -> None:
-        whole = dict.fromkeys(("horizon", "units", "layers"), AT_LEAST_ONE)
-        shares = dict.fromkeys(("min_std", "slow_rate", "advantage_rate"), SOME_SHARE)
-        loose = dict.fromkeys(("entropy", "slow_scale", "replay_value_scale"), NOT_NEGATIVE)
-        require(self, "--behavior.", spread=SOME_SHARE)
-        require(self, "--behavior.", **whole, **shares, **loose, advantage_floor=ABOVE_ZERO, unimix=(0.0, 0.99))
+        whole = dict.fromkeys(("horizon", "units"), AT_LEAST_ONE)
+        weights = dict.fromkeys(("entropy", "replay_value_scale"), NOT_NEGATIVE)
+        require(self, "--behavior.", **whole, **weights, advantage_floor=ABOVE_ZERO)
         if self.starts is not None and self.starts < 0:
             raise ValueError(f"--behavior.starts must be 0 (all) or more, got {self.starts}")
         if not 0.0 < self.gamma <= 1.0 or not 0.0 <= self.lam <= 1.0:
             raise ValueError("--behavior.gamma must lie in (0, 1] and --behavior.lam in [0, 1]")
 
 
-def lambda_return(
-    rewards: Tensor, continues: Tensor, values: Tensor, gamma: float, lam: float | Tensor
-) -> Tensor:
-    """TD(lambda) returns of s_0 .. s_{H-1}.
+# ---------------------------------------------------------------------- mathematics
 
-    rewards (B, H) r_1..r_H, continues (B, H) c_1..c_H, values (B, H+1) v_0..v_H, lam one number or (B, H)
-    lam_1..lam_H -> (B, H) with
-    R_k = r_{k+1} + gamma c_{k+1} ((1 - lam_{k+1}) v_{k+1} + lam_{k+1} R_{k+1}),  R_H = v_H.
+
+def lambda_return(rewards: Tensor, continues: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
+    """TD(lambda) returns of s_0 .. s_{H-1} (DreamerV3, eq. 7), (B, H).
+
+    rewards (B, H) r_1..r_H, continues (B, H) c_1..c_H, values (B, H+1) v_0..v_H:
+    R_k = r_{k+1} + gamma c_{k+1} ((1 - lam) v_{k+1} + lam R_{k+1}),  R_H = v_H.
     """
     discount = gamma * continues
     base = rewards + discount * (1.0 - lam) * values[:, 1:]
@@ -99,15 +83,6 @@ def lambda_return(
         last = step_base + carried * last
         returns.append(last)
     return torch.stack(returns[::-1], 1)
-
-
-def entropy_weight(entropy: float, spec: ActionSpec) -> float:
-    """Weight of the summed entropy of an action's A dimensions: entropy / sqrt(A); a discrete choice is one dimension.
-
-    Where A dimensions move the return independently, an advantage of size 1 holds 1 / sqrt(A) of each. Divided
-    so, the bonus weighs the same against what one dimension is worth, whether a cart has 1 or a walker has 6.
-    """
-    return entropy if spec.discrete else entropy * spec.size**-0.5
 
 
 def rollout_weights(alive: Tensor, continues: Tensor, gamma: float) -> Tensor:
@@ -119,23 +94,59 @@ def rollout_weights(alive: Tensor, continues: Tensor, gamma: float) -> Tensor:
     return torch.cumprod(steps, 1)
 
 
+def entropy_weight(entropy: float, spec: ActionSpec) -> float:
+    """Weight of the summed entropy of A action dimensions: entropy / sqrt(A); a discrete choice is one dimension.
+
+    Where A dimensions move the return independently, an advantage of size 1 holds 1 / sqrt(A) of each. Divided
+    so, the bonus weighs the same against what one dimension is worth, for 1 action dimension and for 6.
+    """
+    return entropy if spec.discrete else entropy * spec.size**-0.5
+
+
+class AdvantageScale(nn.Module):
+    """Running mean size of the advantages, at least `floor`.
+
+    DreamerV3 divides by the 5-95 % range of returns. That range also holds how much better one start state is than
+    another: when some rollouts start upright and some fallen, the range grows, the advantages shrink against the
+    entropy bonus, and the policy dissolves into noise (results/walker.md). The floor has the role of DreamerV3's
+    max(1, range): small advantages are not blown up against the bonus.
+    """
+
+    size: Tensor
+
+    def __init__(self, floor: float):
+        super().__init__()
+        self.floor = floor
+        self.register_buffer("size", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, advantage: Tensor) -> Tensor:
+        """(...) advantages -> the scale, 0-d."""
+        size = advantage.abs().mean()
+        self.size.lerp_(torch.where(size.isfinite(), size, self.size), ADVANTAGE_RATE)  # a bad rollout raises later
+        return self.size.clamp(min=self.floor)
+
+
+# ---------------------------------------------------------------------- networks
+
+
 class Actor(nn.Module):
     """features (..., F) -> a distribution over actions (..., A)."""
 
     def __init__(self, cfg: BehaviorConfig, features: int, spec: ActionSpec):
         super().__init__()
-        self.cfg, self.spec = cfg, spec
+        self.spec = spec
         outputs = spec.size if spec.discrete else 2 * spec.size
-        self.net = MLP(features, cfg.units, cfg.layers, outputs, out_scale=0.01)
+        self.net = MLP(features, cfg.units, LAYERS, outputs, out_scale=0.01)
 
     def parameters_of(self, feat: Tensor) -> tuple[Tensor, Tensor]:
         """Discrete: (probabilities, themselves). Continuous: (mean, standard deviation), each (..., A)."""
         out = self.net(feat)
         if self.spec.discrete:
-            probs = probabilities(out, self.cfg.unimix)
+            probs = probabilities(out, UNIMIX)
             return probs, probs
-        mean, spread = out.chunk(2, -1)
-        return torch.tanh(mean), (1.0 - self.cfg.min_std) * torch.sigmoid(spread + 2.0) + self.cfg.min_std
+        mean, std = out.chunk(2, -1)
+        return torch.tanh(mean), (1.0 - MIN_STD) * torch.sigmoid(std + 2.0) + MIN_STD
 
     def act(self, feat: Tensor, sample: bool = True) -> Tensor:
         """(..., A): a sample, or the mean (continuous) or most probable (discrete, one-hot) action."""
@@ -145,7 +156,7 @@ class Actor(nn.Module):
         return torch.addcmul(first, std, torch.randn_like(first)) if sample else first
 
     def evaluate(self, feat: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> log-probability (...), entropy (...), and the mean standard deviation or entropy share, 0-d."""
+        """-> log-probability (...), entropy (...), and the mean standard deviation or entropy, 0-d."""
         first, std = self.parameters_of(feat)
         if self.spec.discrete:
             logp = torch.log(first)
@@ -153,88 +164,84 @@ class Actor(nn.Module):
             return (logp * action).sum(-1), entropy, entropy.detach().mean()
         log_std = torch.log(std)
         squared = ((action - first) / std).square()
-        logp = -(0.5 * squared + log_std + 0.9189385332046727).sum(-1)  # 0.5 log(2 pi)
-        return logp, (log_std + 1.4189385332046727).sum(-1), std.detach().mean()
+        logp = -(0.5 * squared + log_std + HALF_LOG_2PI).sum(-1)
+        return logp, (log_std + (0.5 + HALF_LOG_2PI)).sum(-1), std.detach().mean()
 
 
 class Critic(nn.Module):
-    """Two-hot value of a state, and a slow copy that steadies it."""
+    """Two-hot value of a state, and a slow copy of the network that regularises it."""
 
-    def __init__(self, cfg: BehaviorConfig, features: int, bins: int, limit: float):
+    def __init__(self, cfg: BehaviorConfig, features: int):
         super().__init__()
-        self.cfg = cfg
-        self.twohot = TwoHot(bins, limit)
-        self.net = MLP(features, cfg.units, cfg.layers, bins, out_scale=0.0)
+        self.twohot = TwoHot()
+        self.net = MLP(features, cfg.units, LAYERS, len(self.twohot.bins), out_scale=0.0)
         self.slow = copy.deepcopy(self.net).requires_grad_(False)
 
     def value(self, feat: Tensor) -> Tensor:  # (..., F) -> (...)
         return self.twohot.mean(self.net(feat))
 
     @torch.no_grad()
-    def follow(self) -> None:
+    def update_slow(self) -> None:
         """Move the slow copy towards the critic."""
-        torch._foreach_lerp_(list(self.slow.parameters()), list(self.net.parameters()), self.cfg.slow_rate)
+        torch._foreach_lerp_(list(self.slow.parameters()), list(self.net.parameters()), SLOW_RATE)
 
     def loss(self, logits: Tensor, feat: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy to the returns, and to what the slow copy says of the same states: (...)."""
+        """Cross-entropy to the returns, and to the slow copy's value of the same states: (...)."""
         with torch.no_grad():
             slow = self.twohot.mean(self.slow(feat.detach()))
-        return self.twohot.loss(logits, target, slow, self.cfg.slow_scale)
+        return self.twohot.loss(logits, target, slow)
 
 
 class ActorCritic(nn.Module):
-    """features F, action spec, and the bins of the value head."""
+    """Actor and critic on F features."""
 
-    def __init__(self, cfg: BehaviorConfig, features: int, spec: ActionSpec, bins: int, limit: float):
+    def __init__(self, cfg: BehaviorConfig, features: int, spec: ActionSpec):
         super().__init__()
         self.cfg, self.spec = cfg, spec
         self.actor = Actor(cfg, features, spec)
-        self.critic = Critic(cfg, features, bins, limit)
-        self.scale = AdvantageScale(cfg.advantage_rate, cfg.advantage_floor)
-        self.budget = Budget(cfg.advantage_rate, cfg.horizon) if cfg.adaptive != "none" else None
-        self.last_lengths: Tensor | None = None
-        """Steps of each dream of the last update that counted, where the horizon is adaptive."""
-        self.through = cfg.actor_gradient == "dynamics" or (cfg.actor_gradient == "auto" and not spec.discrete)
-        """Whether the actor learns through the world model, and dreams need their gradient."""
-        self.starts = cfg.starts if cfg.starts is not None else 64 if self.through else 128
-        entropy = cfg.entropy if cfg.entropy is not None else 0.1 if self.through else 0.025
-        self.entropy = EntropyWeight(entropy_weight(entropy, spec), None if spec.discrete else cfg.spread)
+        self.critic = Critic(cfg, features)
+        self.scale = AdvantageScale(cfg.advantage_floor)
+        self.dynamics_backprop = cfg.actor_gradient == "dynamics" or (
+            cfg.actor_gradient == "auto" and not spec.discrete
+        )
+        """Whether the actor's gradient passes through the dynamics, so that imagination needs its gradient."""
+        self.starts = cfg.starts if cfg.starts is not None else 64 if self.dynamics_backprop else 128
+        entropy = cfg.entropy if cfg.entropy is not None else 0.1 if self.dynamics_backprop else 0.025
+        self.entropy_weight = entropy_weight(entropy, spec)
 
     def policy(self, feat: Tensor) -> Tensor:
         """Features (B, F) -> sampled actions (B, A) for imagination."""
         return self.actor.act(feat.detach())
 
-    def loss(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Metrics]:
-        """Actor and critic losses on one rollout, two scalars to be differentiated each by its own module.
+    def values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Logits (H+1, B, bins) of the critic on detached features, and values (B, H+1), with the gradient that the
+        actor needs."""
+        logits = self.critic.net(rollout.feat.detach())
+        if self.dynamics_backprop:
+            return logits, self.critic.value(rollout.feat).t()
+        return logits, self.critic.twohot.mean(logits).detach().t()
 
-        Returns policy loss, value loss, the (B, H) imagined returns, and metrics.
+    def losses(
+        self, rollout: Rollout, returns: Tensor, values: Tensor, logits: Tensor
+    ) -> tuple[Tensor, Tensor, Metrics]:
+        """Actor loss and critic loss, scalars for the parameters of either alone, and metrics.
+
+        returns (B, H) of `lambda_return`; values (B, H+1) and logits (H+1, B, bins) of `values`.
         """
-        feat = rollout.feat.detach()  # (H+1, B, F): time first
-        logits = self.critic.net(feat)
-        through = self.through
-        values = self.critic.value(rollout.feat) if through else self.critic.twohot.mean(logits).detach()
-        values = values.t()  # (B, H+1)
-        trust = self.trust(rollout)
-        lam = self.cfg.lam if trust is None else self.cfg.lam * trust
-        returns = lambda_return(rollout.rewards, rollout.continues, values, self.cfg.gamma, lam)
-        weight = rollout_weights(rollout.alive, rollout.continues.detach(), self.cfg.gamma)
-        if trust is not None:  # what a step teaches counts as far as the state it begins in is trusted
-            weight = weight * torch.cat([torch.ones_like(trust[:, :1]), trust[:, :-1]], 1)
+        feat = rollout.feat[:-1].detach()  # (H, B, F)
+        weight = rollout_weights(rollout.alive, rollout.continues.detach(), self.cfg.gamma)  # (B, H)
         advantage = (returns - values[:, :-1]).detach()
         scale = self.scale.update(advantage)
         advantage = advantage / scale
-        logp, entropy, spread = self.actor.evaluate(feat[:-1], rollout.actions.detach().transpose(0, 1))  # (H, B)
-        gain = returns / scale if through else logp.t() * advantage
-        bonus = self.entropy.update(spread) * entropy.t()
-        policy_loss = -(weight * (gain + bonus)).mean()
+        # (H, B)
+        logp, entropy, spread = self.actor.evaluate(feat, rollout.actions.detach().transpose(0, 1))
+        objective = returns / scale if self.dynamics_backprop else logp.t() * advantage
+        actor_loss = -(weight * (objective + self.entropy_weight * entropy.t())).mean()
         returns, values = returns.detach(), values.detach()
-        value_loss = (weight.t() * self.critic.loss(logits[:-1], feat[:-1], returns.t())).mean()
-        more = {} if self.last_lengths is None else {"behavior/dream_length": self.last_lengths.mean()}
-        if self.entropy.target is not None:
-            more["behavior/entropy_weight"] = self.entropy.weight.clone()
-        return policy_loss, value_loss, returns, more | {
-            "behavior/policy_loss": policy_loss.detach(),
-            "behavior/value_loss": value_loss.detach(),
+        critic_loss = (weight.t() * self.critic.loss(logits[:-1], feat, returns.t())).mean()
+        return actor_loss, critic_loss, {
+            "behavior/policy_loss": actor_loss.detach(),
+            "behavior/value_loss": critic_loss.detach(),
             "behavior/entropy": entropy.detach().mean(),
             "behavior/spread": spread,
             "behavior/advantage_scale": scale,
@@ -242,34 +249,23 @@ class ActorCritic(nn.Module):
             "behavior/imagined_return": returns.mean(),
             "behavior/imagined_reward": rollout.rewards.detach().mean(),
             "behavior/value": values.mean(),
-        }
-
-    def trust(self, rollout: Rollout) -> Tensor | None:
-        """(B, H) how far each imagined step is trusted; None where all are."""
-        if self.budget is None:
-            return None
-        cost = rollout.loops.depth.float() if self.cfg.adaptive == "loops" else rollout.surprise
-        if cost is None:
-            raise ValueError("--behavior.adaptive surprise needs a world model that expects it: add --model.surprise")
-        trust = trust_of(cost, self.budget.update(cost))
-        self.last_lengths = trust.cumprod(1).sum(1)
-        return trust
+        }  # fmt: skip
 
     def replay_loss(
-        self, feat: Tensor, reward: Tensor, is_terminal: Tensor, is_last: Tensor, boot: Tensor
+        self, feat: Tensor, reward: Tensor, is_terminal: Tensor, is_last: Tensor, bootstrap: Tensor
     ) -> Tensor:
         """Critic loss on replayed rows (B, L): features with gradient into the world model.
 
-        boot (B, L): imagined return of the dream that started at each row, the bootstrap of the replayed
+        bootstrap (B, L): imagined return of the rollout that started at each row, the bootstrap of the replayed
         lambda-return (DreamerV3). Rows that end an episode have no return of their own: weight 0.
         """
         if reward.shape[1] < 2:
             return feat.sum() * 0.0
         live = 1.0 - is_terminal[:, 1:].float()
-        mixed = 1.0 - is_last[:, 1:].float()  # behind a last row lies another episode: bootstrap there
-        last, returns = boot[:, -1], []
+        mixed = 1.0 - is_last[:, 1:].float()  # another episode follows a last row: bootstrap there
+        last, returns = bootstrap[:, -1], []
         for t in range(reward.shape[1] - 2, -1, -1):
-            ahead = torch.lerp(boot[:, t + 1], last, self.cfg.lam * mixed[:, t])
+            ahead = torch.lerp(bootstrap[:, t + 1], last, self.cfg.lam * mixed[:, t])
             last = reward[:, t + 1] + self.cfg.gamma * live[:, t] * ahead
             returns.append(last)
         target = torch.stack(returns[::-1], 1)  # (B, L-1)
@@ -277,5 +273,3 @@ class ActorCritic(nn.Module):
         weight = 1.0 - is_last[:, :-1].float()
         loss = (weight * self.critic.loss(self.critic.net(feat), feat, target)).mean()
         return self.cfg.replay_value_scale * loss
-
-

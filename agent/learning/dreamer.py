@@ -1,26 +1,62 @@
-"""The agent: world model and actor-critic behind the verbs act, update, save and load."""
+"""The agent: world model and actor-critic. `Dreamer.update` is the whole algorithm.
+
+Shapes: B sequences, T rows, L start rows of every sequence, H horizon; see `world_model/types.py` for the rest.
+"""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from agent.data.checkpoint import find_checkpoint, read_checkpoint
-from agent.errors import UsageError
-from agent.learning.actor_critic import ActorCritic, BehaviorConfig
-from agent.learning.learner import Learner, OptimizerConfig
+from agent.errors import NonFiniteError, UsageError
+from agent.learning.actor_critic import ActorCritic, BehaviorConfig, Metrics, lambda_return
+from agent.learning.optimizer import FlatAdam, OptimizerConfig, flatten
 from agent.learning.policy import Memory, Policy
-from agent.runtime import resolve_device
+from agent.runtime import Stopwatch, resolve_device
 from agent.settings import from_dict
 from agent.spaces import Spaces, to_env
-from world_model import LoopedCore, ModelConfig, WorldModel, make_rule
+from world_model import Batch, LatentState, LoopedCore, ModelConfig, WorldModel, make_rule, sample_depth
+
+NORMALISER_IMAGES = 256
+"""Images from which the image normaliser is fitted before the first update."""
 
 
-class Dreamer(Learner):
-    """World model + actor-critic + optimisers on one device."""
+class Update(NamedTuple):
+    """Posterior states (B, T, ...), detached; loops (B*L, H) of the imagined steps; metrics, 0-d and detached."""
+
+    states: LatentState
+    dream_depth: Tensor
+    metrics: Metrics
+
+
+class Execution(Protocol):
+    """How an update runs (`agent/execution/`). Every method of the plain one returns what it is given.
+
+    parts: processes that share a batch; moves_weights: whether this process takes the optimiser's steps.
+    """
+
+    parts: int
+    moves_weights: bool
+
+    def scatter(self, batch: Batch) -> Batch:
+        """The sequences of this process."""
+
+    def gather(self, update: Update) -> Update:
+        """Average gradients and metrics over the processes, and join their states."""
+
+    def check(self, total: Tensor, metrics: Metrics) -> None:
+        """Raise NonFiniteError where `total` is not finite, now or, if nothing may be read back, after the update."""
+
+
+class Dreamer:
+    """World model, actor-critic, their optimisers and averaged weights, on one device."""
 
     def __init__(
         self,
@@ -30,12 +66,131 @@ class Dreamer(Learner):
         spaces: Spaces,
         device: torch.device | str = "cpu",
     ):
-        self.spaces = spaces
+        self.spaces, self.optimizer, self.device = spaces, optimizer, torch.device(device)
         world = WorldModel(model, spaces.obs, spaces.action.size)
-        actor_critic = ActorCritic(behavior, world.feat_size, spaces.action, model.bins, model.bin_limit)
-        super().__init__(Policy(world, actor_critic), optimizer, device)
+        self.policy = Policy(world, ActorCritic(behavior, world.feat_size, spaces.action)).to(device)
+        self.world, self.behavior = self.policy.world, self.policy.behavior
+        rates = {"world": optimizer.model_lr, "actor": optimizer.actor_lr, "critic": optimizer.critic_lr}
+        self.adams = {name: FlatAdam(params, rates[name]) for name, params in self.policy.parts().items()}
+        self.averaged = copy.deepcopy(self.policy)
+        self.average_flats = [flatten(params, grad=False) for params in self.averaged.parts().values()]
+        self.average_rate = torch.zeros((), device=device)
+        self.updates = 0
+        self.clock = Stopwatch()
+
+    # ------------------------------------------------------------------ learning
+
+    def update(self, batch: Batch, depth: int, execution: Execution) -> Update:
+        """One update of everything on (B, T) rows, with `depth` loops in the world model (DreamerV3, with loops).
+
+        Raises NonFiniteError, before any weight is moved, when a loss or a gradient is not finite.
+        """
+        world, behavior, parts, clock = self.world, self.behavior, self.policy.parts(), self.clock.start()
+        batch = execution.scatter(batch)
+        for adam in self.adams.values():
+            adam.gradient.zero_()
+
+        # World model: posterior states along the rows, reconstruction, reward, continue and KL losses, exit gate.
+        posterior = world.observe_sequence(batch, depth)
+        world_loss, metrics = world.loss(posterior, batch)
+        clock.lap("world_model")
+
+        # Imagination: rollouts of H steps from the last L rows of every sequence.
+        count = behavior.starts // execution.parts or batch.reward.numel()
+        rows = slice(-min(batch.reward.shape[1], max(2, count // len(batch.reward))), None)  # replayed values need 2
+        starts = posterior.states.map(lambda leaf: leaf[:, rows])  # (B, L, ...)
+        is_terminal = batch.is_terminal[:, rows]
+        rollout = world.imagine(
+            starts.detach().map(lambda leaf: leaf.flatten(0, 1)),  # (B*L, ...)
+            behavior.policy,
+            behavior.cfg.horizon,
+            1.0 - is_terminal.flatten().float(),
+            grad=behavior.dynamics_backprop,
+        )
+        clock.lap("imagination")
+
+        # Lambda-returns, actor and critic losses on the rollouts, critic loss on the replayed rows.
+        logits, values = behavior.values(rollout)  # (H+1, B*L, bins), (B*L, H+1)
+        returns = lambda_return(rollout.rewards, rollout.continues, values, behavior.cfg.gamma, behavior.cfg.lam)
+        actor_loss, critic_loss, behavior_metrics = behavior.losses(rollout, returns, values, logits)
+        bootstrap = returns[:, 0].detach().view_as(is_terminal)  # (B, L)
+        replay_loss = behavior.replay_loss(
+            starts.feat(), batch.reward[:, rows], is_terminal, batch.is_last[:, rows], bootstrap
+        )
+        metrics |= behavior_metrics | {
+            "behavior/replay_value_loss": replay_loss.detach(),
+            "loop/dream_depth": rollout.loops.depth.float().mean(),
+            "loop/dream_residual": rollout.loops.residual.float().sum(-1).mean(),
+        }
+        clock.lap("actor_critic")
+
+        # Gradients. The actor's are taken alone, because the dynamics gradient passes through the world model.
+        total = world_loss + critic_loss + replay_loss
+        execution.check(total + actor_loss, metrics)
+        actor_loss.backward(inputs=parts["actor"])
+        total.backward(inputs=parts["world"] + parts["critic"])
+        clock.lap("backward")
+        update = execution.gather(Update(posterior.states.detach(), rollout.loops.depth, metrics))
+        if execution.moves_weights:
+            self.move_weights(update.metrics, execution)
+            clock.lap("optimizer")
+        return update
+
+    def move_weights(self, metrics: Metrics, execution: Execution) -> None:
+        """Clip the gradients, take the optimisers' steps; the slow critic and the averaged weights follow."""
+        norms = {f"{name}/grad_norm": adam.clip_gradient() for name, adam in self.adams.items()}
+        metrics |= norms
+        execution.check(torch.stack(list(norms.values())).sum(), norms)
+        with torch.no_grad():
+            for adam in self.adams.values():
+                adam.step()
+            self.behavior.critic.update_slow()
+            for adam, average in zip(self.adams.values(), self.average_flats, strict=True):
+                average.lerp_(adam.flat, self.average_rate)
+
+    def skip_where(self, bad: Tensor) -> None:
+        """Let `move_weights` do nothing while `bad` (0-d) is 1."""
+        for adam in self.adams.values():
+            adam.skip_where(bad)
+
+    def begin_update(self, progress: float) -> int:
+        """Before every update: learning rates and image weight for a share `progress` of the run; returns the depth."""
+        depth = sample_depth(self.world.cfg.loop)
+        self.world.observation.anneal(self.updates)
+        self.updates += 1
+        for adam in self.adams.values():
+            adam.set_rate(self.optimizer.rate(progress))
+        # Close to the newest weights at first.
+        self.average_rate.fill_(max(1.0 - self.optimizer.ema_decay, 1.0 / self.updates))
+        return depth
+
+    def update_world(self, batch: Batch, progress: float) -> Update:
+        """One update of the world model alone; otherwise as `update`."""
+        depth, adam = self.begin_update(progress), self.adams["world"]
+        adam.gradient.zero_()
+        posterior = self.world.observe_sequence(batch, depth)
+        loss, metrics = self.world.loss(posterior, batch)
+        check_finite(loss, metrics)
+        loss.backward(inputs=self.policy.parts()["world"])
+        norm = metrics["world/grad_norm"] = adam.clip_gradient()
+        check_finite(norm, {"world/grad_norm": norm})
+        adam.step()
+        self.average_flats[0].lerp_(adam.flat.detach(), self.average_rate)
+        return Update(posterior.states.detach(), torch.full((), depth), metrics)
+
+    def fit_image_normaliser(self, sample: Callable[..., tuple[Batch, Any]]) -> None:
+        """Fit mean and standard deviation of the images to rows of the replay, before the first update alone."""
+        if self.updates == 0 and self.world.observation.images:
+            batch, _ = sample(NORMALISER_IMAGES, 1, self.device)
+            for policy in (self.policy, self.averaged):
+                policy.world.observation.fit_normaliser(batch.obs)
 
     # ------------------------------------------------------------------ acting
+
+    @property
+    def evaluated(self) -> Policy:
+        """The networks that evaluation uses: averaged weights, or the newest ones where nothing is averaged."""
+        return self.averaged if self.optimizer.ema_decay else self.policy
 
     def act(
         self,
@@ -50,10 +205,10 @@ class Dreamer(Learner):
         Exploring acts with the newest weights and samples; otherwise the averaged weights give the mean
         action from the most probable latents.
         """
-        policy = self.policy if explore or self.optimizer.average == 0.0 else self.averaged
-        # A drawn frame may be a view that is upside down, which torch does not take.
-        whole = {name: np.ascontiguousarray(obs[name]) for name in self.spaces.obs}
-        tensors = {name: torch.as_tensor(value, device=self.device) for name, value in whole.items()}
+        policy = self.policy if explore else self.evaluated
+        # A rendered frame may be a view with negative strides, which torch does not take.
+        arrays = {name: np.ascontiguousarray(obs[name]) for name in self.spaces.obs}
+        tensors = {name: torch.as_tensor(value, device=self.device) for name, value in arrays.items()}
         first = torch.as_tensor(is_first, device=self.device)
         action, memory, depth = policy.act(tensors, memory, first, explore, max_loops)
         return to_env(action, self.spaces.action).numpy(force=True), memory, depth.numpy(force=True)
@@ -67,10 +222,10 @@ class Dreamer(Learner):
     ) -> tuple[np.ndarray, Memory]:
         """action, state = agent.predict(observation, state), the protocol of stable-baselines3's models.
 
-        observation: a vector (O,) or image (H, W, C), many of them, or a dictionary of such; state: what the last
-        call returned, None to begin;
-        episode_start: True, or (E,) booleans, where an episode begins (not needed where state is None).
-        deterministic: averaged weights and the mean action, or newest weights and a sample.
+        observation: a vector (O,) or image (H, W, C), a batch of them, or a dictionary of such; state: what the last
+        call returned, None at the beginning; episode_start: True, or (E,) booleans, where an episode begins (not
+        needed where state is None). deterministic: averaged weights and the mean action, or newest weights and a
+        sample.
         """
         given = observation if isinstance(observation, dict) else {next(iter(self.spaces.obs)): observation}
         obs = self.spaces.arrays(given)
@@ -84,7 +239,7 @@ class Dreamer(Learner):
         return action[0] if single else action, memory
 
     def use_exit(self, name: str, cap: int, threshold: float | None = None, histogram: tuple[float, ...] = ()) -> None:
-        """Leave the loop by another rule than the trained one, in acting and dreams, newest and averaged weights.
+        """Use another exit rule than the trained one, in acting and imagination, newest and averaged weights.
 
         cap: the most loops, up to which the random exit's histogram is even by default. Raises ValueError when
         there is no such rule, or the core has no loops to leave.
@@ -96,18 +251,33 @@ class Dreamer(Learner):
             rule = make_rule(name, loop.tokens * loop.width, cap, threshold, histogram)
             world.core.rule = rule.to(self.device)
 
-    def parameter_counts(self) -> dict[str, int]:
-        """Trained numbers of each part; the core is also in the world model's."""
-        counts = {name: sum(p.numel() for p in parameters) for name, parameters in self.policy.parts().items()}
-        core = sum(p.numel() for p in self.world.core.parameters())
-        return {"world": counts.pop("world"), "core": core, **counts}
-
     @property
     def run_cap(self) -> int:
         """Most loops of a step of acting."""
         return self.world.run_cap
 
     # ------------------------------------------------------------------ persistence
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Parameters of each part; the core's are also among the world model's."""
+        counts = {name: sum(p.numel() for p in parameters) for name, parameters in self.policy.parts().items()}
+        core = sum(p.numel() for p in self.world.core.parameters())
+        return {"world": counts.pop("world"), "core": core, **counts}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "adams": {name: adam.state_dict() for name, adam in self.adams.items()},
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.policy.load_state_dict(saved["policy"])
+        self.averaged.load_state_dict(saved["averaged"])
+        for name, adam in self.adams.items():
+            adam.load_state_dict(saved["adams"][name])
+        self.updates = saved["updates"]
 
     @classmethod
     def load(cls, path: Path | str, device: str = "auto") -> Dreamer:
@@ -121,15 +291,21 @@ class Dreamer(Learner):
     def from_checkpoint(cls, saved: dict[str, Any], device: str = "auto") -> Dreamer:
         """The agent of a checkpoint that `read_checkpoint` returned. Raises UsageError."""
         kinds = {"model": ModelConfig, "behavior": BehaviorConfig, "optimizer": OptimizerConfig}
-        configs = {name: from_dict(kind, saved["config"].get(name, {}), f"{name}.") for name, kind in kinds.items()}
+        configs = {name: from_dict(kind, saved["config"][name], f"{name}.") for name, kind in kinds.items()}
         try:
             agent = cls(**configs, spaces=Spaces.of(saved["spaces"]), device=resolve_device(device))
+            agent.load_state_dict(saved["agent"])
         except ValueError as error:
             raise UsageError(str(error)) from error
-        try:
-            agent.load_state_dict(saved["agent"])
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (KeyError, RuntimeError) as error:
             raise UsageError(
                 "the checkpoint is of another version of the model; use the commit in the run's meta.json"
             ) from error
         return agent
+
+
+def check_finite(total: Tensor, metrics: Metrics) -> None:
+    """Raise NonFiniteError with the name of the first metric that is not finite, if `total` is not."""
+    if not torch.isfinite(total):
+        bad = [name for name, value in metrics.items() if not torch.isfinite(value).all()]
+        raise NonFiniteError(bad[0] if bad else "total loss")

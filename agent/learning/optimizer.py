@@ -1,17 +1,60 @@
-"""One Adam per part of the agent, over one flat buffer of its parameters.
+"""Adam for each part of the agent, over one flat buffer of its parameters.
 
-With a few hundred small tensors the optimiser step, the gradient norm and the running average are bound by
-the number of calls, not by arithmetic. Here the parameters of a part are views into one tensor, and so are
-their gradients, so that each of those operations is one call.
+With a few hundred small tensors the optimiser step, the gradient norm and the running average of the weights are
+bound by the number of calls, not by arithmetic. Here the parameters of a part are views into one tensor, and so are
+their gradients: each of those operations is one call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from world_model.ranges import AT_LEAST_ONE, NOT_NEGATIVE, SHARE, require
+
+CLIP = 100.0  # largest global gradient norm of each part
+WARMUP = 100  # updates over which the rates rise from zero
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Learning rates, averaged weights, and how an update runs."""
+
+    model_lr: float = 1e-3
+    """Learning rate of the world model."""
+    actor_lr: float = 1e-3
+    """Learning rate of the actor."""
+    critic_lr: float = 1e-3
+    """Learning rate of the critic."""
+    decay_start: float = 0.5
+    """Share of the run after which the learning rates decay linearly."""
+    final_rate: float = 0.1
+    """Share of the learning rates that is left at the end of the run."""
+    ema_decay: float = 0.998
+    """Decay per update of the exponential moving average of the weights, which evaluation uses; 0: no averaging."""
+    graphs: bool = True
+    """On a GPU, replay the update as a CUDA graph, one for each training depth."""
+    compile: bool = False
+    """On a GPU, fuse the operations of loops and steps with torch.compile: half a minute at the start."""
+    workers: int = 1
+    """Data-parallel processes on a CPU, each with its part of the sequences (--train.batch must divide evenly);
+    a GPU and --model-only use one."""
+
+    def __post_init__(self) -> None:
+        require(self, "--optimizer.", workers=AT_LEAST_ONE, ema_decay=(0.0, 0.999999))
+        rates = dict.fromkeys(("model_lr", "actor_lr", "critic_lr"), NOT_NEGATIVE)
+        require(self, "--optimizer.", **rates, decay_start=SHARE, final_rate=SHARE)
+
+    def rate(self, progress: float) -> float:
+        """Factor of the learning rates at a share of the run: 1 until `decay_start`, then linear to `final_rate`."""
+        if progress <= self.decay_start:
+            return 1.0
+        decayed = min(1.0, (progress - self.decay_start) / max(1e-8, 1.0 - self.decay_start))
+        return 1.0 + (self.final_rate - 1.0) * decayed
 
 
 def flatten(parameters: Iterable[nn.Parameter], grad: bool = True) -> nn.Parameter:
@@ -19,37 +62,42 @@ def flatten(parameters: Iterable[nn.Parameter], grad: bool = True) -> nn.Paramet
     params = list(parameters)
     with torch.no_grad():
         flat = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in params]), requires_grad=grad)
-        if grad:
-            flat.grad = torch.zeros_like(flat)
         offset = 0
         for p in params:
             p.requires_grad_(grad)
             p.data = flat.data[offset : offset + p.numel()].view_as(p)
-            if flat.grad is not None:
-                p.grad = flat.grad[offset : offset + p.numel()].view_as(p)
             offset += p.numel()
+        if grad:
+            flat.grad = torch.zeros_like(flat)
+            view_gradients(params, flat.grad)
     return flat
+
+
+def view_gradients(parameters: Iterable[nn.Parameter], flat: Tensor) -> None:
+    """Make the gradients of the parameters views into the flat tensor."""
+    offset = 0
+    for p in parameters:
+        p.grad = flat[offset : offset + p.numel()].view_as(p)
+        offset += p.numel()
 
 
 class FlatAdam:
     """Adam with linear warm-up and a clipped global norm, over one flat parameter.
 
-    On a GPU the rate is a tensor and nothing looks at a number, so that a CUDA graph can hold a step.
+    On a GPU the rate is a tensor and no number is read back, so that a CUDA graph can hold a step.
     """
 
-    def __init__(
-        self, name: str, parameters: Iterable[nn.Parameter], lr: float, clip: float, warmup: int, eps: float = 1e-8
-    ):
-        self.name, self.lr, self.clip, self.warmup = name, lr, clip, warmup
-        self.flat = flatten(parameters)
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, clip: float = CLIP, warmup: int = WARMUP):
+        self.parameters, self.lr, self.clip, self.warmup = list(parameters), lr, clip, warmup
+        self.flat = flatten(self.parameters)
         self.gpu = self.flat.is_cuda
         self.rate = torch.tensor(lr, device=self.flat.device)
         rate = self.rate if self.gpu else lr
-        self.adam = torch.optim.Adam([self.flat], lr=rate, eps=eps, fused=True, capturable=self.gpu)
+        self.adam = torch.optim.Adam([self.flat], lr=rate, fused=True, capturable=self.gpu)
         self.updates = 0
 
     def skip_where(self, bad: Tensor) -> None:
-        """Let a step do nothing while `bad` (0-d) is 1; the gradient scaler of PyTorch asks the fused Adam the same."""
+        """Let a step do nothing while `bad` (0-d) is 1, as PyTorch's gradient scaler asks the fused Adam."""
         self.adam.found_inf = bad  # type: ignore[attr-defined]
 
     @property
@@ -58,18 +106,17 @@ class FlatAdam:
         assert self.flat.grad is not None
         return self.flat.grad
 
-    def zero_grad(self) -> None:
-        self.gradient.zero_()
+    @gradient.setter
+    def gradient(self, flat: Tensor) -> None:
+        self.flat.grad = flat
+        view_gradients(self.parameters, flat)
 
     def clip_gradient(self) -> Tensor:
         """Scale the gradient to at most `clip`; returns its norm before that (0-d)."""
-        grad = self.gradient
-        norm = grad.norm()
-        grad.mul_((self.clip / (norm + 1e-6)).clamp(max=1.0))
-        return norm
+        return nn.utils.clip_grad_norm_(self.flat, self.clip)
 
     def set_rate(self, factor: float = 1.0) -> None:
-        """Count a step, and let it be taken at `factor` times the rate."""
+        """Count a step, and let it be taken at `factor` times the learning rate."""
         self.updates += 1
         rate = self.lr * factor * min(1.0, self.updates / max(1, self.warmup))
         if self.gpu:

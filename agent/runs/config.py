@@ -9,7 +9,7 @@ import tyro
 
 from agent.evaluation.episodes import EVAL_SEEDS, EvalConfig
 from agent.learning.actor_critic import BehaviorConfig
-from agent.learning.learner import OptimizerConfig
+from agent.learning.optimizer import OptimizerConfig
 from agent.training.offline import OfflineConfig
 from agent.training.trainer import TrainConfig
 from world_model import ModelConfig
@@ -68,11 +68,6 @@ class Config:
             raise ValueError(f"--seed must be below {EVAL_SEEDS:,}, where the evaluations' seeds begin")
         if self.model_only != bool(self.dataset):
             raise ValueError("--dataset DIR and --model-only belong together: give both or neither")
-        if self.behavior.adaptive == "surprise" and not self.model.surprise:
-            raise ValueError("--behavior.adaptive surprise needs a world model that expects it: add --model.surprise")
-        always_alike = self.model.core in ("stacked", "gru") or self.model.loop.exit == "fixed"
-        if self.behavior.adaptive == "loops" and always_alike:
-            raise ValueError("--behavior.adaptive loops needs dreams of unequal loops: a looped core and an exit rule")
         if self.dream and self.agent == "dreamer":
             raise ValueError("--dream is for baselines: give --agent sac, ppo or dqn with it")
         if self.agent != "dreamer" and self.model_only:

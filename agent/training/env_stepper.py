@@ -1,4 +1,4 @@
-"""Steps of environments, which may go on by themselves while the agent learns; and what can go wrong in them."""
+"""Steps of vector environments, asynchronous where the environments run in processes of their own."""
 
 from __future__ import annotations
 
@@ -10,42 +10,44 @@ import numpy as np
 
 from agent.errors import NonFiniteError, failures
 
-Arrivals = tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
+Transition = tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
+"""What `VectorEnv.step` returns: observations, rewards, terminated, truncated, info."""
 
 
-class Stepping:
-    """One step of all environments in two halves, `begin` and `end`; these and `reset` raise EnvironmentFailure.
+class EnvStepper:
+    """One step of all environments in two halves, `send` and `receive`.
 
-    Those in processes of their own step between the two (`meanwhile`); others do it all in `end`.
+    All methods raise EnvironmentFailure for what an environment raises, and NonFiniteError for what is not finite.
     """
 
     def __init__(self, envs: gym.vector.VectorEnv[Any, Any, Any]):
         self.envs: Any = envs
-        self.meanwhile = hasattr(envs, "step_async")
+        self.asynchronous = hasattr(envs, "step_async")
+        """Whether environments step by themselves between `send` and `receive`."""
 
     def reset(self, seed: int) -> Mapping[str, np.ndarray]:
         """The first observations of new episodes everywhere."""
         with failures():
             obs: Mapping[str, np.ndarray] = self.envs.reset(seed=seed)[0]
-        finite(obs, np.zeros(0))
+        check_finite(obs, np.zeros(0))
         return obs
 
-    def begin(self, action: np.ndarray) -> None:
-        """Act."""
+    def send(self, action: np.ndarray) -> None:
+        """Begin a step."""
         self.action = action
-        if self.meanwhile:
+        if self.asynchronous:
             with failures():
                 self.envs.step_async(action)
 
-    def end(self) -> Arrivals:
-        """What came of it, as `VectorEnv.step` says it; waits where it has to. Raises NonFiniteError too."""
+    def receive(self) -> Transition:
+        """What came of it; waits where it has to."""
         with failures():
-            arrivals: Arrivals = self.envs.step_wait() if self.meanwhile else self.envs.step(self.action)
-        finite(*arrivals[:2])
-        return arrivals
+            transition: Transition = self.envs.step_wait() if self.asynchronous else self.envs.step(self.action)
+        check_finite(*transition[:2])
+        return transition
 
 
-def finite(obs: Mapping[str, np.ndarray], reward: np.ndarray) -> None:
+def check_finite(obs: Mapping[str, np.ndarray], reward: np.ndarray) -> None:
     """Raise NonFiniteError for what an environment returned, before the replay keeps it."""
     for name, value in {"the environment's reward": reward, **{f"observation {k}": v for k, v in obs.items()}}.items():
         if not np.isfinite(value).all():

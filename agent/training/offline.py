@@ -15,11 +15,13 @@ from agent.data.replay import ReplayBuffer
 from agent.errors import UsageError
 from agent.evaluation.normalised_error import Yardstick
 from agent.evaluation.open_loop import exit_rule, open_loop, usable_horizons, watch_rows
+from agent.execution import Eager
 from agent.learning.dreamer import Dreamer
 from agent.logs.logger import Logger
 from agent.training.schedule import Every
 from world_model import ExitRule, stability
 
+LOG_EVERY = 100  # updates between two lines of metrics
 COLUMNS = ("update", "depth", "loops", "horizon", "error", "reward_error", "energy")
 
 
@@ -35,11 +37,9 @@ class OfflineConfig:
     """Open-loop predictions per measurement, each the mean of eight dreams."""
     horizons: tuple[int, ...] = (1, 5, 15, 50)
     """Steps ahead at which errors are taken; those that no episode is long enough for are left out."""
-    log_every: int = 100
-    """Updates between two lines of metrics."""
 
     def __post_init__(self) -> None:
-        for name in ("updates", "eval_every", "windows", "log_every"):
+        for name in ("updates", "eval_every", "windows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--offline.{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if not self.horizons or min(self.horizons) < 1:
@@ -60,24 +60,29 @@ def check_lengths(cfg: OfflineConfig, dataset: Dataset, length: int) -> None:
 
 
 class OfflineTrainer:
-    """Trains the world model of `agent` on `dataset` and measures it on the held-out episodes."""
+    """Trains the world model of `agent` on `dataset` and measures it on the held-out episodes.
+
+    execution: the agent's, for what must not be compiled; batch: B sequences of T rows.
+    """
 
     def __init__(
         self,
         cfg: OfflineConfig,
         agent: Dreamer,
+        execution: Eager,
         dataset: Dataset,
         logger: Logger,
         store: Store,
         batch: tuple[int, int],
         seed: int,
     ):
-        self.cfg, self.agent, self.logger, self.store, self.batch = cfg, agent, logger, store, batch
+        self.cfg, self.agent, self.execution, self.batch = cfg, agent, execution, batch
+        self.logger, self.store = logger, store
         loop, model = agent.world.cfg.loop, agent.world.cfg
         latent = (loop.tokens, loop.width), (model.groups, model.classes)
         rows = len(dataset.train["reward"])
         self.replay = ReplayBuffer(rows, 1, dataset.spaces.obs, dataset.spaces.action.size, *latent, seed)
-        with agent.as_written():
+        with execution.uncompiled():
             self.replay.fill(dataset.train, watch_rows(agent.world, dataset.train, agent.device))
         self.episodes = pad_episodes(dataset.held_out).to(agent.device)
         self.yardstick = Yardstick.of(agent.world.senses, [self.episodes])
@@ -87,18 +92,18 @@ class OfflineTrainer:
 
     def run(self) -> None:
         """Train to the last update and measure at every depth. Raises NonFiniteError as `Dreamer.update` does."""
-        log, measure = Every(self.cfg.log_every), Every(self.cfg.eval_every)
-        self.agent.get_used_to(self.replay.sample)
+        log, measure = Every(LOG_EVERY), Every(self.cfg.eval_every)
+        self.agent.fit_image_normaliser(self.replay.sample)
         clock, done = time.perf_counter(), 0
         while self.step < self.cfg.updates:
             batch, where = self.replay.sample(*self.batch, self.agent.device)
-            states, metrics = self.agent.update_world(batch, self.step / self.cfg.updates)
-            self.replay.write_back(where, states)
+            update = self.agent.update_world(batch, self.step / self.cfg.updates)
+            self.replay.write_back(where, update.states)
             self.step += 1
-            self.logger.add(metrics)
+            self.logger.add(update.metrics)
             if log(self.step):
                 now = time.perf_counter()
-                with torch.random.fork_rng(), self.agent.as_written():
+                with torch.random.fork_rng(), self.execution.uncompiled():
                     self.logger.scalars(self.step, stability(self.agent.world, batch))
                 self.logger.scalars(self.step, {"speed/updates": (self.step - done) / (now - clock)})
                 self.logger.write(self.step)
@@ -120,8 +125,8 @@ class OfflineTrainer:
 
     def measure(self, depth: int | None) -> dict[str, float]:
         """Open-loop errors of the averaged weights, at a fixed depth or with the exit rule, into open_loop.csv."""
-        world = (self.agent.averaged if self.agent.optimizer.average else self.agent.policy).world
-        with exit_rule(world, None if depth is None else ExitRule()), self.agent.as_written():
+        world = self.agent.evaluated.world
+        with exit_rule(world, None if depth is None else ExitRule()), self.execution.uncompiled():
             found = open_loop(
                 world, self.episodes, self.horizons, self.cfg.windows, max_loops=depth, yardstick=self.yardstick
             ).means()

@@ -11,7 +11,10 @@ from agent.data.replay import ReplayBuffer
 from agent.errors import UsageError
 from agent.learning.dreamer import Dreamer
 
-RESUMED = ("finished", "updates_done", "row", "memory", "returns", "evaluations", "best", "actions", "random")
+RESUMED = (
+    "finished", "updates_done", "seconds", "row", "memory", "returns", "evaluations", "evaluated", "best", "actions",
+    "execution", "random",
+)  # fmt: skip
 """What a checkpoint holds of the trainer, for a run that goes on."""
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
@@ -19,14 +16,16 @@ from agent.data.replay import FLAGS, ReplayBuffer
 from agent.errors import EnvironmentFailure, Interrupted
 from agent.evaluation.episodes import EVAL_SEEDS, Episode
 from agent.evaluation.plots import log_open_loop
-from agent.learning.dreamer import Dreamer
+from agent.execution import Eager
+from agent.learning.dreamer import Dreamer, Update
 from agent.learning.policy import Memory
 from agent.logs.logger import Logger
-from agent.runtime import random_states, restore_random_states
+from agent.runtime import Stopwatch, random_states, restore_random_states
 from agent.spaces import from_env
-from agent.training.env_stepper import Stepping
+from agent.training.env_stepper import EnvStepper
+from agent.training.monitor import EpisodeCounter, Monitor
 from agent.training.schedule import Every, Progress, Ratio, ctrl_c
-from world_model import Batch, LatentState, stability
+from world_model import Batch, LatentState
 from world_model.ranges import AT_LEAST_ONE, NOT_NEGATIVE, require
 
 
@@ -82,14 +81,15 @@ class TrainConfig:
 class Trainer:
     """Trains `agent` in `envs`, which step `repeat` simulator steps per action.
 
-    evaluate(final, stop) plays the evaluation episodes and raises Interrupted when stop() becomes true;
-    store(name, content) saves a checkpoint.
+    execution runs the updates; evaluate(final, stop) plays the evaluation episodes and raises Interrupted when
+    stop() becomes true; store(name, content) saves a checkpoint.
     """
 
     def __init__(
         self,
         cfg: TrainConfig,
         agent: Dreamer,
+        execution: Eager,
         envs: gym.vector.VectorEnv[Any, Any, Any],
         replay: ReplayBuffer,
         logger: Logger,
@@ -98,51 +98,35 @@ class Trainer:
         seed: int,
         repeat: int = 1,
     ):
-        self.cfg, self.agent, self.envs, self.replay, self.logger = cfg, agent, envs, replay, logger
-        self.evaluate, self.store, self.seed, self.repeat = evaluate, store, seed, repeat
-        self.step, self.stepping = 0, Stepping(envs)
+        self.cfg, self.agent, self.execution, self.envs, self.replay = cfg, agent, execution, envs, replay
+        self.logger, self.evaluate, self.store, self.seed, self.repeat = logger, evaluate, store, seed, repeat
+        self.step, self.stepper = 0, EnvStepper(envs)
         self.updates = Ratio(cfg.ratio, cfg.prefill, cfg.pretrain)
         self.progress = Progress(cfg.steps, cfg.minutes, cfg.slice)
         self.row: dict[str, np.ndarray] = {}  # what was seen last and is not in the replay yet
         self.memory: Memory | None = None
-        self.batch: Batch | None = None  # of the last update
-        self.running = np.zeros((2, envs.num_envs))  # return and length of the episodes under way
-        self.returns: deque[float] = deque(maxlen=10)  # of the last training episodes
+        self.last_batch: Batch | None = None
+        self.last_update: Update | None = None
+        self.counter = EpisodeCounter(envs.num_envs, repeat, logger)
+        self.clock = Stopwatch()
+        self.monitor = Monitor(agent, execution, logger, self.clock)
         self.episodes: list[Episode] = []  # of the final evaluation
         self.evaluations: list[float] = []  # means of the evaluations before the end
         self.evaluated = -1  # step of the last of them
         self.best = -np.inf
         self.finished = self.stopping = self.sliced = False  # sliced: this part of the run has had its minutes
-        self.seconds: dict[str, float] = {}  # spent in each part of the loop
         envs.action_space.seed(seed)
+
+    # ------------------------------------------------------------------ the loop
 
     def run(self) -> bool:
         """Train to the last step or minute and evaluate. False when Ctrl-C ended it before, with everything saved.
 
         Raises NonFiniteError when a loss or gradient is not finite; no checkpoint is written then.
         """
-        should_log = Every(self.cfg.log_every, self.step)
-        should_eval = Every(self.cfg.eval_every, self.step)
-        should_save = Every(self.cfg.save_every, self.step)
-        spent = {**self.seconds, **self.agent.seconds}
-        self.log_clock = (time.perf_counter(), self.step, self.agent.updates, spent)
         with ctrl_c(self.stop):
             try:
-                self.begin()
-                while self.progress(self.step) < 1.0 and not self.stopping:
-                    self.interact()
-                    over = self.progress(self.step) == 1.0  # `finish` evaluates, logs and saves
-                    if over or not self.stepping.meanwhile:
-                        self.learn()
-                    if should_eval(self.step) and not over:
-                        self.interim_evaluation()
-                    if should_log(self.step) and not over:
-                        self.log()
-                    if should_save(self.step) and not over:
-                        self.save()
-                    self.logger.progress(self.step, self.progress(self.step))
-                    if not self.stopping and self.progress.over_for_now(0.5 if over else 1.0):
-                        self.sliced = self.stopping = True  # half: the final evaluation wants a slice of its own
+                self.loop()
                 if not self.stopping:
                     self.finish()
             except Interrupted:
@@ -158,7 +142,34 @@ class Trainer:
                 self.save()
         return self.finished
 
-    def begin(self) -> None:
+    def loop(self) -> None:
+        """Interact and learn to the last step, or until somebody stops it."""
+        cfg = self.cfg
+        due_log, due_eval, due_save = (Every(n, self.step) for n in (cfg.log_every, cfg.eval_every, cfg.save_every))
+        self.monitor.start(self.step)
+        self.begin_episodes()
+        while self.progress(self.step) < 1.0 and not self.stopping:
+            self.interact()
+            over = self.progress(self.step) == 1.0  # `finish` evaluates, logs and saves
+            if over or not self.stepper.asynchronous:
+                self.learn()
+            if due_eval(self.step) and not over:
+                self.evaluate_between()
+            if due_log(self.step) and not over:
+                self.monitor.write(self.step, self.last_batch, self.last_update)
+            if due_save(self.step) and not over:
+                self.save()
+            self.logger.progress(self.step, self.progress(self.step))
+            if not self.stopping and self.progress.over_for_now(0.5 if over else 1.0):
+                self.sliced = self.stopping = True  # half: the final evaluation wants a slice of its own
+
+    def stop(self) -> None:
+        """End the run after what it is doing now."""
+        self.stopping = True
+
+    # ------------------------------------------------------------------ interaction
+
+    def begin_episodes(self) -> None:
         """Start new episodes. Those that a stopped run left open end where they were, truncated."""
         if self.row and not self.row["is_first"].all():
             _, memory, _ = self.act()
@@ -166,11 +177,11 @@ class Trainer:
         count = self.envs.num_envs
         # Mixed, so that runs with neighbouring seeds share no episode; a resumed run sees new ones.
         seed = np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0] % EVAL_SEEDS
-        obs = self.stepping.reset(int(seed))
+        obs = self.stepper.reset(int(seed))
         none = np.zeros(count, bool)
         action = np.zeros((count, self.agent.spaces.action.size), np.float32)
-        self.row = self.arrival(obs, action, np.zeros(count, np.float32), ~none, none, none)
-        self.running[:] = 0.0
+        self.row = self.make_row(obs, action, np.zeros(count, np.float32), ~none, none, none)
+        self.counter.begin()
 
     def act(self) -> tuple[np.ndarray, Memory, np.ndarray]:
         """`agent.act` on the row at hand."""
@@ -178,50 +189,34 @@ class Trainer:
         return self.agent.act(obs, self.memory, self.row["is_first"])
 
     def interact(self) -> None:
-        """One step of every environment; updates that are due meanwhile, where environments step by themselves.
+        """One step of every environment, and the updates that are due meanwhile, where environments are asynchronous.
 
         Until the last lines no row changes, should the user interrupt.
         """
         row = self.row
-        with self.timed("act"):
+        with self.clock.timed("act"):
             action, memory, _ = self.act()
             if self.step // self.repeat < self.cfg.prefill:
                 action = self.envs.action_space.sample()
                 taken = from_env(torch.as_tensor(action), self.agent.spaces.action).to(self.agent.device)
                 memory = memory._replace(action=taken)
-        with self.timed("env"):
-            self.stepping.begin(action)
-        if self.stepping.meanwhile:
+        with self.clock.timed("env"):
+            self.stepper.send(action)
+        if self.stepper.asynchronous:
             self.learn()
-        with self.timed("env"):
-            obs, reward, terminated, truncated, _ = self.stepping.end()
-        with self.timed("replay"):
+        with self.clock.timed("env"):
+            obs, reward, terminated, truncated, _ = self.stepper.receive()
+        with self.clock.timed("replay"):
             self.replay.add(row, memory.state)
             first = row["is_last"]  # this call was their reset: no action, no reward (NEXT_STEP)
             prev_action = memory.action.clamp(-1.0, 1.0).numpy(force=True) * ~first[:, None]
             last = (terminated | truncated) & ~first
             self.memory = memory
-            self.row = self.arrival(obs, prev_action, reward * ~first, first, last, terminated & ~first)
+            self.row = self.make_row(obs, prev_action, reward * ~first, first, last, terminated & ~first)
         self.step += self.repeat * int((~first).sum())
-        self.count_episodes()
+        self.counter.add(self.row, self.step)
 
-    def learn(self) -> None:
-        """The updates that are due."""
-        enough = self.replay.held > self.cfg.length
-        while enough and not self.stopping and self.updates.due(self.step // self.repeat):
-            self.update()
-
-    def update(self) -> None:
-        """One update of the agent, and fresh latents for the replay."""
-        self.agent.get_used_to(self.replay.sample)
-        with self.timed("replay"):
-            self.batch, where = self.replay.sample(self.cfg.batch, self.cfg.length, self.agent.device)
-        states, metrics = self.agent.update(self.batch, self.progress(self.step))
-        with self.timed("replay"):
-            self.replay.write_back(where, states)
-        self.logger.add(metrics)
-
-    def arrival(
+    def make_row(
         self, obs: Mapping[str, np.ndarray], prev_action: np.ndarray, reward: np.ndarray, *flags: np.ndarray
     ) -> dict[str, np.ndarray]:
         """A row of the replay, every value (E, ...); observations are copied, environments reuse theirs."""
@@ -229,40 +224,41 @@ class Trainer:
         row |= {"prev_action": prev_action, "reward": np.asarray(reward, np.float32)}
         return row | dict(zip(FLAGS, flags, strict=True))
 
-    def count_episodes(self) -> None:
-        """Add the row to the running episodes and log those that it ends; lengths in simulator steps."""
-        row = self.row
-        self.running[:, row["is_first"]] = 0.0
-        self.running += np.stack([row["reward"], self.repeat * ~row["is_first"]])
-        for env in np.flatnonzero(row["is_last"]):
-            ret, length = self.running[:, env]
-            self.returns.append(float(ret))
-            self.logger.episode(self.step, int(env), float(ret), int(length))
-            self.logger.scalars(self.step, {"episode/return": ret, "episode/length": length})
+    # ------------------------------------------------------------------ learning
 
-    def interim_evaluation(self) -> None:
-        """Evaluate on the way."""
-        self.evaluations.append(float(np.mean([each["return"] for each in self.log_episodes(final=False)])))
+    def learn(self) -> None:
+        """The updates that are due, each with fresh latents for the replay."""
+        enough = self.replay.held > self.cfg.length
+        while enough and not self.stopping and self.updates.due(self.step // self.repeat):
+            self.agent.fit_image_normaliser(self.replay.sample)
+            with self.clock.timed("replay"):
+                batch, where = self.replay.sample(self.cfg.batch, self.cfg.length, self.agent.device)
+            update = self.execution.update(batch, self.progress(self.step))
+            with self.clock.timed("replay"):
+                self.replay.write_back(where, update.states)
+            self.logger.add(update.metrics)
+            self.last_batch, self.last_update = batch, update
+
+    # ------------------------------------------------------------------ evaluation
+
+    def evaluate_between(self) -> None:
+        """Evaluate during training."""
+        self.evaluations.append(float(np.mean([episode["return"] for episode in self.log_episodes(final=False)])))
         self.evaluated = self.step
 
     def finish(self) -> None:
         """After the last step: save, evaluate, and save that it is done."""
-        if self.evaluated == self.step and self.evaluations:  # on the way, and then the time was over
+        if self.evaluated == self.step and self.evaluations:  # during training, and then the time was over
             self.evaluations.pop()
         self.save()
         self.episodes = self.log_episodes(final=True)
-        self.log()
+        self.monitor.write(self.step, self.last_batch, self.last_update)
         self.finished = True
         self.save()
 
-    def recent(self) -> dict[str, float]:
-        """Steadier numbers beside the final evaluation; those without episodes are left out."""
-        means = {"last_3_evaluations": self.evaluations[-3:], "last_10_training_episodes": list(self.returns)}
-        return {name: float(np.mean(values)) for name, values in means.items() if values}
-
     def log_episodes(self, final: bool) -> list[Episode]:
         """Evaluate, keep the best agent, draw an open-loop prediction."""
-        with self.timed("evaluate"):
+        with self.clock.timed("evaluate"):
             episodes = self.evaluate(final, lambda: self.stopping)
         mean, loops = (float(np.mean([episode[name] for episode in episodes])) for name in ("return", "mean_loops"))
         self.logger.evaluation(self.step, cast(list[dict[str, float]], episodes))
@@ -270,44 +266,22 @@ class Trainer:
         if mean >= self.best:
             self.best = mean
             self.store("best", self.agent_content())
-        with self.timed("log"):
+        with self.clock.timed("log"):
             log_open_loop(self.logger, self.step, self.agent, self.replay, self.seed)
         return episodes
 
-    def log(self) -> None:
-        """Write the metrics since the last call, with speeds and each part's share of the time."""
-        start, step, updates, spent = self.log_clock
-        now, seconds = time.perf_counter(), {**self.seconds, **self.agent.seconds}
-        wall = max(1e-9, now - start)
-        done = self.agent.updates - updates
-        values = {"speed/updates": done / wall, "speed/steps": (self.step - step) / wall}
-        values |= {f"time/{name}": (total - spent.get(name, 0.0)) / wall for name, total in seconds.items()}
-        self.log_clock = (now, self.step, self.agent.updates, seconds)
-        with self.timed("log"):
-            self.logger.scalars(self.step, values)
-            if done and self.batch is not None:
-                with torch.random.fork_rng(), self.agent.as_written():  # the run is the same however often one looks
-                    self.logger.scalars(self.step, stability(self.agent.world, self.batch))
-                self.logger.histogram(self.step, "loop/dream_depth", self.agent.last_depths.float().numpy(force=True))
-                if (lengths := self.agent.last_lengths) is not None:
-                    self.logger.histogram(self.step, "behavior/dream_length", lengths.numpy(force=True))
-            self.logger.write(self.step)
+    def recent(self) -> dict[str, float]:
+        """Steadier numbers beside the final evaluation; those without episodes are left out."""
+        means = {"last_3_evaluations": self.evaluations[-3:], "last_10_training_episodes": list(self.counter.returns)}
+        return {name: float(np.mean(values)) for name, values in means.items() if values}
 
-    def stop(self) -> None:
-        """End the run after what it is doing now."""
-        self.stopping = True
-
-    @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+    # ------------------------------------------------------------------ persistence
 
     def agent_content(self) -> dict[str, Any]:
         return {"step": self.step, "agent": self.agent.state_dict()}
 
     def save(self) -> None:
-        with self.timed("save"):
+        with self.clock.timed("save"):
             rest = {"replay": self.replay.state_dict(), "trainer": self.state_dict()}
             self.store("latest", self.agent_content() | rest)
 
@@ -319,11 +293,12 @@ class Trainer:
             "seconds": self.progress.seconds(),
             "row": {name: torch.from_numpy(value) for name, value in self.row.items()},
             "memory": self.memory and {**self.memory.state._asdict(), "action": self.memory.action},
-            "returns": list(self.returns),
+            "returns": list(self.counter.returns),
             "evaluations": self.evaluations,
             "evaluated": self.evaluated,
             "best": float(self.best),
             "actions": self.envs.action_space.np_random.bit_generator.state,
+            "execution": self.execution.state_dict(),
             "random": random_states(),
         }
 
@@ -333,13 +308,13 @@ class Trainer:
         self.agent.load_state_dict(saved["agent"])
         mine = saved["trainer"]
         self.step, self.updates.done = saved["step"], mine["updates_done"]
-        self.progress.resume(mine.get("seconds", 0.0))
+        self.progress.resume(mine["seconds"])
         self.row = {name: value.numpy() for name, value in mine["row"].items()}
         if mine["memory"]:
             memory = {name: leaf.to(self.agent.device) for name, leaf in mine["memory"].items()}
             self.memory = Memory(LatentState(memory["deter"], memory["stoch"]), memory["action"])
-        self.returns.extend(mine["returns"])
-        self.evaluations, self.best = list(mine["evaluations"]), mine["best"]
-        self.evaluated = mine.get("evaluated", -1)
+        self.counter.returns.extend(mine["returns"])
+        self.evaluations, self.evaluated, self.best = list(mine["evaluations"]), mine["evaluated"], mine["best"]
         self.envs.action_space.np_random.bit_generator.state = mine["actions"]
+        self.execution.load_state_dict(mine["execution"])
         restore_random_states(mine["random"])

@@ -29,13 +29,13 @@ class Halves(SyncVectorEnv):
 
 def told(trainer):
     """Let the updates of a trainer in `Halves` write into their story."""
-    update = trainer.update
+    update = trainer.execution.update
 
-    def told_update():
+    def told_update(*words):
         trainer.envs.story.append("update")
-        update()
+        return update(*words)
 
-    trainer.update = told_update
+    trainer.execution.update = told_update
     return trainer.envs.story
 
 
@@ -57,12 +57,12 @@ def test_rows_from_other_processes_are_those_of_this_one(make_trainer, tmp_path)
     """Without updates the actions are the same, and so has to be every row."""
     options = {"steps": 230, "pretrain": 0, "ratio": 0.0, "eval_every": 0, "envs": 2}
     here = make_trainer(tmp_path / "here", counters, **options)
-    assert not here.stepping.meanwhile
+    assert not here.stepper.asynchronous
     assert here.run()
     there = make_trainer(
         tmp_path / "there", lambda count: make_vector_env("toy:counter", count, seed=0, apart=count == 2), **options
     )
-    assert there.stepping.meanwhile
+    assert there.stepper.asynchronous
     assert there.run()
     for name, rows in here.replay.rows.items():
         assert np.array_equal(rows, there.replay.rows[name]), name
@@ -105,14 +105,15 @@ def test_a_process_that_dies_is_a_failure_that_saves_and_closes(make_trainer, tm
     trainer = make_trainer(
         tmp_path, lambda n: make_vector_env("toy:counter", n, seed=0, apart=n == count), envs=count, eval_every=0
     )
-    update = trainer.update
+    update = trainer.execution.update
 
-    def dying_update():
-        update()
+    def dying_update(*words):
+        result = update(*words)
         if trainer.agent.updates == 30:
             killed(trainer.envs)
+        return result
 
-    trainer.update = dying_update
+    trainer.execution.update = dying_update
     with pytest.raises(EnvironmentFailure):
         trainer.run()
     assert (tmp_path / "checkpoints" / "latest.pt").exists()
@@ -149,14 +150,15 @@ def test_a_process_that_dies_in_an_evaluation_is_one_too(make_trainer, tmp_path)
 
 def test_ctrl_c_meanwhile_ends_the_step_first(make_trainer, tmp_path):
     trainer = make_trainer(tmp_path, Halves, steps=400, eval_every=0)
-    story, update = told(trainer), trainer.update
+    story, update = told(trainer), trainer.execution.update
 
-    def interrupted():
-        update()
+    def interrupted(*words):
+        result = update(*words)
         if trainer.agent.updates == 10:
             signal.raise_signal(signal.SIGINT)
+        return result
 
-    trainer.update = interrupted
+    trainer.execution.update = interrupted
     assert trainer.run() is False
     assert trainer.agent.updates == 10
     assert story[-2:] == ["update", "end"]

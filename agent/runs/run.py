@@ -1,0 +1,144 @@
+"""A run from its beginning to its end: its files opened and closed in one place, and a line for whatever ends it."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from agent.data.checkpoint import Store, make_store
+from agent.errors import EnvironmentFailure, NonFiniteError, UsageError
+from agent.evaluation.episodes import Actor, Episode, save_video
+from agent.evaluation.plots import draw_curves
+from agent.logs.logger import Logger
+from agent.runs.cli import save_yaml
+from agent.runs.config import Config
+from agent.runs.folder import Meta, new_run_dir
+from agent.runs.header import last_checkpoint, report, resume_command
+from agent.runs.presets import preset
+from agent.settings import differences, to_dict, value_of
+from agent.spaces import Spaces
+from agent.training.schedule import UNFINISHED
+
+
+class AnyTrainer(Protocol):
+    """A trainer of an agent, of a baseline, or of a world model alone."""
+
+    step: int
+    finished: bool
+
+
+class AgentTrainer(AnyTrainer, Protocol):
+    """A trainer of something that acts."""
+
+    episodes: list[Episode]
+
+    def run(self) -> bool: ...
+
+    def recent(self) -> dict[str, float]: ...
+
+
+@dataclass
+class Run:
+    """An open run. trainer: set by the caller, so that meta.json says how far the run came."""
+
+    folder: Path
+    logger: Logger
+    store: Store
+    meta: Meta
+    trainer: AnyTrainer | None = None
+
+
+@contextmanager
+def open_run(
+    config: Config,
+    task: str,
+    spaces: Spaces,
+    device: torch.device,
+    parameters: dict[str, int],
+    folder: Path | Callable[[], Path],
+    total: int,
+    start: int = 0,
+) -> Iterator[Run]:
+    """Open logs, config.yaml, meta.json and the checkpoint store in `folder`, and close them whatever happens.
+
+    total: steps or updates of the whole run; start: the step from which a stopped run goes on. Raises UsageError
+    where the logs of a stopped run are damaged.
+    """
+    folder = folder if isinstance(folder, Path) else folder()
+    try:
+        logger = Logger(folder, total, start)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    try:
+        save_yaml(config, folder / "config.yaml")
+        meta = Meta(folder, task, device, parameters)
+        run = Run(folder, logger, make_store(folder, task, to_dict(config), spaces), meta)
+        try:
+            yield run
+        finally:
+            if run.trainer is not None:
+                meta.update(step=run.trainer.step, finished=run.trainer.finished)
+    finally:
+        logger.close()
+
+
+def new_folder(config: Config, slug: str, name: str) -> Path:
+    """The folder of a new run, --run-dir or runs/<slug>/<name>-sSEED-TIME."""
+    return new_run_dir(config.run_dir, slug, f"{name}-s{config.seed}")
+
+
+def train_to_end(run: Run, trainer: AgentTrainer, config: Config, resumes: bool = True) -> int:
+    """Run the trainer, with a line for whatever ends it early. Returns the exit status.
+
+    resumes: whether a run of this kind can go on after it was stopped.
+    """
+    run.trainer = trainer
+    ahead = f"to go on:\n  {resume_command(run.folder)}" if resumes else "baselines do not resume: start anew"
+    try:
+        finished = trainer.run()
+        run.logger.hparams(changed_settings(config), {"eval/return": None})
+        if finished:
+            return 0
+    except NonFiniteError as error:
+        where = f"at step {trainer.step:,}; {last_checkpoint(run.folder)}"
+        print(f"error: {error} is not finite {where}", file=sys.stderr)
+        return 1
+    except EnvironmentFailure as error:
+        traceback.print_exception(error.__cause__)
+        saved = "saved, " if resumes else ""
+        print(f"error: the environment failed at step {trainer.step:,}: {error}; {saved}{ahead}", file=sys.stderr)
+        return 1
+    except OSError as error:  # a full disk
+        print(f"error: {error} at step {trainer.step:,}; {last_checkpoint(run.folder)}, {ahead}", file=sys.stderr)
+        return 2
+    if not resumes:
+        print(f"stopped at step {trainer.step}; {ahead}")
+        return 130
+    print(f"stopped and saved at step {trainer.step}; {ahead}")
+    return UNFINISHED if getattr(trainer, "sliced", False) else 130
+
+
+def show_results(
+    run: Run, trainer: AgentTrainer, config: Config, task: str, unit: str, agent: Actor,
+    make_env: Callable[[], Any], cannot_draw: str | None,
+) -> None:  # fmt: skip
+    """After the last step: the numbers, the curve and a video."""
+    run.meta.update(results=report(trainer, task))
+    print(f"curve  {draw_curves(run.folder, f'{task}, {config.agent}, seed {config.seed}', unit)}")
+    if config.video:
+        print(cannot_draw or save_video(run.folder / "videos" / "eval_final.mp4", agent, make_env, config.eval))
+
+
+def changed_settings(config: Config) -> dict[str, object]:
+    """The settings by which runs are told apart: those that differ from the preset's, for TensorBoard's HParams."""
+    mine = to_dict(config)
+    changed = differences(to_dict(preset(config.preset)), mine)
+    shown = dict.fromkeys(["task", "agent", "preset", "seed", *changed])
+    return {name: value_of(mine, name) for name in shown if name not in ("run_dir", "resume", "video", "device")}
