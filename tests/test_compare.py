@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -283,6 +284,10 @@ def test_the_report_stands_alone(tmp_path):
     assert "behavior.horizon *" in page  # the settings in which the groups differ
     assert "python train_agent.py dmc:cartpole_swingup" in page
     assert "no difference" in page
+    for table in re.findall(r"<table>.*?</table>", page, re.DOTALL):
+        rows = [len(re.findall(r"<t[hd][ >]", row)) for row in table.split("<tr>")[1:]]
+        assert len(rows) > 1
+        assert set(rows) == {rows[0]}  # as many cells as heads
     content = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [row["group"] for row in content["groups"]] == ["horizon 5", "horizon 15"]
     with (tmp_path / "out" / "runs.csv").open() as file:

@@ -1,12 +1,11 @@
-"""The pictures of a report, as parts of an HTML page: drawn for light and for dark screens."""
+"""The pictures of a report, as data URIs: drawn for light and for dark screens."""
 
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent.runs.compare import Anchor, Comparison
 
@@ -20,18 +19,24 @@ Draw = Callable[["Axes", str], None]
 """Draws into axes; the second argument is the colour of what is neither group nor background."""
 
 
-def curves(comparison: Comparison, task: str) -> str:
+class Picture(NamedTuple):
+    """A picture as two data URIs, for light and for dark screens, and what it shows in words."""
+
+    light: str
+    dark: str
+    alt: str
+
+
+def curves(comparison: Comparison, task: str) -> list[Picture]:
     """Learning curves over steps and over minutes: every seed, and the mean of each group."""
 
-    def over(axis: str, words: str) -> str:
-        return both(lambda axes, ink: _curves(axes, ink, comparison, task, axis, words), f"Return over {words}")
+    def over(axis: str, words: str) -> Picture:
+        return picture(lambda axes, ink: _curves(axes, ink, comparison, task, axis, words), f"Return over {words}")
 
-    found = over("steps", "steps") + over("seconds", "minutes")
-    caption = "Thin: every seed. Thick: the mean over seeds, at the steps where all were evaluated. Dotted: published."
-    return f'<figure><div class="two">{found}</div><figcaption>{caption}</figcaption></figure>'
+    return [over("steps", "steps"), over("seconds", "minutes")]
 
 
-def final_returns(comparison: Comparison, rows: Sequence[dict[str, Any]]) -> str:
+def final_returns(comparison: Comparison, rows: Sequence[dict[str, Any]]) -> Picture:
     """The last evaluation of every seed, and the IQM of each group with its interval where there is one."""
 
     def draw(axes: Axes, ink: str) -> None:
@@ -45,18 +50,12 @@ def final_returns(comparison: Comparison, rows: Sequence[dict[str, Any]]) -> str
         axes.set_yticks(range(len(rows)), [row["group"] for row in rows])
         axes.grid(axis="x", alpha=0.15)
 
-    picture = both(draw, "Final return of every seed by group", height=0.9 + 0.35 * len(rows))
-    caption = "Dots: the seeds. Bar: their IQM; line: its 95 % interval, where there are five seeds."
-    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
+    return picture(draw, "Final return of every seed by group", height=0.9 + 0.35 * len(rows))
 
 
-def both(draw: Draw, words: str, height: float = 4.0) -> str:
-    """A picture that is drawn dark where the reader's screen is."""
-    light, dark = (_svg(draw, ink, height) for ink in ("#1b1f24", "#e6e8eb"))
-    return (
-        f'<picture><source srcset="{dark}" media="(prefers-color-scheme: dark)">'
-        f'<img src="{light}" alt="{html.escape(words)}"></picture>'
-    )
+def picture(draw: Draw, alt: str, height: float = 4.0) -> Picture:
+    """Draw once with dark ink and once with light ink; height in inches."""
+    return Picture(_svg(draw, "#1b1f24", height), _svg(draw, "#e6e8eb", height), alt)
 
 
 def _svg(draw: Draw, ink: str, height: float) -> str:
