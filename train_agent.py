@@ -29,10 +29,10 @@ from agent.logs.logger import Logger
 from agent.runs.cli import parse_cli, save_yaml
 from agent.runs.config import Config
 from agent.runs.folder import Meta, check_task, new_run_dir
-from agent.runs.grid import take_grid
 from agent.runs.header import Finished, announce, last_checkpoint, report, resume_command
 from agent.runs.presets import FIRST_ACTIONS, check_baseline, preset
 from agent.runs.sweep import run_sweep
+from agent.runs.sweep_grid import parse_sweep
 from agent.runtime import keep_memory, resolve_device, seed_everything, set_threads
 from agent.settings import differences, to_dict, value_of
 from agent.spaces import Spaces, spaces_of
@@ -55,7 +55,7 @@ def checked(argv: Sequence[str]) -> Config:
 
 def train(argv: list[str]) -> int:
     """Build the parts, train, and show what came of it. Returns the exit status."""
-    if grid := take_grid(argv):
+    if grid := parse_sweep(argv):
         return run_sweep(grid, checked)
     config, saved = parse_cli(argv, TaskId.shows_images)
     task, device = TaskId.parse(config.task), resolve_device(config.device)
