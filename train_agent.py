@@ -29,7 +29,7 @@ from agent.logs.logger import Logger
 from agent.runs.cli import parse_cli, save_yaml
 from agent.runs.config import Config
 from agent.runs.folder import Meta, check_task, new_run_dir
-from agent.runs.header import Finished, announce, last_checkpoint, report, resume_command
+from agent.runs.header import FinishedTrainer, last_checkpoint_note, print_header, print_results, resume_command
 from agent.runs.presets import FIRST_ACTIONS, check_baseline, preset
 from agent.runs.sweep import run_sweep
 from agent.runs.sweep_grid import parse_sweep
@@ -103,7 +103,7 @@ def train(argv: list[str]) -> int:
     save_yaml(config, run_dir / "config.yaml")
     meta = Meta(run_dir, str(task), device, agent.parameter_counts())
     notes = [f"resume       {resume_command(run_dir)}", *remarks(task, cannot_draw), *advice(config, spaces, device)]
-    announce(header(config, task), spaces, agent.parameter_counts(), f"{device}, {config.preset}", run_dir, *notes)
+    print_header(header(config, task), spaces, agent.parameter_counts(), f"{device}, {config.preset}", run_dir, *notes)
     try:
         status = carry_out(trainer, run_dir)
         logger.hparams(chosen(config), {"eval/return": None})
@@ -146,7 +146,7 @@ def train_baseline(config: Config, task: TaskId, device: torch.device) -> int:
     meta = Meta(run_dir, str(task), device, agent.parameter_counts())
     machine = f"{device}, {config.agent} of stable-baselines3"
     machine += f", learning in the dream of {config.dream} alone" if config.dream else ""
-    announce(header(config, task), spaces, agent.parameter_counts(), machine, run_dir, *remarks(task, cannot_draw))
+    print_header(header(config, task), spaces, agent.parameter_counts(), machine, run_dir, *remarks(task, cannot_draw))
     try:
         finished = trainer.run()
         logger.hparams(chosen(config), {"eval/return": None})
@@ -161,10 +161,11 @@ def train_baseline(config: Config, task: TaskId, device: torch.device) -> int:
 
 
 def show(
-    config: Config, task: TaskId, agent: Actor, trainer: Finished, meta: Meta, run_dir: Path, cannot_draw: str | None
+    config: Config, task: TaskId, agent: Actor, trainer: FinishedTrainer, meta: Meta, run_dir: Path,
+    cannot_draw: str | None,
 ) -> None:
     """After the last step: the numbers, the curve and a video."""
-    meta.update(results=report(trainer, str(task)))
+    meta.update(results=print_results(trainer, str(task)))
     print(f"curve  {draw_curves(run_dir, f'{task}, {config.agent}, seed {config.seed}', task.unit)}")
     if config.video:
         path, make = run_dir / "videos" / "eval_final.mp4", partial(make_env, task, render=True)
@@ -178,7 +179,7 @@ def carry_out(trainer: Trainer, run_dir: Path) -> int:
         if trainer.run():
             return 0
     except NonFiniteError as error:
-        where = f"at step {trainer.step:,}; {last_checkpoint(run_dir)}"
+        where = f"at step {trainer.step:,}; {last_checkpoint_note(run_dir)}"
         print(f"error: {error} is not finite {where}", file=sys.stderr)
         return 1
     except EnvironmentFailure as error:
@@ -186,7 +187,7 @@ def carry_out(trainer: Trainer, run_dir: Path) -> int:
         print(f"error: the environment failed at step {trainer.step:,}: {error}; saved, {go_on}", file=sys.stderr)
         return 1
     except OSError as error:  # a full disk
-        print(f"error: {error} at step {trainer.step:,}; {last_checkpoint(run_dir)}, {go_on}", file=sys.stderr)
+        print(f"error: {error} at step {trainer.step:,}; {last_checkpoint_note(run_dir)}, {go_on}", file=sys.stderr)
         return 2
     print(f"stopped and saved at step {trainer.step}; {go_on}")
     return UNFINISHED if trainer.sliced else 130

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from agent.errors import UsageError
-from agent.runs.compare import ROLLOUT, Comparison
+from agent.runs.compare import ROLLOUT_ERRORS, Comparison
 from agent.runs.report_plots import curves, final_returns
 
 MOST_VIDEO = 4_000_000
@@ -49,8 +49,8 @@ def render(comparison: Comparison, content: dict[str, Any]) -> str:
         written=time.strftime("%F %R"),
         final_returns=final_returns(comparison, content["groups"]),
         curves={task: curves(comparison, task) for task in comparison.tasks},
-        rollout_errors=ROLLOUT,
-        has_rollouts=any(row[name] is not None for row in content["groups"] for name in ROLLOUT),
+        rollout_errors=ROLLOUT_ERRORS,
+        has_rollouts=any(row[name] is not None for row in content["groups"] for name in ROLLOUT_ERRORS),
         videos=videos(comparison),
     )
 
@@ -84,7 +84,7 @@ def videos(comparison: Comparison) -> list[dict[str, Any]]:
     """
     chosen, room = [], MOST_VIDEO
     for group in comparison.groups:
-        for run in sorted(group.runs, key=lambda run: -run.score):
+        for run in sorted(group.runs, key=lambda run: -run.final_return):
             files = sorted(run.path.glob("videos/eval_final.*"))
             if files and files[0].stat().st_size <= room:
                 room -= files[0].stat().st_size
