@@ -85,6 +85,17 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = 
     return found
 
 
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries: `base` with the values of `changes`, level by level."""
+    result = dict(base)
+    for name, value in changes.items():
+        below = base.get(name)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            value = merge(below, value)
+        result[name] = value
+    return result
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass as nested dictionaries of plain values."""
     return dataclasses.asdict(config)

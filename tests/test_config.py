@@ -151,6 +151,68 @@ def test_files_that_are_not_yaml(tmp_path):
         load_yaml(tmp_path / "bad.yaml")
 
 
+def test_a_run_starts_from_the_config_file_of_another(finished):
+    file = finished[0] / "config.yaml"
+    saved = load_yaml(file)
+    assert saved.task == "toy:cue5"
+    assert cli("--config", str(file)) == replace(saved, run_dir=None, resume=None)
+
+
+def test_run_dir_and_resume_of_a_config_file_are_ignored(tmp_path):
+    save_yaml(replace(preset("debug"), run_dir="there", resume="there"), tmp_path / "config.yaml")
+    assert cli("--config", str(tmp_path / "config.yaml")) == preset("debug")
+
+
+def test_options_stand_above_the_config_file_and_the_file_above_its_preset(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text("preset: debug\noptimizer:\n  model_lr: 3e-4\nbehavior:\n  horizon: 7\n  units: 48\n")
+    config = cli(f"--config={file}", "toy:cue", "--behavior.horizon", "9")
+    debug = preset("debug")
+    assert config == replace(
+        debug, task="toy:cue", optimizer=replace(debug.optimizer, model_lr=3e-4),
+        behavior=replace(debug.behavior, horizon=9, units=48),
+    )  # fmt: skip
+    assert cli("--config", str(file), "--preset", "debug").behavior.units == 48
+    file.write_text("behavior:\n  units: 48\n")
+    mine = cli("--preset", "debug", "--config", str(file))
+    assert mine == replace(debug, behavior=replace(debug.behavior, units=48))
+    file.write_text("task: dmc:walker_walk@pixels\n")
+    assert parse_cli(["--device", "cpu", "--config", str(file)], TaskId.shows_images)[0].preset == "pixels"
+    file.write_text("")
+    assert cli("--device", "cpu", "--config", str(file)) == Config(device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "message"),
+    [
+        ("behavior:\n  horizn: 7\n", (), "there is no setting behavior.horizn; did you mean behavior.horizon"),
+        ("trian: 7\n", (), "did you mean train"),
+        ("train: 7\n", (), "train must hold"),
+        ("preset: huge\n", (), "preset cannot be 'huge'"),
+        ("preset: debug\n", ("--preset", "small"), "has the settings of preset debug: leave --preset small out"),
+        ("behavior:\n  horizon: 0\n", (), "horizon must be at least 1"),
+        ("- 1\n", (), "must hold names with values"),
+        ("a: [", (), "it is no YAML"),
+        ("", ("--resume", "x"), "give one of the two"),
+    ],
+)
+def test_bad_config_files_are_refused_in_one_line(tmp_path, text, words, message):
+    file = tmp_path / "my.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=message) as refused:
+        parse_cli(["--config", str(file), *words])
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_config_file_and_the_help(script):
+    for words in (("missing.yaml",), ()):
+        done = script("train_agent.py", "--config", *words)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+    assert "--config FILE" in script("train_agent.py", "--help").stdout
+
+
 def test_devices():
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_device("auto").type in ("cpu", "cuda")
