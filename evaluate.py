@@ -73,8 +73,8 @@ def policy(args: PolicyArgs, write: Write) -> None:
     envs = make_vector_env(task, 1, args.seed)
     envs.close()
     check_spaces(saved, spaces_of(envs))
-    make_envs = partial(make_vector_env, task, seed=cfg.first_seed, apart=task.is_parallel)
-    episodes = Evaluator(cfg, agent, make_envs, task.action_repeat, task.judged_by)(final=True)
+    make_envs = partial(make_vector_env, task, seed=cfg.first_seed, asynchronous=task.is_parallel)
+    episodes = Evaluator(cfg, agent, make_envs, task.action_repeat, task.evaluation_episodes)(final=True)
     result, shares = summarise(episodes), loop_shares(episodes)
     print(f"{task}, {args.sb3}" if args.sb3 else f"{task}, {path}, step {saved['step']:,}")
     print(format_summary(result))
@@ -157,7 +157,7 @@ def model(args: ModelArgs, write: Write) -> None:
     if args.max_loops and not world.core.looping:
         raise UsageError(f"the core of {args.run} is {config.model.core}, it has no loops: leave --max-loops out")
     torch.set_num_threads(config.train.threads or 1)
-    make_envs = partial(make_vector_env, task, seed=args.seed, apart=task.is_parallel)
+    make_envs = partial(make_vector_env, task, seed=args.seed, asynchronous=task.is_parallel)
     check_spaces(saved, spaces_of(make_envs(1)))
     players = (None,) if config.model_only else (agent, None)
     recordings = [record(player, agent.spaces, make_envs, args.episodes, args.seed) for player in players]
@@ -202,7 +202,7 @@ def dataset(args: DatasetArgs, write: Write) -> None:
 def collect(args: CollectArgs, write: Write) -> None:
     """Record ten episodes at a time."""
     task = TaskId.parse(args.task)
-    make_envs = partial(make_vector_env, task, seed=args.seed, apart=task.is_parallel)
+    make_envs = partial(make_vector_env, task, seed=args.seed, asynchronous=task.is_parallel)
     spaces, player = spaces_of(make_envs(1)), None
     if args.run:
         saved = read_checkpoint(find_checkpoint(args.run))

@@ -80,8 +80,8 @@ def train(argv: list[str]) -> int:
     replay = ReplayBuffer(
         config.train.replay_rows, envs.num_envs, spaces.obs, spaces.action.size, *latent, config.seed
     )
-    make_envs = partial(make_vector_env, task, seed=config.eval.first_seed, apart=task.is_parallel)
-    evaluate = Evaluator(config.eval, agent, make_envs, task.action_repeat, task.judged_by)
+    make_envs = partial(make_vector_env, task, seed=config.eval.first_seed, asynchronous=task.is_parallel)
+    evaluate = Evaluator(config.eval, agent, make_envs, task.action_repeat, task.evaluation_episodes)
 
     name = f"{config.preset}-s{config.seed}"
     if saved:

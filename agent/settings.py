@@ -46,7 +46,7 @@ def known_name(kind: type[Any], name: str) -> str:
     every, wanted = list(names(kind)), name.strip().lstrip("-").replace("-", "_")
     if wanted in every:
         return wanted
-    ends = [each for each in every if each.endswith(f".{wanted}")]
+    ends = [known for known in every if known.endswith(f".{wanted}")]
     if len(ends) == 1:
         return ends[0]
     near = ends or difflib.get_close_matches(wanted, every, n=1) or _near_ends(wanted, every)
@@ -55,7 +55,7 @@ def known_name(kind: type[Any], name: str) -> str:
 
 
 def _near_ends(wanted: str, every: list[str]) -> list[str]:
-    ends = {each.rpartition(".")[2]: each for each in every}
+    ends = {known.rpartition(".")[2]: known for known in every}
     return [ends[end] for end in difflib.get_close_matches(wanted.rpartition(".")[2], ends, n=1)]
 
 
@@ -74,15 +74,15 @@ def value_of(settings: Mapping[str, Any], name: str) -> Any:
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Dotted names of the settings that differ, of those that both nested dictionaries have."""
-    found = []
+    changed = []
     for name, value in one.items():
         if name not in other:
             continue
         if isinstance(value, Mapping):
-            found += differences(value, other[name], f"{prefix}{name}.")
+            changed += differences(value, other[name], f"{prefix}{name}.")
         elif value != other[name]:
-            found.append(prefix + name)
-    return found
+            changed.append(prefix + name)
+    return changed
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
