@@ -129,6 +129,8 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
         if value is None:
             return None
         kind = next(option for option in get_args(kind) if option is not type(None))
+    if get_origin(kind) is tuple:
+        return _convert_tuple(kind, value, name)
     if get_origin(kind) is Literal:
         good = value in get_args(kind)
     elif kind is bool:
@@ -143,3 +145,15 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
     if not good:
         raise UsageError(f"{name} cannot be {value!r}; expected {getattr(kind, '__name__', kind)}")
     return value
+
+
+def _convert_tuple(kind: Any, value: Any, name: str) -> tuple[Any, ...]:
+    """A YAML list as tuple[X, ...] or tuple[X, Y], each element converted."""
+    kinds = get_args(kind)
+    if not isinstance(value, list | tuple):
+        raise UsageError(f"{name} cannot be {value!r}; expected a list")
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(value)
+    if len(kinds) != len(value):
+        raise UsageError(f"{name} cannot be {value!r}; expected a list of {len(kinds)} values")
+    return tuple(_convert(part, item, f"{name}[{i}]") for i, (part, item) in enumerate(zip(kinds, value, strict=True)))
