@@ -37,11 +37,11 @@ from agent.evaluation.statistics import format_summary
 from agent.interop.export import export_policy
 from agent.learning.dreamer import Dreamer
 from agent.runs.cli import COUNTS
-from agent.runs.commands import Collect, Compare, Dataset, Export, Model, Policy
-from agent.runs.compare import Comparison, as_text
+from agent.runs.commands import CollectArgs, CompareArgs, DatasetArgs, ExportArgs, ModelArgs, PolicyArgs
+from agent.runs.compare import Comparison, format_table
 from agent.runs.config import Config
-from agent.runs.history import find_runs, load_run
 from agent.runs.report import write_report
+from agent.runs.run_record import find_runs, load_run
 from agent.settings import from_dict
 from agent.spaces import Spaces, spaces_of
 from envs import TaskError, TaskId, make_env, make_vector_env, position_entries, prepare_rendering
@@ -50,7 +50,7 @@ Write = Callable[[dict[str, Any]], None]
 """Writes the numbers where --json says."""
 
 
-def policy(args: Policy, write: Write) -> None:
+def policy(args: PolicyArgs, write: Write) -> None:
     """Evaluate one checkpoint."""
     path = find_checkpoint(args.run, args.checkpoint)
     saved = read_checkpoint(path)
@@ -60,11 +60,11 @@ def policy(args: Policy, write: Write) -> None:
     if config.agent != "dreamer" and args.exit:
         raise UsageError(f"{args.run} is a run of {config.agent}, which has no loops: leave --exit out")
     agent = agent_of(saved, args.device) if args.sb3 is None else guest(args.sb3, Spaces.of(saved["spaces"]))
-    cfg = args.changes(config.eval)
+    cfg = args.eval_config(config.eval)
     if args.exit and isinstance(agent, Dreamer):
-        cfg = replace(cfg, max_loops=args.cap(config))
+        cfg = replace(cfg, max_loops=args.loop_cap(config))
         try:
-            agent.use_exit(args.exit, args.cap(config), args.exit_threshold, args.exit_histogram)
+            agent.use_exit(args.exit, args.loop_cap(config), args.exit_threshold, args.exit_histogram)
         except ValueError as error:
             raise UsageError(f"--exit {args.exit}: {error}") from error
     torch.set_num_threads(config.train.threads or 1)  # ten rows at a time: more threads are no help
@@ -73,8 +73,8 @@ def policy(args: Policy, write: Write) -> None:
     envs = make_vector_env(task, 1, args.seed)
     envs.close()
     check_spaces(saved, spaces_of(envs))
-    make_envs = partial(make_vector_env, task, seed=cfg.first_seed, apart=task.is_parallel)
-    episodes = Evaluator(cfg, agent, make_envs, task.action_repeat, task.judged_by)(final=True)
+    make_envs = partial(make_vector_env, task, seed=cfg.first_seed, asynchronous=task.is_parallel)
+    episodes = Evaluator(cfg, agent, make_envs, task.action_repeat, task.evaluation_episodes)(final=True)
     result, shares = summarise(episodes), loop_shares(episodes)
     print(f"{task}, {args.sb3}" if args.sb3 else f"{task}, {path}, step {saved['step']:,}")
     print(format_summary(result))
@@ -145,7 +145,7 @@ def json_to(target: str | None) -> Iterator[Write]:
         yield write
 
 
-def model(args: Model, write: Write) -> None:
+def model(args: ModelArgs, write: Write) -> None:
     """Record episodes, predict, and write tables and pictures."""
     path = find_checkpoint(args.run, args.checkpoint)
     saved = read_checkpoint(path)
@@ -157,7 +157,7 @@ def model(args: Model, write: Write) -> None:
     if args.max_loops and not world.core.looping:
         raise UsageError(f"the core of {args.run} is {config.model.core}, it has no loops: leave --max-loops out")
     torch.set_num_threads(config.train.threads or 1)
-    make_envs = partial(make_vector_env, task, seed=args.seed, apart=task.is_parallel)
+    make_envs = partial(make_vector_env, task, seed=args.seed, asynchronous=task.is_parallel)
     check_spaces(saved, spaces_of(make_envs(1)))
     players = (None,) if config.model_only else (agent, None)
     recordings = [record(player, agent.spaces, make_envs, args.episodes, args.seed) for player in players]
@@ -177,17 +177,17 @@ def run_folder(checkpoint: Path) -> Path:
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
-def compare(args: Compare, write: Write) -> None:
+def compare(args: CompareArgs, write: Write) -> None:
     """Read the runs, print the table, write the report."""
     comparison = Comparison([load_run(path) for path in find_runs(args.runs)], args.by)
     for line in comparison.warnings:
         print(f"note: {line}")
-    print(as_text(comparison.table()))
+    print(format_table(comparison.table()))
     print(f"report {write_report(comparison, Path(args.out))}")
     write(comparison.content())
 
 
-def dataset(args: Dataset, write: Write) -> None:
+def dataset(args: DatasetArgs, write: Write) -> None:
     """Export the replay of one run."""
     path = find_checkpoint(args.run)
     saved = read_checkpoint(path)
@@ -199,10 +199,10 @@ def dataset(args: Dataset, write: Write) -> None:
     )
 
 
-def collect(args: Collect, write: Write) -> None:
+def collect(args: CollectArgs, write: Write) -> None:
     """Record ten episodes at a time."""
     task = TaskId.parse(args.task)
-    make_envs = partial(make_vector_env, task, seed=args.seed, apart=task.is_parallel)
+    make_envs = partial(make_vector_env, task, seed=args.seed, asynchronous=task.is_parallel)
     spaces, player = spaces_of(make_envs(1)), None
     if args.run:
         saved = read_checkpoint(find_checkpoint(args.run))
@@ -221,7 +221,7 @@ def collect(args: Collect, write: Write) -> None:
           f"{facts['mean_return']:.4g}, best {facts['best_return']:.4g}, in {args.folder}")  # fmt: skip
 
 
-def export(args: Export, write: Write) -> None:
+def export(args: ExportArgs, write: Write) -> None:
     """Export one checkpoint; the program is checked against the agent."""
     saved = read_checkpoint(find_checkpoint(args.run, args.checkpoint))
     agent, loop = dreamer_of(saved, args.run), from_dict(Config, saved["config"]).model.loop
@@ -232,12 +232,12 @@ def export(args: Export, write: Write) -> None:
 
 
 COMMANDS: dict[str, tuple[type, Callable[[Any, Write], None]]] = {
-    "policy": (Policy, policy),
-    "model": (Model, model),
-    "compare": (Compare, compare),
-    "dataset": (Dataset, dataset),
-    "collect": (Collect, collect),
-    "export": (Export, export),
+    "policy": (PolicyArgs, policy),
+    "model": (ModelArgs, model),
+    "compare": (CompareArgs, compare),
+    "dataset": (DatasetArgs, dataset),
+    "collect": (CollectArgs, collect),
+    "export": (ExportArgs, export),
 }
 
 

@@ -29,12 +29,12 @@ from agent.learning.dreamer import Dreamer
 from agent.runs.cli import parse_cli
 from agent.runs.config import Config
 from agent.runs.folder import check_task
-from agent.runs.grid import take_grid
-from agent.runs.header import announce, resume_command
+from agent.runs.header import print_header, resume_command
 from agent.runs.notes import check_steps, headline, notes
 from agent.runs.presets import check_baseline
 from agent.runs.run import new_folder, open_run, show_results, train_to_end
 from agent.runs.sweep import run_sweep
+from agent.runs.sweep_grid import parse_sweep
 from agent.runtime import keep_memory, resolve_device, seed_everything, set_threads
 from agent.spaces import Spaces, spaces_of
 from agent.training.offline import OfflineTrainer, check_lengths
@@ -46,7 +46,7 @@ from world_model import cost
 
 def train(argv: list[str]) -> int:
     """Read the command line and train what it asks for. Returns the exit status."""
-    if grid := take_grid(argv):
+    if grid := parse_sweep(argv):
         return run_sweep(grid, checked)
     config, saved = parse_cli(argv, TaskId.shows_images)
     task, device = TaskId.parse(config.task), resolve_device(config.device)
@@ -75,8 +75,8 @@ def train_dreamer(config: Config, saved: dict[str, Any] | None, task: TaskId, de
             check_spaces(saved, spaces)
         agent = make_agent(config, spaces, device)
         replay = make_replay(config, envs.num_envs, spaces)
-        make_envs = partial(make_vector_env, task, seed=config.eval.first_seed, apart=task.is_parallel)
-        evaluate = Evaluator(config.eval, agent, make_envs, task.action_repeat, task.judged_by)
+        make_envs = partial(make_vector_env, task, seed=config.eval.first_seed, asynchronous=task.is_parallel)
+        evaluate = Evaluator(config.eval, agent, make_envs, task.action_repeat, task.evaluation_episodes)
         if saved:
             folder = Path(config.run_dir or "")
             check_task(saved, folder)
@@ -98,7 +98,7 @@ def train_dreamer(config: Config, saved: dict[str, Any] | None, task: TaskId, de
                 trainer.load_state_dict(saved)
             limit = EPISODE_LIMIT if endless(task) else None
             lines = [f"resume       {resume_command(folder)}", *notes(config, spaces, device, limit, cannot_draw)]
-            announce(headline(config, task), spaces, counts, f"{device}, {config.preset}", folder, *lines)
+            print_header(headline(config, task), spaces, counts, f"{device}, {config.preset}", folder, *lines)
             status = train_to_end(run, trainer, config)
     if status == 0:
         film = partial(make_env, task, render=True)
@@ -132,7 +132,7 @@ def train_baseline(config: Config, task: TaskId, device: torch.device) -> int:
             machine = f"{device}, {config.agent} of stable-baselines3"
             machine += f", learning in the dream of {config.dream} alone" if config.dream else ""
             lines = notes(config, spaces, device, EPISODE_LIMIT if endless(task) else None, cannot_draw)
-            announce(headline(config, task), spaces, counts, machine, folder, *lines)
+            print_header(headline(config, task), spaces, counts, machine, folder, *lines)
             status = train_to_end(run, trainer, config, resumes=False)
     if status == 0:
         film = partial(make_env, task, render=True)

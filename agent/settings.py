@@ -46,7 +46,7 @@ def known_name(kind: type[Any], name: str) -> str:
     every, wanted = list(names(kind)), name.strip().lstrip("-").replace("-", "_")
     if wanted in every:
         return wanted
-    ends = [each for each in every if each.endswith(f".{wanted}")]
+    ends = [known for known in every if known.endswith(f".{wanted}")]
     if len(ends) == 1:
         return ends[0]
     near = ends or difflib.get_close_matches(wanted, every, n=1) or _near_ends(wanted, every)
@@ -55,7 +55,7 @@ def known_name(kind: type[Any], name: str) -> str:
 
 
 def _near_ends(wanted: str, every: list[str]) -> list[str]:
-    ends = {each.rpartition(".")[2]: each for each in every}
+    ends = {known.rpartition(".")[2]: known for known in every}
     return [ends[end] for end in difflib.get_close_matches(wanted.rpartition(".")[2], ends, n=1)]
 
 
@@ -74,15 +74,26 @@ def value_of(settings: Mapping[str, Any], name: str) -> Any:
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Dotted names of the settings that differ, of those that both nested dictionaries have."""
-    found = []
+    changed = []
     for name, value in one.items():
         if name not in other:
             continue
         if isinstance(value, Mapping):
-            found += differences(value, other[name], f"{prefix}{name}.")
+            changed += differences(value, other[name], f"{prefix}{name}.")
         elif value != other[name]:
-            found.append(prefix + name)
-    return found
+            changed.append(prefix + name)
+    return changed
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries: `base` with the values of `changes`, level by level."""
+    result = dict(base)
+    for name, value in changes.items():
+        below = base.get(name)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            value = merge(below, value)
+        result[name] = value
+    return result
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -118,6 +129,8 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
         if value is None:
             return None
         kind = next(option for option in get_args(kind) if option is not type(None))
+    if get_origin(kind) is tuple:
+        return _convert_tuple(kind, value, name)
     if get_origin(kind) is Literal:
         good = value in get_args(kind)
     elif kind is bool:
@@ -132,3 +145,15 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
     if not good:
         raise UsageError(f"{name} cannot be {value!r}; expected {getattr(kind, '__name__', kind)}")
     return value
+
+
+def _convert_tuple(kind: Any, value: Any, name: str) -> tuple[Any, ...]:
+    """A YAML list as tuple[X, ...] or tuple[X, Y], each element converted."""
+    kinds = get_args(kind)
+    if not isinstance(value, list | tuple):
+        raise UsageError(f"{name} cannot be {value!r}; expected a list")
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(value)
+    if len(kinds) != len(value):
+        raise UsageError(f"{name} cannot be {value!r}; expected a list of {len(kinds)} values")
+    return tuple(_convert(part, item, f"{name}[{i}]") for i, (part, item) in enumerate(zip(kinds, value, strict=True)))

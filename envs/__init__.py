@@ -1,7 +1,7 @@
 """Environments: task names in, Gymnasium environments with one observation format out.
 
-Every environment made here observes `{"state": float32 vector}`, or uint8 images, or both, and acts in `Box(-1, 1)` or
-`Discrete(start=0)`, so that nothing above this package asks where a task comes from.
+Every environment made here has the observations `{"state": float32 vector}`, or uint8 images, or both, and the actions
+`Box(-1, 1)` or `Discrete(start=0)`, so that the other packages need not know where a task comes from.
 """
 
 from envs.errors import TaskError

@@ -3,8 +3,8 @@
     atari100k:pong   100,000 agent steps without sticky actions (Kaiser et al., arXiv 1903.00374)
     atari:pong       sticky actions, with probability 0.25 (Machado et al., arXiv 1709.06009)
 
-Both: 64 x 64 RGB, an action lasts 4 frames, of whose last two each pixel is the brighter one, up to 30 frames of
-doing nothing at the start, the game's minimal set of actions, 108,000 frames at most.
+Both: 64 x 64 RGB, an action is repeated for 4 frames, the image is the pixel-wise maximum of the last two, up to 30
+no-op frames at the start, the game's minimal set of actions, 108,000 frames at most.
 """
 
 import difflib
@@ -22,7 +22,7 @@ FRAMES = 4
 """Frames of one agent step."""
 NOOPS = 30
 STICKY = {"atari": 0.25, "atari100k": 0.0}
-"""Probability that the last action goes on, by suite."""
+"""Probability that the last action is repeated, by suite."""
 
 
 def installed() -> bool:
@@ -36,13 +36,13 @@ def games() -> dict[str, str]:
 
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # or every game begins with a banner
     gym.register_envs(ale_py)
-    found = {}
+    ids = {}
     for name in gym.registry:
         if name.startswith("ALE/"):
             title = name.removeprefix("ALE/").partition("-")[0]
             snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in title).lstrip("_")
-            found[snake] = name
-    return found
+            ids[snake] = name
+    return ids
 
 
 def plain(name: str) -> str:
@@ -61,7 +61,7 @@ def check_game(suite: str, name: str) -> str:
     if plain(name) in by_plain:
         return by_plain[plain(name)]
     near = difflib.get_close_matches(plain(name), by_plain, n=3, cutoff=0.5)
-    hint = " or ".join(f"{suite}:{by_plain[each]}" for each in near) or f"{suite}:pong"
+    hint = " or ".join(f"{suite}:{by_plain[match]}" for match in near) or f"{suite}:pong"
     raise TaskError(f"there is no Atari game {name!r}; did you mean {hint}?")
 
 
@@ -69,8 +69,8 @@ class Atari(gym.Wrapper[dict[str, Any], int, Any, int]):
     """One game. Observation: `{"image": (64, 64, 3) uint8}`; actions Discrete; rewards as the game gives them.
 
     `terminated` when the game is over, `truncated` at the limit of frames. With `lives_end`, the loss of a life
-    terminates too, and the reset behind it goes on with the game where it stands; an episode's return is then that of
-    one life. Never evaluate with it.
+    terminates too, and the next reset continues the game; an episode's return is then that of one life, so that this
+    is for training alone.
 
     Args:
         suite: "atari" or "atari100k".
@@ -93,26 +93,27 @@ class Atari(gym.Wrapper[dict[str, Any], int, Any, int]):
         super().__init__(screen)  # type: ignore[arg-type]
         self.observation_space = spaces.Dict({"image": image_space()})
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": 60 // FRAMES}
-        self.lives_end, self.lives, self.over, self.kept = lives_end, 0, True, 0.0
+        self.lives_end, self.lives, self.over = lives_end, 0, True
+        self.reset_reward = 0.0  # of the step that a reset after a lost life takes; the next step returns it
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Start a game, or, where only a life was lost, go on with it by doing nothing once."""
+        """Start a game, or, where only a life was lost, continue it with one no-op step."""
         if self.over or not self.lives_end or seed is not None:
             image, info = self.env.reset(seed=seed, options=options)
         else:
-            image, self.kept, terminated, truncated, info = self.env.step(0)  # type: ignore[assignment]
+            image, self.reset_reward, terminated, truncated, info = self.env.step(0)  # type: ignore[assignment]
             if terminated or truncated:
                 image, info = self.env.reset(options=options)
-                self.kept = 0.0  # of a game that is over
+                self.reset_reward = 0.0  # it belongs to a game that is over
         self.over, self.lives = False, int(info.get("lives", 0))
         return {"image": np.asarray(image)}, info
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """Four frames of one action."""
+        """Repeat the action for four frames."""
         image, reward, terminated, truncated, info = self.env.step(int(action))
-        reward, self.kept = float(reward) + float(self.kept), 0.0  # what the reset of a life brought counts here
+        reward, self.reset_reward = float(reward) + float(self.reset_reward), 0.0
         self.over = bool(terminated or truncated)
         before, self.lives = self.lives, int(info.get("lives", 0))
         lost = self.lives_end and self.lives < before

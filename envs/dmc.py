@@ -1,4 +1,4 @@
-"""The DeepMind Control Suite as Gymnasium environments that show a vector, or pictures."""
+"""The DeepMind Control Suite as Gymnasium environments with vector or image observations."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ def load_task(domain: str, task: str, random: np.random.RandomState, draw: bool)
 
     Args:
         domain, task: the suite's names.
-        random: where the task draws all its chance from; the task keeps this object.
+        random: the generator of everything random in the task, which keeps this object.
         draw: whether the environment may open an OpenGL context.
 
     Raises:
@@ -109,8 +109,8 @@ class DMControl(gym.Env[dict[str, Any], np.ndarray]):
         height, width: size of a drawn frame in pixels.
         camera_id: which of the model's cameras draws.
         velocities: whether the observation has the entries that are velocities.
-        pixels: None, "field" for the picture that the field's papers have, or "fast" for one without shadows,
-            reflections and smooth edges, which is drawn 7 to 10 times as fast.
+        pixels: None for a vector, "field" for images as in the DreamerV3 paper, or "fast" for images without shadows,
+            reflections and antialiasing, which are rendered 7 to 10 times as fast.
 
     Attributes:
         is_position: (S,) booleans, which numbers of the observation are no velocities.
@@ -189,14 +189,14 @@ class DMControl(gym.Env[dict[str, Any], np.ndarray]):
         scaled = np.clip(scaled, self._low, self._high)  # rounding may leave the range by one bit
         reward = 0.0
         for _ in range(self._repeat):
-            moment = self._env.step(scaled)
-            reward += float(moment.reward or 0.0)
-            if moment.last():
+            timestep = self._env.step(scaled)
+            reward += float(timestep.reward or 0.0)
+            if timestep.last():
                 break
         # Compared and not tested for truth: 0.0 is the one discount that means "terminated".
-        terminated = bool(moment.last() and moment.discount == 0.0)
-        truncated = bool(moment.last() and not terminated)
-        return self._observation(moment.observation), reward, terminated, truncated, self._info()
+        terminated = bool(timestep.last() and timestep.discount == 0.0)
+        truncated = bool(timestep.last() and not terminated)
+        return self._observation(timestep.observation), reward, terminated, truncated, self._info()
 
     def render(self) -> np.ndarray:  # type: ignore[override]
         """Draw the scene: (height, width, 3) uint8.

@@ -41,7 +41,7 @@ class GymAdapter(gym.Wrapper[dict[str, Any], Any, Any, Any]):
         super().__init__(env)
         self._name = env.spec.id if env.spec else type(env.unwrapped).__name__
         self._images, self._rest = _split(env.observation_space, self._name)
-        entries: dict[str, spaces.Space[Any]] = {name: image_space(each) for name, each in self._images.items()}
+        entries: dict[str, spaces.Space[Any]] = {name: image_space(channels) for name, channels in self._images.items()}
         self._size = 0
         if self._rest is not None:
             _check_observations(self._rest, self._name)
@@ -145,7 +145,7 @@ class SeedFirstReset(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def _split(space: spaces.Space[Any], name: str) -> tuple[dict[str, int], Any]:
-    """-> the colours of each image by its name, and the space of all the rest (None where there is none)."""
+    """Returns {name of an image: its channels}, and the space of all other entries (None where there are none)."""
     if is_image(space):
         assert isinstance(space, spaces.Box)
         return {"image": check_image(space, name)}, None
@@ -158,8 +158,8 @@ def _split(space: spaces.Space[Any], name: str) -> tuple[dict[str, int], Any]:
         if key == "state" or "." in key:
             raise TaskError(f"{name} calls an image {key!r}: rename it; 'state' is the name of all vectors together")
     rest = {key: part for key, part in space.spaces.items() if key not in images}
-    colours = {key: check_image(part, name) for key, part in images.items() if isinstance(part, spaces.Box)}
-    return colours, spaces.Dict(rest) if rest else None
+    channels = {key: check_image(part, name) for key, part in images.items() if isinstance(part, spaces.Box)}
+    return channels, spaces.Dict(rest) if rest else None
 
 
 def _check_observations(space: spaces.Space[Any], name: str) -> None:
@@ -171,7 +171,7 @@ def _check_observations(space: spaces.Space[Any], name: str) -> None:
     else:
         parts = []
         if is_image(space):
-            raise TaskError(f"{name} has an image inside of another Dict or Tuple; {_OBSERVATIONS_HELP}")
+            raise TaskError(f"{name} has an image inside another Dict or Tuple; {_OBSERVATIONS_HELP}")
         if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
             raise TaskError(f"{name} has the observation space {space}; {_OBSERVATIONS_HELP}")
     for part in parts:

@@ -11,27 +11,27 @@ SIDE = 64
 """Height and width of every image that an agent sees."""
 
 
-def image_space(colours: int = 3) -> spaces.Box:
+def image_space(channels: int = 3) -> spaces.Box:
     """The space of an image."""
-    return spaces.Box(0, 255, (SIDE, SIDE, colours), np.uint8)
+    return spaces.Box(0, 255, (SIDE, SIDE, channels), np.uint8)
 
 
 def is_image(space: spaces.Space[Any]) -> bool:
-    """Whether an observation is meant as a picture: a Box of three axes, or of two with whole numbers up to 255."""
+    """Whether a space holds images: a Box of three or more axes, or one of two axes of type uint8."""
     if not isinstance(space, spaces.Box):
         return False
     return len(space.shape) >= 3 or (len(space.shape) == 2 and space.dtype == np.uint8)
 
 
 def check_image(space: spaces.Box, name: str) -> int:
-    """Colours (1 or 3) of an image space. Raises TaskError for shapes and types that are no image."""
-    colours = 1 if len(space.shape) == 2 else space.shape[-1]
-    if space.dtype != np.uint8 or len(space.shape) > 3 or colours not in (1, 3):
+    """The channels (1 or 3) of an image space. Raises TaskError for shapes and types that are no image."""
+    channels = 1 if len(space.shape) == 2 else space.shape[-1]
+    if space.dtype != np.uint8 or len(space.shape) > 3 or channels not in (1, 3):
         raise TaskError(
             f"{name} observes images of shape {space.shape} and type {space.dtype}; supported are uint8 images "
-            "(H, W), (H, W, 1) and (H, W, 3), colours last"
+            "(H, W), (H, W, 1) and (H, W, 3), channels last"
         )
-    return colours
+    return channels
 
 
 def resized(image: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Environments in processes of their own: when that pays, and how they leave Ctrl-C to the one who steps them."""
+"""Environments in processes of their own: when that pays, and how Ctrl-C is left to the parent process."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from multiprocessing import resource_tracker
 from gymnasium.vector import AsyncVectorEnv
 
 MANY_CORES = 8
-"""Cores from which evaluations of slow tasks start processes: that takes seconds, and memory."""
+"""Evaluations of slow tasks use processes from this many cores on: starting them takes seconds, and memory."""
 
 
 def cores() -> int:
@@ -18,14 +18,15 @@ def cores() -> int:
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
-class Processes(AsyncVectorEnv):
-    """Environments in processes of their own that can be closed whatever has become of them."""
+class ClosableAsyncVectorEnv(AsyncVectorEnv):
+    """An AsyncVectorEnv that can be closed even after one of its processes died."""
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
-        """As Gymnasium's; but where a process died without a word, the others are ended by force instead of waiting
-        for its answer."""
-        known = zip(self.processes, self.parent_pipes, strict=True)  # no pipe: it told of an error before it ended
-        if all(process.is_alive() for process, pipe in known if pipe is not None):
+        """As Gymnasium's; but where a process was killed, the others are terminated instead of waiting for its answer,
+        which never comes."""
+        # A process without a pipe has reported an error before it ended.
+        workers = zip(self.processes, self.parent_pipes, strict=True)
+        if all(process.is_alive() for process, pipe in workers if pipe is not None):
             super().close_extras(timeout, terminate)
             return
         for process in self.processes:
@@ -39,12 +40,12 @@ class Processes(AsyncVectorEnv):
 
 @contextmanager
 def without_ctrl_c() -> Iterator[None]:
-    """Processes that begin inside of this never hear Ctrl-C, not even while they import what they need: it is for the
-    one who steps them, and who saves."""
+    """Processes started inside this block ignore Ctrl-C from their first moment, imports included: the parent process
+    handles it, and saves."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # it would allow the signal again when it begins
+    resource_tracker.ensure_running()  # started inside the block, it would unblock the signal again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -38,7 +38,7 @@ assert renderer.render().shape == (16, 16, 3)
 print("drawn", flush=True)
 """
 
-_works: dict[str, bool] = {}  # what the probes found, per backend: they cost up to a second each
+_works: dict[str, bool] = {}  # the result of the probe of each backend, which takes up to a second
 _chosen_here = False  # True when MUJOCO_GL holds our choice and not the user's
 _users_broken: str | None = None  # what the user had chosen and does not work
 

@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from envs import atari, dmc, toy
 from envs.errors import TaskError
 from envs.gym_adapter import GymAdapter, SeedFirstReset
-from envs.processes import MANY_CORES, Processes, cores, without_ctrl_c
+from envs.processes import MANY_CORES, ClosableAsyncVectorEnv, cores, without_ctrl_c
 from envs.rendering import prepare_rendering
 
 EXAMPLES = {
@@ -29,7 +29,7 @@ EXAMPLES = {
     "atari100k": "atari100k:pong",
 }
 PIXELS = {"pixels": "field", "fast_pixels": "fast"}
-"""Variants of dmc tasks that show pictures."""
+"""Variants of dmc tasks with image observations, and their `pixels` argument of `dmc.DMControl`."""
 _SUITES = "the suites are " + ", ".join(f"{suite} ({example})" for suite, example in EXAMPLES.items())
 
 
@@ -48,8 +48,8 @@ class TaskId:
     @classmethod
     def parse(cls, text: str) -> "TaskId":
         """Read "suite:name", split at the first colon. In dmc names '-' may stand for '_', and behind one
-        "@nov" leaves the velocities out of the observation ("dmc:walker_walk@nov"), "@pixels" shows 64 x 64 pictures
-        instead, and "@fast_pixels" such without shadows and reflections, drawn 7 to 10 times as fast.
+        "@nov" leaves the velocities out of the observation ("dmc:walker_walk@nov"), "@pixels" gives 64 x 64 images
+        instead, and "@fast_pixels" images without shadows and reflections, rendered 7 to 10 times as fast.
 
         A Gymnasium id may be led by the module that registers it, "gym:my_package:MyEnv-v0"; the module is
         imported. dm_control is not imported here, so drawing can still be prepared after this call.
@@ -79,7 +79,7 @@ class TaskId:
 
     @property
     def variant(self) -> str:
-        """What stands behind an '@' in dmc names: nov, pixels, fast_pixels; or nothing."""
+        """The part of a dmc name after '@': nov, pixels, fast_pixels, or nothing."""
         return self.name.partition("@")[2] if self.suite == "dmc" else ""
 
     @property
@@ -89,28 +89,28 @@ class TaskId:
 
     @property
     def is_parallel(self) -> bool:
-        """Whether evaluations run its copies in processes of their own: a step takes long, and there are cores."""
+        """Whether evaluations run its copies in processes: a step takes long, and there are enough cores."""
         return self.is_slow and cores() >= MANY_CORES
 
     @classmethod
     def shows_images(cls, text: str) -> bool:
-        """Whether this names a task that is known to show images, a game or dmc:TASK@pixels; of anything else False."""
+        """Whether `text` names a task with image observations: an Atari game, or dmc:TASK@pixels."""
         suite, _, name = text.lower().partition(":")
         return suite in atari.STICKY or (suite == "dmc" and name.partition("@")[2] in PIXELS)
 
     @property
     def unit(self) -> str:
-        """What a step is: of a game an agent step, which shows four frames, and else a step of the simulator."""
+        """What is counted as a step: agent steps (of four frames) for Atari games, simulator steps for the others."""
         return "agent steps" if self.suite in atari.STICKY else "simulator steps"
 
     @property
-    def judged_by(self) -> int:
-        """Episodes of a final evaluation, as the field has it."""
+    def evaluation_episodes(self) -> int:
+        """Episodes of the final evaluation, as is usual for the suite."""
         return 100 if self.suite == "atari100k" else 10
 
     @property
     def draws(self) -> bool:
-        """Whether observing this task takes OpenGL."""
+        """Whether the observations of this task are rendered with OpenGL."""
         return self.variant in PIXELS
 
 
@@ -121,11 +121,11 @@ def make_env(
 
     Observations are `{"state": (S,) float32}`, or images `{"image": (64, 64, 3) uint8}`, or both. Actions are (A,)
     float32 in [-1, 1] or an integer from 0.
-    What happens to the spaces of a Gymnasium task, unbounded actions among them, is told in `GymAdapter`.
+    `GymAdapter` says how the spaces of a Gymnasium task are converted, unbounded actions among them.
 
     Args:
         task: a `TaskId` or its text.
-        seed: for the first `reset` that brings no seed of its own; also seeds `action_space.sample`.
+        seed: for the first `reset` without a seed; also seeds `action_space.sample`.
         render: make `env.render()` return frames, (H, W, 3) uint8.
         lives_end: end an Atari episode with the loss of a life (for training alone).
 
@@ -168,9 +168,9 @@ def position_entries(task: TaskId | str) -> np.ndarray:
 
 
 def make_vector_env(
-    task: TaskId | str, num_envs: int, seed: int, lives_end: bool = False, apart: bool = False
+    task: TaskId | str, num_envs: int, seed: int, lives_end: bool = False, asynchronous: bool = False
 ) -> gym.vector.VectorEnv[Any, Any, Any]:
-    """Build `num_envs` copies that step together, in this process if not `apart`.
+    """Build `num_envs` copies that step together, in this process if not `asynchronous`.
 
     Observations are `{"state": (E, S) float32}`, or `{"image": (E, 64, 64, 3) uint8}`, or both; rewards (E,) float64.
     After the last row of an episode the next `step` ignores that copy's action and returns the reset observation
@@ -181,8 +181,8 @@ def make_vector_env(
         num_envs: number of copies E, at least 1.
         seed: copy i is seeded with `seed` + i, as `reset(seed=seed)` of the result would do.
         lives_end: as in `make_env`.
-        apart: run each copy in a process of its own, which pays where a step takes long (pictures, Atari) and there is
-            more than one copy, or a second core on which it steps while the caller does something else.
+        asynchronous: run each copy in a process of its own, which pays where a step takes long (images, Atari) and
+            there is more than one copy, or a second core on which it steps while the caller does something else.
 
     Raises:
         ValueError: `num_envs` is less than 1.
@@ -193,18 +193,18 @@ def make_vector_env(
 
     def maker(index: int) -> Callable[[], gym.Env[Any, Any]]:
         def make() -> gym.Env[Any, Any]:
-            if apart and multiprocessing.parent_process() is not None:
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who steps us, and who saves
+            if asynchronous and multiprocessing.parent_process() is not None:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles it, and saves
             return make_env(task, seed + index, lives_end=lives_end)
 
         return make
 
     makers = [maker(i) for i in range(num_envs)]
-    if apart and max(num_envs, cores()) > 1:
+    if asynchronous and max(num_envs, cores()) > 1:
         if TaskId.parse(str(task)).draws and (problem := prepare_rendering(True)):
-            raise TaskError(problem)  # before processes begin that would each say it
+            raise TaskError(problem)  # once, and not in every process
         with without_ctrl_c():
-            return Processes(makers, context="spawn", autoreset_mode=AutoresetMode.NEXT_STEP)
+            return ClosableAsyncVectorEnv(makers, context="spawn", autoreset_mode=AutoresetMode.NEXT_STEP)
     return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
 
 
@@ -218,7 +218,7 @@ def endless(task: TaskId) -> bool:
 
 
 def _make_gym(name: str, render_mode: str | None) -> gym.Env[Any, Any]:
-    # Many home-made environments have no argument render_mode: it is given only where somebody wants to see.
+    # Many custom environments have no argument render_mode: it is given only where frames are asked for.
     wanted = {} if render_mode is None else {"render_mode": render_mode}
     try:
         env = gym.make(name.rpartition(":")[2], **wanted)  # type: ignore[arg-type]
@@ -259,7 +259,7 @@ def _check_dmc(name: str) -> str:
     if at and variant not in ("nov", *PIXELS):
         raise TaskError(
             f"there is no variant @{variant}; dmc:{name}@nov has positions without velocities, @pixels and "
-            "@fast_pixels have pictures"
+            "@fast_pixels have images"
         )
     if variant == "nov" and name not in dmc.WITHOUT_VELOCITIES:
         raise TaskError(f"dmc:{name} mixes positions and velocities, so there is no dmc:{name}@nov")
@@ -308,17 +308,17 @@ _CHECKS: dict[str, Callable[[str], str]] = {
 
 def _with_suites(text: str, name: str) -> list[str]:
     """Full task names that a text without a known suite may have meant."""
-    found = []
+    names = []
     for candidate in dict.fromkeys((text, name)):
         if candidate.replace("-", "_") in dmc.TASKS:
-            found.append(f"dmc:{candidate.replace('-', '_')}")
+            names.append(f"dmc:{candidate.replace('-', '_')}")
         if candidate in gym.registry:
-            found.append(f"gym:{candidate}")
+            names.append(f"gym:{candidate}")
         if re.fullmatch(r"cue\d*|serial(\d+(x\d+)?)?|counter", candidate):
-            found.append(f"toy:{candidate}")
-    if not found and name and re.search(r"-v\d+$", name):
-        found.append(f"gym:{text}")  # "my_package:MyEnv-v0" without its suite
-    return found or [f"dmc:{near}" for near in difflib.get_close_matches(name or text, dmc.TASKS, n=1)]
+            names.append(f"toy:{candidate}")
+    if not names and name and re.search(r"-v\d+$", name):
+        names.append(f"gym:{text}")  # "my_package:MyEnv-v0" without its suite
+    return names or [f"dmc:{near}" for near in difflib.get_close_matches(name or text, dmc.TASKS, n=1)]
 
 
 def _near(name: str, known: Iterable[str], suite: str) -> str:

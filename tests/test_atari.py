@@ -37,7 +37,7 @@ def test_the_hundred_thousand_protocol():
     assert before <= 30 + 1
     env.step(0)
     assert ale.getEpisodeFrameNumber() == before + 4
-    assert (task.action_repeat, task.judged_by) == (1, 100)
+    assert (task.action_repeat, task.evaluation_episodes) == (1, 100)
     env.close()
     assert make_env("atari:pong").unwrapped.ale.getFloat("repeat_action_probability") == 0.25
 
@@ -78,8 +78,8 @@ def test_the_loss_of_a_life_ends_an_episode_where_it_is_wanted_and_the_game_goes
 
 
 def test_games_in_processes_of_their_own():
-    envs = make_vector_env("atari:pong", 2, seed=3, apart=True)
-    same = make_vector_env("atari:pong", 2, seed=3, apart=False)
+    envs = make_vector_env("atari:pong", 2, seed=3, asynchronous=True)
+    same = make_vector_env("atari:pong", 2, seed=3, asynchronous=False)
     one, other = envs.reset(seed=3)[0], same.reset(seed=3)[0]
     assert one["image"].shape == (2, 64, 64, 3)
     assert np.array_equal(one["image"], other["image"])
@@ -93,9 +93,9 @@ def test_games_in_processes_of_their_own():
 def test_games_go_into_processes_where_that_pays(monkeypatch, copies, cores, apart):
     started = []
     monkeypatch.setattr(tasks, "cores", lambda: cores)
-    monkeypatch.setattr(tasks, "Processes", lambda makers, **how: started.append(len(makers)))
+    monkeypatch.setattr(tasks, "ClosableAsyncVectorEnv", lambda makers, **how: started.append(len(makers)))
     monkeypatch.setattr(tasks, "make_env", lambda task, seed, lives_end: gym.make("CartPole-v1"))  # is made faster
-    envs = make_vector_env("atari:pong", copies, seed=0, apart=True)
+    envs = make_vector_env("atari:pong", copies, seed=0, asynchronous=True)
     assert started == ([copies] if apart else [])
     if not apart:
         assert isinstance(envs, SyncVectorEnv)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -18,10 +19,11 @@ from agent.evaluation.statistics import (
     stratified_intervals,
 )
 from agent.runs.cli import save_yaml
-from agent.runs.compare import Comparison, at_seconds, published
+from agent.runs.compare import Comparison, return_at_seconds
 from agent.runs.config import Config
-from agent.runs.history import find_runs, load_run
+from agent.runs.published import published_returns
 from agent.runs.report import write_report
+from agent.runs.run_record import find_runs, load_run
 
 
 def write_run(path, seed=0, horizon=10, task="dmc:cartpole_swingup", returns=(100.0, 300.0), finished=True, first=0):
@@ -147,14 +149,14 @@ def test_runs_are_found_by_themselves_or_in_their_folder(tmp_path):
 
 def test_what_a_run_says(tmp_path):
     run = load_run(write_run(tmp_path / "a", returns=(10.0, 20.0, 30.0, 40.0, 50.0)))
-    assert run.final == {0: 45.0, 1: 55.0}
-    assert (run.score, run.recent, run.last_step) == (50.0, 30.0, 5000)
+    assert run.final_returns == {0: 45.0, 1: 55.0}
+    assert (run.final_return, run.recent_return, run.last_step) == (50.0, 30.0, 5000)
     assert run.setting("behavior.horizon") == 10
     assert run.setting("behavior.nothing") is None
     assert run.seconds_at(750) == pytest.approx(75.0)
     assert run.seconds_at(4000) == pytest.approx(400.0)  # beyond the last line
-    assert at_seconds(run, 250.0) == 20.0
-    assert at_seconds(run, 50.0) is None
+    assert return_at_seconds(run, 250.0) == 20.0
+    assert return_at_seconds(run, 50.0) is None
 
 
 @pytest.mark.parametrize(
@@ -242,9 +244,9 @@ def test_what_is_known_of_the_dreams_stands_beside_the_returns(tmp_path):
 def test_the_return_at_equal_minutes_is_that_of_every_seed(tmp_path):
     found = comparison_of(tmp_path, short={"horizon": 5}, long={"horizon": 15})
     fast, slow = found.groups[0].runs[0], found.groups[1].runs[0]
-    slow.clock[1][:] *= 3.0  # its first evaluation comes after 300 s
+    slow.wall_clock[1][:] *= 3.0  # its first evaluation comes after 300 s
     fast.meta["finished"] = False
-    fast.clock[1][:] *= 0.01  # what was stopped early sets no budget
+    fast.wall_clock[1][:] *= 0.01  # what was stopped early sets no budget
     rows = found.table()
     assert rows[0]["equal_minutes"] == pytest.approx(200 / 60)
     assert rows[0]["at_equal_minutes"] == pytest.approx(305.0)
@@ -265,12 +267,12 @@ def test_unknown_fields_are_refused(tmp_path):
 
 
 def test_published_returns_are_those_at_the_end_of_the_runs(tmp_path):
-    assert {row.method for row in published()} >= {"DreamerV3", "TD-MPC2", "SAC", "PPO"}
-    assert all(row.source and row.episodes in ("training", "evaluation") for row in published())
+    assert {row.method for row in published_returns()} >= {"DreamerV3", "TD-MPC2", "SAC", "PPO"}
+    assert all(row.source and row.episodes in ("training", "evaluation") for row in published_returns())
     found = comparison_of(tmp_path, short={})
-    assert {row.step for row in found.anchors("dmc:cartpole_swingup")} == {100_000}  # the nearest, far from 2,000
+    assert {row.step for row in found.published("dmc:cartpole_swingup")} == {100_000}  # the nearest, far from 2,000
     found.runs[0].evaluations[100_000] = {0: 1.0}
-    best, *_ = found.anchors("dmc:cartpole_swingup")
+    best, *_ = found.published("dmc:cartpole_swingup")
     assert (best.method, best.step) == ("BRO", 100_000)
 
 
@@ -283,6 +285,10 @@ def test_the_report_stands_alone(tmp_path):
     assert "behavior.horizon *" in page  # the settings in which the groups differ
     assert "python train_agent.py dmc:cartpole_swingup" in page
     assert "no difference" in page
+    for table in re.findall(r"<table>.*?</table>", page, re.DOTALL):
+        rows = [len(re.findall(r"<t[hd][ >]", row)) for row in table.split("<tr>")[1:]]
+        assert len(rows) > 1
+        assert set(rows) == {rows[0]}  # as many cells as heads
     content = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [row["group"] for row in content["groups"]] == ["horizon 5", "horizon 15"]
     with (tmp_path / "out" / "runs.csv").open() as file:

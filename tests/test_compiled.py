@@ -88,7 +88,8 @@ def test_where_nothing_can_be_compiled_a_line_says_so(monkeypatch):
 
 
 def test_a_cpu_compiles_nothing(monkeypatch):
-    monkeypatch.setattr("agent.execution.compiled.torch.compile", lambda *_, **__: pytest.fail("something was compiled"))
+    compiled = lambda *_, **__: pytest.fail("something was compiled")  # noqa: E731
+    monkeypatch.setattr("agent.execution.compiled.torch.compile", compiled)
     agent = make()
     agent.optimizer = replace(agent.optimizer, compile=True)
     make_execution(agent).update(with_start(agent, 0))

@@ -124,9 +124,23 @@ def test_yaml_values_are_converted_by_annotation(tmp_path):
     assert config.model.loop.max_loops == 8
 
 
+def test_lists_of_a_yaml_file_become_tuples_of_their_type(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("offline:\n  horizons: ['1', 1e1, 2k]\nmodel:\n  loop:\n    exit_histogram: ['1e-1', 2, 0.5]\n")
+    config = load_yaml(path)
+    assert config.offline.horizons == (1, 10, 2000)
+    assert config.model.loop.exit_histogram == (0.1, 2.0, 0.5)
+    assert all(isinstance(weight, float) for weight in config.model.loop.exit_histogram)
+    save_yaml(config, path)
+    assert load_yaml(path) == config
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"offline": {"horizons": ["many"]}}, r"offline.horizons\[0\] cannot be 'many'"),
+        ({"offline": {"horizons": [1, True]}}, r"offline.horizons\[1\] cannot be True"),
+        ({"offline": {"horizons": "1"}}, "offline.horizons cannot be '1'; expected a list"),
         ({"trian": {}}, "did you mean train"),
         ({"train": {"stepz": 1}}, "did you mean train.steps"),
         ({"train": 3}, "train must hold"),
@@ -149,6 +163,68 @@ def test_files_that_are_not_yaml(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(UsageError, match="cannot be read"):
         load_yaml(tmp_path / "bad.yaml")
+
+
+def test_a_run_starts_from_the_config_file_of_another(finished):
+    file = finished[0] / "config.yaml"
+    saved = load_yaml(file)
+    assert saved.task == "toy:cue5"
+    assert cli("--config", str(file)) == replace(saved, run_dir=None, resume=None)
+
+
+def test_run_dir_and_resume_of_a_config_file_are_ignored(tmp_path):
+    save_yaml(replace(preset("debug"), run_dir="there", resume="there"), tmp_path / "config.yaml")
+    assert cli("--config", str(tmp_path / "config.yaml")) == preset("debug")
+
+
+def test_options_stand_above_the_config_file_and_the_file_above_its_preset(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text("preset: debug\noptimizer:\n  model_lr: 3e-4\nbehavior:\n  horizon: 7\n  units: 48\n")
+    config = cli(f"--config={file}", "toy:cue", "--behavior.horizon", "9")
+    debug = preset("debug")
+    assert config == replace(
+        debug, task="toy:cue", optimizer=replace(debug.optimizer, model_lr=3e-4),
+        behavior=replace(debug.behavior, horizon=9, units=48),
+    )  # fmt: skip
+    assert cli("--config", str(file), "--preset", "debug").behavior.units == 48
+    file.write_text("behavior:\n  units: 48\n")
+    mine = cli("--preset", "debug", "--config", str(file))
+    assert mine == replace(debug, behavior=replace(debug.behavior, units=48))
+    file.write_text("task: dmc:walker_walk@pixels\n")
+    assert parse_cli(["--device", "cpu", "--config", str(file)], TaskId.shows_images)[0].preset == "pixels"
+    file.write_text("")
+    assert cli("--device", "cpu", "--config", str(file)) == Config(device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "message"),
+    [
+        ("behavior:\n  horizn: 7\n", (), "there is no setting behavior.horizn; did you mean behavior.horizon"),
+        ("trian: 7\n", (), "did you mean train"),
+        ("train: 7\n", (), "train must hold"),
+        ("preset: huge\n", (), "preset cannot be 'huge'"),
+        ("preset: debug\n", ("--preset", "small"), "has the settings of preset debug: leave --preset small out"),
+        ("behavior:\n  horizon: 0\n", (), "horizon must be at least 1"),
+        ("- 1\n", (), "must hold names with values"),
+        ("a: [", (), "it is no YAML"),
+        ("", ("--resume", "x"), "give one of the two"),
+    ],
+)
+def test_bad_config_files_are_refused_in_one_line(tmp_path, text, words, message):
+    file = tmp_path / "my.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=message) as refused:
+        parse_cli(["--config", str(file), *words])
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_config_file_and_the_help(script):
+    for words in (("missing.yaml",), ()):
+        done = script("train_agent.py", "--config", *words)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+    assert "--config FILE" in script("train_agent.py", "--help").stdout
 
 
 def test_devices():

@@ -60,7 +60,9 @@ def test_rows_from_other_processes_are_those_of_this_one(make_trainer, tmp_path)
     assert not here.stepper.asynchronous
     assert here.run()
     there = make_trainer(
-        tmp_path / "there", lambda count: make_vector_env("toy:counter", count, seed=0, apart=count == 2), **options
+        tmp_path / "there",
+        lambda count: make_vector_env("toy:counter", count, seed=0, asynchronous=count == 2),
+        **options,
     )
     assert there.stepper.asynchronous
     assert there.run()
@@ -103,7 +105,7 @@ def killed(envs):
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_process_that_dies_is_a_failure_that_saves_and_closes(make_trainer, tmp_path, count):
     trainer = make_trainer(
-        tmp_path, lambda n: make_vector_env("toy:counter", n, seed=0, apart=n == count), envs=count, eval_every=0
+        tmp_path, lambda n: make_vector_env("toy:counter", n, seed=0, asynchronous=n == count), envs=count, eval_every=0
     )
     update = trainer.execution.update
 
@@ -126,7 +128,7 @@ def test_a_process_that_dies_in_an_evaluation_is_one_too(make_trainer, tmp_path)
     made = []
 
     def envs(count):
-        made.append(make_vector_env("toy:counter", count, seed=0, apart=count > 1))
+        made.append(make_vector_env("toy:counter", count, seed=0, asynchronous=count > 1))
         return made[-1]
 
     trainer = make_trainer(tmp_path, envs, steps=400, prefill=100, ratio=0.02, eval_every=200)

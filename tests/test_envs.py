@@ -314,7 +314,7 @@ def test_ctrl_c_reaches_the_one_who_steps_copies_in_processes_and_not_them() -> 
 import os, signal, sys, time
 from envs import make_vector_env
 if __name__ == "__main__":
-    envs = make_vector_env("toy:counter", 2, 0, apart=True)
+    envs = make_vector_env("toy:counter", 2, 0, asynchronous=True)
     envs.reset(seed=0)
     caught = []
     signal.signal(signal.SIGINT, lambda *_: caught.append(1))

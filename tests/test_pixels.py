@@ -75,10 +75,10 @@ def test_images_and_vectors_of_a_dictionary():
     ("space", "words"),
     [
         (spaces.Box(0, 1, (64, 64, 3), np.float32), "uint8"),
-        (picture(3, 64, 64), "colours last"),
-        (picture(4, 64, 64, 3), "colours last"),
+        (picture(3, 64, 64), "channels last"),
+        (picture(4, 64, 64, 3), "channels last"),
         (spaces.Dict(state=picture(64, 64, 3)), "rename"),
-        (spaces.Dict(deep=spaces.Dict(eye=picture(64, 64, 3))), "inside of another"),
+        (spaces.Dict(deep=spaces.Dict(eye=picture(64, 64, 3))), "inside another"),
     ],
 )
 def test_what_is_no_image_is_refused(space, words):
@@ -113,7 +113,7 @@ if __name__ == "__main__":
     assert (seen["image"] != first["image"]).mean() > 0.02
     env.close()
     state.close()
-    envs = make_vector_env(f"dmc:cartpole_balance@{look}", 2, seed=0, apart=True)
+    envs = make_vector_env(f"dmc:cartpole_balance@{look}", 2, seed=0, asynchronous=True)
     seen, _ = envs.reset(seed=0)
     assert seen["image"].shape == (2, 64, 64, 3)
     assert not np.array_equal(seen["image"][0], seen["image"][1])

@@ -35,21 +35,21 @@ def test_iqm_ignores_order_and_stays_inside(values):
 
 def test_interval_holds_the_mean_and_repeats():
     sample = np.random.default_rng(3).normal(100.0, 10.0, size=50)
-    low, high = bootstrap_interval(sample, np.mean)
+    low, high = bootstrap_interval([sample], np.mean)
     assert low < sample.mean() < high
     # A mean of 50 values with deviation 10: about 2 * 1.96 * 10 / sqrt(50) wide.
     assert high - low == pytest.approx(2 * 1.96 * sample.std() / math.sqrt(50), rel=0.1)
-    assert bootstrap_interval(sample, np.mean) == (low, high)
-    assert bootstrap_interval(sample, np.mean, seed=1) != (low, high)
-    wider = bootstrap_interval(sample, np.mean, confidence=0.99)
+    assert bootstrap_interval([sample], np.mean).tolist() == [low, high]
+    assert bootstrap_interval([sample], np.mean, seed=1).tolist() != [low, high]
+    wider = bootstrap_interval([sample], np.mean, confidence=0.99)
     assert wider[0] < low < high < wider[1]
 
 
 def test_interval_of_equal_returns_is_a_point():
-    assert bootstrap_interval([7.0, 7.0, 7.0]) == (7.0, 7.0)
+    assert bootstrap_interval([[7.0, 7.0, 7.0]], iqm).tolist() == [7.0, 7.0]
 
 
-@pytest.mark.parametrize("function", [iqm, bootstrap_interval, summary])
+@pytest.mark.parametrize("function", [iqm, lambda values: bootstrap_interval([values], iqm), summary])
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])
 def test_missing_and_non_finite_values_are_refused(function, values):
     with pytest.raises(ValueError, match="statistics need"):
@@ -58,7 +58,7 @@ def test_missing_and_non_finite_values_are_refused(function, values):
 
 def test_bad_confidence_is_refused():
     with pytest.raises(ValueError, match="confidence"):
-        bootstrap_interval([1.0], confidence=95)
+        bootstrap_interval([[1.0]], iqm, confidence=95)
 
 
 def test_summary_and_its_line():

@@ -2,10 +2,12 @@
 
 import io
 import json
+import re
 import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,9 @@ import pytest
 from agent.errors import UsageError
 from agent.runs.cli import parse_cli, save_yaml
 from agent.runs.config import Config
-from agent.runs.grid import Cell, make_cells, take_grid
-from agent.runs.sweep import Sweep, last_line, only_one
+from agent.runs.sweep import Sweep, folder_lock, last_line
+from agent.runs.sweep_grid import SweepRun, make_runs, parse_sweep
+from agent.runs.sweep_table import SweepTable
 from agent.runtime import cores
 
 TASK = ("toy:cue5", "--preset", "debug")
@@ -41,48 +44,48 @@ def parse(words):
     return parse_cli(words)[0]
 
 
-def cells_of(*words):
-    return make_cells(take_grid([*TASK, *map(str, words)]), parse)
+def runs_of(*words):
+    return make_runs(parse_sweep([*TASK, *map(str, words)]), parse)
 
 
 def fake(tmp_path, *kinds):
     """A sweep of runs that are played by CHILD: a number of seconds, or fail."""
-    cells = [Cell(f"run{i}", tmp_path / f"run{i}", [kind, "--run-dir", str(tmp_path / f"run{i}")])
+    runs = [SweepRun(f"run{i}", tmp_path / f"run{i}", [kind, "--run-dir", str(tmp_path / f"run{i}")])
              for i, kind in enumerate(kinds)]  # fmt: skip
-    return cells
+    return runs
 
 
 def test_no_sweep_is_no_grid():
-    assert take_grid([*TASK, "--seed", "3"]) is None
+    assert parse_sweep([*TASK, "--seed", "3"]) is None
 
 
 def test_the_grid_is_every_combination_as_one_plain_command(tmp_path):
     words = ("--sweep", "behavior.horizon=3,5", "--sweep", "seed=0,1", "--run-dir", tmp_path)
-    cells = cells_of(*words)
-    assert [cell.name for cell in cells] == [f"horizon={h},seed={s}" for h in (3, 5) for s in (0, 1)]
-    first = parse(cells[1].words)
+    runs = runs_of(*words)
+    assert [run.name for run in runs] == [f"horizon={h},seed={s}" for h in (3, 5) for s in (0, 1)]
+    first = parse(runs[1].arguments)
     assert (first.behavior.horizon, first.seed, first.run_dir) == (3, 1, str(tmp_path / "horizon=3,seed=1"))
-    assert cells[1].command.startswith("python train_agent.py toy:cue5 --preset debug --behavior.horizon 3 --seed 1")
+    assert runs[1].command.startswith("python train_agent.py toy:cue5 --preset debug --behavior.horizon 3 --seed 1")
 
 
 def test_tasks_and_switches_can_be_swept(tmp_path):
-    grid = take_grid(["--sweep", "task=toy:cue5,toy:serial", "--sweep", "video=true,false", "--run-dir", str(tmp_path)])
-    cells = make_cells(grid, parse)
-    assert [parse(cell.words).task for cell in cells] == ["toy:cue5"] * 2 + ["toy:serial"] * 2
-    assert [parse(cell.words).video for cell in cells] == [True, False] * 2
-    assert cells[0].name == "task=toy-cue5,video=true"
+    words = ["--sweep", "task=toy:cue5,toy:serial", "--sweep", "video=true,false", "--run-dir", str(tmp_path)]
+    runs = make_runs(parse_sweep(words), parse)
+    assert [parse(run.arguments).task for run in runs] == ["toy:cue5"] * 2 + ["toy:serial"] * 2
+    assert [parse(run.arguments).video for run in runs] == [True, False] * 2
+    assert runs[0].name == "task=toy-cue5,video=true"
 
 
 def test_runs_side_by_side_use_one_thread_each(tmp_path):
     words = ["toy:cue5", "--device", "cpu", "--sweep", "seed=0,1", "--run-dir", str(tmp_path)]
-    assert parse(make_cells(take_grid([*words, "--jobs", "2"]), parse)[0].words).train.threads == 1
-    assert parse(make_cells(take_grid(words), parse)[0].words).train.threads == 0
+    assert parse(make_runs(parse_sweep([*words, "--jobs", "2"]), parse)[0].arguments).train.threads == 1
+    assert parse(make_runs(parse_sweep(words), parse)[0].arguments).train.threads == 0
 
 
 def test_runs_side_by_side_do_not_share_their_updates_unless_told(tmp_path):
     def shared(*more):
-        grid = take_grid(["toy:cue5", "--preset", "pixels", "--sweep", "seed=0,1", "--run-dir", str(tmp_path), *more])
-        return parse(make_cells(grid, parse)[0].words).optimizer.workers
+        grid = parse_sweep(["toy:cue5", "--preset", "pixels", "--sweep", "seed=0,1", "--run-dir", str(tmp_path), *more])
+        return parse(make_runs(grid, parse)[0].arguments).optimizer.workers
 
     assert shared() == min(2, cores())
     assert shared("--jobs", "2") == 1
@@ -107,17 +110,17 @@ def test_runs_side_by_side_do_not_share_their_updates_unless_told(tmp_path):
 )
 def test_bad_grids_are_refused(words, message):
     with pytest.raises(UsageError, match=message):
-        take_grid([*TASK, *words, "--run-dir", "x"])
+        parse_sweep([*TASK, *words, "--run-dir", "x"])
 
 
 def test_a_sweep_needs_a_folder():
     with pytest.raises(UsageError, match="give --run-dir DIR"):
-        cells_of("--sweep", "seed=0,1")
+        runs_of("--sweep", "seed=0,1")
 
 
 def test_values_that_cannot_be_stop_the_sweep_before_it_starts(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        cells_of("--sweep", "behavior.horizon=5,0", "--run-dir", tmp_path / "x")
+        runs_of("--sweep", "behavior.horizon=5,0", "--run-dir", tmp_path / "x")
     assert stop.value.code == 2
     assert "horizon must be at least 1" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
@@ -129,10 +132,10 @@ def test_finished_runs_are_known_by_their_settings(tmp_path):
     folder.mkdir()
     save_yaml(parse([*TASK, "--seed", "0"]), folder / "config.yaml")
     (folder / "meta.json").write_text(json.dumps({"finished": True, "results": {"final": {"mean": 3, "std": 1}}}))
-    first, second = cells_of(*words)
+    first, second = runs_of(*words)
     assert (first.state, first.note, second.state) == ("done", "return 3 +- 1", "waiting")
     with pytest.raises(UsageError, match=r"other settings \(behavior.horizon\)"):
-        cells_of(*words, "--behavior.horizon", 4)
+        runs_of(*words, "--behavior.horizon", 4)
 
 
 def test_an_interrupted_run_is_resumed_and_one_without_checkpoint_put_aside(tmp_path):
@@ -142,36 +145,36 @@ def test_an_interrupted_run_is_resumed_and_one_without_checkpoint_put_aside(tmp_
         save_yaml(parse([*TASK, "--seed", str(seed)]), folder / "config.yaml")
     (tmp_path / "seed=0" / "checkpoints").mkdir()
     (tmp_path / "seed=0" / "checkpoints" / "latest.pt").write_bytes(b"")
-    cells = cells_of("--sweep", "seed=0,1", "--run-dir", tmp_path)
-    assert [cell.state for cell in cells] == ["stopped", "waiting"]
+    runs = runs_of("--sweep", "seed=0,1", "--run-dir", tmp_path)
+    assert [run.state for run in runs] == ["stopped", "waiting"]
     said = [sys.executable, "-c", "import sys; print(*sys.argv[1:])"]
-    Sweep(cells, 1, said, io.StringIO()).run(0.01)
-    assert last_line(cells[0].log) == f"--resume {tmp_path / 'seed=0'}"
-    assert last_line(cells[1].log).startswith("toy:cue5 --preset debug --seed 1")
+    Sweep(runs, 1, said, io.StringIO()).run(0.01)
+    assert last_line(runs[0].log) == f"--resume {tmp_path / 'seed=0'}"
+    assert last_line(runs[1].log).startswith("toy:cue5 --preset debug --seed 1")
     assert (tmp_path / "seed=1.unsaved1" / "config.yaml").exists()
 
 
 def test_a_failed_run_does_not_stop_the_others(tmp_path):
-    cells, out = fake(tmp_path, "fail", "0.01", "0.01"), io.StringIO()
-    status = Sweep(cells, 1, (sys.executable, "-c", CHILD), out).run(0.01)
+    runs, out = fake(tmp_path, "fail", "0.01", "0.01"), io.StringIO()
+    status = Sweep(runs, 1, (sys.executable, "-c", CHILD), out).run(0.01)
     assert status == 1
-    assert [cell.state for cell in cells] == ["failed", "done", "done"]
-    assert cells[0].note == "status 1: it broke"
+    assert [run.state for run in runs] == ["failed", "done", "done"]
+    assert runs[0].note == "status 1: it broke"
     text = out.getvalue()
     assert "return 12.5 +- 1" in text
-    assert f"failed: run0, see {cells[0].log}" in text
+    assert f"failed: run0, see {runs[0].log}" in text
 
 
 def test_no_more_runs_at_a_time_than_asked_for(tmp_path):
-    cells, most = fake(tmp_path, *["0.3"] * 4), 0
-    sweep = Sweep(cells, 2, (sys.executable, "-c", CHILD), io.StringIO())
+    runs, most = fake(tmp_path, *["0.3"] * 4), 0
+    sweep = Sweep(runs, 2, (sys.executable, "-c", CHILD), io.StringIO())
     worker = threading.Thread(target=_without_signals(sweep))
     worker.start()
     while worker.is_alive():
-        most = max(most, sum(cell.state == "running" for cell in cells))
+        most = max(most, sum(run.state == "running" for run in runs))
         time.sleep(0.01)
     assert most == 2
-    assert all(cell.state == "done" for cell in cells)
+    assert all(run.state == "done" for run in runs)
 
 
 def _without_signals(sweep):
@@ -183,60 +186,81 @@ def _without_signals(sweep):
 
 
 def test_ctrl_c_lets_the_runs_save_and_begins_no_new_one(tmp_path):
-    cells = fake(tmp_path, "60", "60")
+    runs = fake(tmp_path, "60", "60")
 
     def interrupt():
-        while "ready" not in last_line(cells[0].log):
+        while "ready" not in last_line(runs[0].log):
             time.sleep(0.02)
         signal.raise_signal(signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
-    assert Sweep(cells, 1, (sys.executable, "-c", CHILD), io.StringIO()).run(0.02) == 130
-    assert [cell.state for cell in cells] == ["saved", "waiting"]
-    assert last_line(cells[0].log) == "saved"
+    assert Sweep(runs, 1, (sys.executable, "-c", CHILD), io.StringIO()).run(0.02) == 130
+    assert [run.state for run in runs] == ["saved", "waiting"]
+    assert last_line(runs[0].log) == "saved"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_two_sweeps_do_not_share_a_folder(tmp_path):
-    with only_one(tmp_path), pytest.raises(UsageError, match="another sweep, or a run"), only_one(tmp_path):
+    with folder_lock(tmp_path), pytest.raises(UsageError, match="another sweep, or a run"), folder_lock(tmp_path):
         pass
-    with only_one(tmp_path):
+    with folder_lock(tmp_path):
         pass
 
 
 def test_a_run_that_outlives_its_sweep_keeps_the_folder(tmp_path):
-    (cell,) = fake(tmp_path, "60")
-    with only_one(tmp_path) as lock:
-        Sweep([cell], 1, (sys.executable, "-c", CHILD), io.StringIO(), lock).start(cell)
-    with pytest.raises(UsageError, match="left behind"), only_one(tmp_path):
+    (run,) = fake(tmp_path, "60")
+    with folder_lock(tmp_path) as lock:
+        Sweep([run], 1, (sys.executable, "-c", CHILD), io.StringIO(), lock).start(run)
+    with pytest.raises(UsageError, match="left behind"), folder_lock(tmp_path):
         pass
-    cell.process.kill()
-    cell.process.wait()
-    with only_one(tmp_path):
+    run.process.kill()
+    run.process.wait()
+    with folder_lock(tmp_path):
         pass
 
 
 def test_a_slice_that_is_over_is_no_failure(tmp_path):
-    (cell,) = fake(tmp_path, "0")
+    (run,) = fake(tmp_path, "0")
     program = "import pathlib, sys\nmark = pathlib.Path(sys.argv[-1] + '.once')\n"
     program += "if not mark.exists():\n    mark.touch()\n    sys.exit(75)\n" + CHILD.replace(
         'sys.argv[sys.argv.index("--run-dir") + 1]), sys.argv[1]', 'sys.argv[-1]), "0"'
     )
-    assert Sweep([cell], 1, (sys.executable, "-c", program), io.StringIO()).run(0.02) == 0
-    assert cell.state == "done"
+    assert Sweep([run], 1, (sys.executable, "-c", program), io.StringIO()).run(0.02) == 0
+    assert run.state == "done"
 
 
-def test_the_table_in_a_terminal_is_drawn_over_itself(tmp_path):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
+
+def test_the_table_in_a_terminal_is_drawn_over_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
     out = Terminal()
     assert Sweep(fake(tmp_path, "0.01"), 1, (sys.executable, "-c", CHILD), out).run(0.05) == 0
     text = out.getvalue()
-    assert "\x1b[2F" in text
-    assert "done     run0  return 12.5 +- 1" in text
-    assert "1 of 1 runs done" in text
+    assert "\x1b[1A\x1b[2K" in text  # up one line, and clear it
+    plain = re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", text)
+    assert re.search(r"running +run0 ", plain)
+    assert re.search(r"done +run0 +return 12.5 \+- 1", plain)
+    assert "1 of 1 runs done" in plain
+
+
+def test_a_low_terminal_shows_the_running_and_failed_runs_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("LINES", "5")
+    runs = [replace(run, state=state) for run, state in
+            zip(fake(tmp_path, *"0" * 5), ("done", "waiting", "running", "failed", "done"), strict=True)]  # fmt: skip
+    table = SweepTable(runs, Terminal()).table()
+    assert [cell.plain for cell in table.columns[1].cells] == ["run1", "run2", "run3"]
+
+
+def test_names_with_brackets_are_no_markup(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    out = Terminal()
+    with SweepTable([SweepRun("run[bold]", tmp_path / "x", [], note="[/]")], out) as table:
+        table.update()
+    assert "run[bold]" in out.getvalue()
 
 
 def test_a_sweep_of_real_runs(script):

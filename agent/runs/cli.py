@@ -18,7 +18,7 @@ from agent.data.checkpoint import find_checkpoint, read_checkpoint
 from agent.errors import UsageError
 from agent.runs.config import Config
 from agent.runs.presets import PRESETS, preset
-from agent.settings import differences, from_dict, option, parse_count, to_dict
+from agent.settings import differences, from_dict, merge, option, parse_count, to_dict
 
 COUNTS = ConstructorRegistry()
 """Use `with COUNTS:` around tyro: whole numbers are then read by `parse_count`."""
@@ -43,26 +43,57 @@ def parse_cli(
 ) -> tuple[Config, dict[str, Any] | None]:
     """Read the command line of train_agent.py: the settings, and of a run that goes on its checkpoint.
 
-    shows_images says whether a word is a task of images, which has a preset of its own on a CPU.
-    A run goes on with --resume, or, where it is trained in slices, by its first command given again.
-    Unknown options and values that cannot be end the program with status 2 and a message, as tyro does it.
-    Raises UsageError for the rest.
+    Precedence: defaults < preset < --config FILE < command line. A run goes on with --resume, or, where it is trained
+    in slices, by its first command given again. shows_images says whether a word is a task of images, which has a
+    preset of its own on a CPU. Unknown options and impossible values end the program with status 2 and a message, as
+    tyro does it. Raises UsageError for the rest.
     """
+    path, argv = _split_config_file(argv)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for word in ("--preset", "--resume", "--device", "--run-dir", "--train.slice"):
         early.add_argument(word, nargs="?")  # a missing value is for tyro to complain about
     first, _ = early.parse_known_args([re.sub("^--run_dir", "--run-dir", word) for word in argv])
     run = first.resume
+    if path is not None and run is not None:
+        raise UsageError("--config starts a new run and --resume goes on with an old one: give one of the two")
     if run is None and getattr(first, "train.slice") and first.run_dir and _begun(first.run_dir):
         run = first.run_dir
     if run is not None:
         _run_folder(run)
         saved = read_checkpoint(find_checkpoint(run))
         return _parse_resumed(argv, saved, run), saved
-    default = "pixels" if any(shows_images(word) for word in argv) else "small"
+    values = {} if path is None else _read_config_file(path)
+    default = "pixels" if any(shows_images(word) for word in [*argv, str(values.get("task", ""))]) else "small"
     if first.device != "cpu" and torch.cuda.is_available():
         default = "base"
-    return _parse(argv, preset(first.preset if first.preset in PRESETS else default)), None
+    name = first.preset or values.get("preset") or default
+    if values.get("preset") not in (None, name):
+        raise UsageError(f"--config {path} has the settings of preset {values['preset']}: leave --preset {name} out")
+    base = preset(name if name in PRESETS else default)  # tyro and from_dict complain about another one
+    if path is not None:
+        try:
+            base = from_dict(Config, merge(to_dict(base), values))
+        except UsageError as error:
+            raise UsageError(f"--config {path}: {error}") from error
+    return _parse(argv, base), None
+
+
+def _split_config_file(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """What --config names, and the other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="?", const="")
+    options, others = parser.parse_known_args(argv)
+    if options.config == "":
+        raise UsageError("--config needs a file: --config runs/TASK/NAME/config.yaml")
+    return options.config, others
+
+
+def _read_config_file(path: str) -> dict[str, Any]:
+    """The content of the file, without what belongs to the run that wrote it. Raises UsageError."""
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise UsageError(f"--config {path} must hold names with values, as the config.yaml of a run does")
+    return {name: value for name, value in values.items() if name not in ("run_dir", "resume")}
 
 
 def _begun(run_dir: str) -> bool:
@@ -121,7 +152,7 @@ def _parse_resumed(argv: Sequence[str], saved: Mapping[str, Any], run: str) -> C
     return config
 
 
-# ---------------------------------------------------------------------- YAML
+# --- YAML files
 
 
 def save_yaml(config: Config, path: Path) -> None:
@@ -131,8 +162,14 @@ def save_yaml(config: Config, path: Path) -> None:
 
 def load_yaml(path: Path | str) -> Config:
     """Read settings; those that are not in the file keep their defaults. Raises UsageError."""
+    return from_dict(Config, read_yaml(path))
+
+
+def read_yaml(path: Path | str) -> Any:
+    """The content of a YAML file; {} where it is empty. Raises UsageError."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
-    return from_dict(Config, values or {})
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read: it is no YAML: {' '.join(str(error).split())}") from error

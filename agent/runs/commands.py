@@ -1,4 +1,4 @@
-"""The options of evaluate.py's commands; what the commands do stands there."""
+"""The options of the commands of evaluate.py. What the commands do is in evaluate.py itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agent.runs.config import Config
 
 
 @dataclass(frozen=True)
-class Policy:
+class PolicyArgs:
     """Play episodes with fixed seeds and report the returns."""
 
     run: tyro.conf.Positional[str]
@@ -22,7 +22,7 @@ class Policy:
     seed: int = 0
     """Which episodes; 0 begins with those of the evaluation at the end of training."""
     max_loops: int | None = None
-    """Most loops per step, more than in training if you like; by default as the run was configured."""
+    """Most loops per step; it may exceed that of training. By default as the run was configured."""
     exit: Literal["fixed", "residual", "acceleration", "kl", "random"] | None = None
     """Another exit rule than the run's own, one that needs no training; fixed runs --max-loops loops, or the mean."""
     exit_threshold: float | None = None
@@ -43,7 +43,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         try:
-            self.changes(EvalConfig())
+            self.eval_config(EvalConfig())
         except ValueError as error:
             raise ValueError(str(error).replace("--eval.", "--")) from error
         if self.sb3 and (self.exit or self.max_loops):
@@ -51,19 +51,19 @@ class Policy:
         if self.exit is None and (self.exit_threshold is not None or self.exit_histogram):
             raise ValueError("--exit-threshold and --exit-histogram belong to another rule: name it with --exit")
 
-    def cap(self, config: Config) -> int:
-        """Most loops per step of a rule given by --exit."""
+    def loop_cap(self, config: Config) -> int:
+        """Most loops per step with the rule of --exit."""
         loop = config.model.loop
         return self.max_loops or (round(loop.mean_loops) if self.exit == "fixed" else loop.run_cap)
 
-    def changes(self, cfg: EvalConfig) -> EvalConfig:
-        """The run's evaluation settings with those of the command line."""
+    def eval_config(self, cfg: EvalConfig) -> EvalConfig:
+        """The run's evaluation settings `cfg`, replaced by those of the command line."""
         max_loops = cfg.max_loops if self.max_loops is None else self.max_loops
         return replace(cfg, episodes=self.episodes, seed=self.seed, max_loops=max_loops)
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelArgs:
     """Open-loop prediction against the true environment: how far dreams can be trusted, with how many loops."""
 
     run: tyro.conf.Positional[str]
@@ -96,7 +96,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Compare:
+class CompareArgs:
     """Put finished runs side by side: returns with intervals, curves, cost, and one HTML report."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]
@@ -110,7 +110,7 @@ class Compare:
 
 
 @dataclass(frozen=True)
-class Dataset:
+class DatasetArgs:
     """Keep the experience of a run as a fixed data set, for train_agent.py --dataset FOLDER --model-only."""
 
     run: tyro.conf.Positional[str]
@@ -122,7 +122,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Collect:
+class CollectArgs:
     """Play episodes of a task for a fixed data set: at random, and by the agent of a run if one is given."""
 
     task: tyro.conf.Positional[str]
@@ -144,7 +144,7 @@ class Collect:
 
 
 @dataclass(frozen=True)
-class Export:
+class ExportArgs:
     """Write the acting path alone as a program that torch.export.load reads, without this project."""
 
     run: tyro.conf.Positional[str]

@@ -21,6 +21,9 @@ class Config:
 
     Whole numbers may be written 100000, 100_000, 1e5 or 100k. Options are spelt with - or _.
 
+    --config FILE starts from the settings in a file, such as the config.yaml of another run; options given here come
+    on top of them. Its run_dir and resume are ignored.
+
     A grid of runs: --sweep FIELD=V1,V2 (once for each field) --jobs N --run-dir DIR, and --commands to see what
     it would run.
     """

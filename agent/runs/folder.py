@@ -1,4 +1,4 @@
-"""The folder of a run: its name and meta.json."""
+"""The folder of a run: its name, and meta.json, which says how the run was made."""
 
 from __future__ import annotations
 
@@ -115,10 +115,10 @@ def _git_state() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

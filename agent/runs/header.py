@@ -1,4 +1,4 @@
-"""What a training command says before and after the run, and the commands that it names."""
+"""What train_agent.py prints before and after a run, and the commands that it suggests."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from agent.evaluation.statistics import format_summary
 from agent.spaces import Spaces
 
 
-class Finished(Protocol):
-    """A trainer after its run."""
+class FinishedTrainer(Protocol):
+    """What is printed of a trainer after its run."""
 
     episodes: list[Episode]
 
     def recent(self) -> dict[str, float]: ...
 
 
-def announce(header: str, spaces: Spaces, counts: dict[str, int], machine: str, run_dir: Path, *notes: str) -> None:
-    """Say what is about to run and how to watch it."""
+def print_header(
+    title: str, spaces: Spaces, parameters: dict[str, int], machine: str, run_dir: Path, *notes: str
+) -> None:
+    """Print what is about to run and how to watch it; parameters are counts by module, notes further lines."""
     obs = ", ".join(f"{name} {size if isinstance(size, tuple) else f'({size},)'}" for name, size in spaces.obs.items())
     action = spaces.action
-    print(f"task         {header}")
+    print(f"task         {title}")
     print(f"observation  {obs}")
     print(f"action       {f'{action.size} choices' if action.discrete else f'({action.size},) in [-1, 1]'}")
-    print("parameters   " + "  ".join(f"{name} {count:,}" for name, count in counts.items()))
+    print("parameters   " + "  ".join(f"{name} {count:,}" for name, count in parameters.items()))
     print(f"device       {machine}")
     print(f"run folder   {run_dir}")
     print(f"watch        {python_command()} -m tensorboard.main --logdir {shlex.quote(str(run_dir))}")
@@ -37,8 +39,8 @@ def announce(header: str, spaces: Spaces, counts: dict[str, int], machine: str, 
         print(note)
 
 
-def report(trainer: Finished, task: str) -> dict[str, Any]:
-    """Print what the agent is worth, and return it for meta.json."""
+def print_results(trainer: FinishedTrainer, task: str) -> dict[str, Any]:
+    """Print the final evaluation, and return it for meta.json."""
     final, recent = summarise(trainer.episodes), trainer.recent()
     print(f"final evaluation: {format_summary(final)}")
     for label, value in recent.items():
@@ -51,6 +53,7 @@ def report(trainer: Finished, task: str) -> dict[str, Any]:
 
 
 def resume_command(run_dir: Path) -> str:
+    """The command that goes on with the run."""
     return f"{python_command()} train_agent.py --resume {shlex.quote(str(run_dir))}"
 
 
@@ -63,6 +66,7 @@ def python_command() -> str:
     return "python" if on_path and Path(on_path).absolute() == executable else shlex.quote(str(executable))
 
 
-def last_checkpoint(run_dir: Path) -> str:
+def last_checkpoint_note(run_dir: Path) -> str:
+    """Where the last checkpoint is, for a message about a failure."""
     path = run_dir / "checkpoints" / "latest.pt"
     return f"the last good checkpoint is untouched: {path}" if path.exists() else "nothing was saved yet"

@@ -1,14 +1,14 @@
-"""The pictures of a report, as parts of an HTML page: drawn for light and for dark screens."""
+"""The pictures of a report, as data URIs: drawn for light and for dark screens."""
 
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from agent.runs.compare import Anchor, Comparison
+from agent.runs.compare import Comparison
+from agent.runs.published import PublishedReturn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,23 +20,29 @@ Draw = Callable[["Axes", str], None]
 """Draws into axes; the second argument is the colour of what is neither group nor background."""
 
 
-def curves(comparison: Comparison, task: str) -> str:
+class Picture(NamedTuple):
+    """A picture as two data URIs, for light and for dark screens, and what it shows in words."""
+
+    light: str
+    dark: str
+    alt: str
+
+
+def curves(comparison: Comparison, task: str) -> list[Picture]:
     """Learning curves over steps and over minutes: every seed, and the mean of each group."""
 
-    def over(axis: str, words: str) -> str:
-        return both(lambda axes, ink: _curves(axes, ink, comparison, task, axis, words), f"Return over {words}")
+    def over(axis: str, words: str) -> Picture:
+        return picture(lambda axes, ink: _curves(axes, ink, comparison, task, axis, words), f"Return over {words}")
 
-    found = over("steps", "steps") + over("seconds", "minutes")
-    caption = "Thin: every seed. Thick: the mean over seeds, at the steps where all were evaluated. Dotted: published."
-    return f'<figure><div class="two">{found}</div><figcaption>{caption}</figcaption></figure>'
+    return [over("steps", "steps"), over("seconds", "minutes")]
 
 
-def final_returns(comparison: Comparison, rows: Sequence[dict[str, Any]]) -> str:
+def final_returns(comparison: Comparison, rows: Sequence[dict[str, Any]]) -> Picture:
     """The last evaluation of every seed, and the IQM of each group with its interval where there is one."""
 
     def draw(axes: Axes, ink: str) -> None:
         for number, (group, row) in enumerate(zip(comparison.groups, rows, strict=True)):
-            colour, scores = COLOURS[number % len(COLOURS)], [run.score for run in group.runs]
+            colour, scores = COLOURS[number % len(COLOURS)], [run.final_return for run in group.runs]
             axes.plot(scores, [number] * len(scores), "o", color=colour, alpha=0.5, markersize=6, markeredgewidth=0)
             axes.plot([row["iqm"]], [number], "|", color=ink, markersize=16, markeredgewidth=2)
             if row["iqm_interval"]:
@@ -45,18 +51,12 @@ def final_returns(comparison: Comparison, rows: Sequence[dict[str, Any]]) -> str
         axes.set_yticks(range(len(rows)), [row["group"] for row in rows])
         axes.grid(axis="x", alpha=0.15)
 
-    picture = both(draw, "Final return of every seed by group", height=0.9 + 0.35 * len(rows))
-    caption = "Dots: the seeds. Bar: their IQM; line: its 95 % interval, where there are five seeds."
-    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
+    return picture(draw, "Final return of every seed by group", height=0.9 + 0.35 * len(rows))
 
 
-def both(draw: Draw, words: str, height: float = 4.0) -> str:
-    """A picture that is drawn dark where the reader's screen is."""
-    light, dark = (_svg(draw, ink, height) for ink in ("#1b1f24", "#e6e8eb"))
-    return (
-        f'<picture><source srcset="{dark}" media="(prefers-color-scheme: dark)">'
-        f'<img src="{light}" alt="{html.escape(words)}"></picture>'
-    )
+def picture(draw: Draw, alt: str, height: float = 4.0) -> Picture:
+    """Draw once with dark ink and once with light ink; height in inches."""
+    return Picture(_svg(draw, "#1b1f24", height), _svg(draw, "#e6e8eb", height), alt)
 
 
 def _svg(draw: Draw, ink: str, height: float) -> str:
@@ -81,33 +81,33 @@ def _svg(draw: Draw, ink: str, height: float) -> str:
 def _curves(axes: Axes, ink: str, comparison: Comparison, task: str, axis: str, words: str) -> None:
     for number, group in enumerate(comparison.groups):
         curve, colour = comparison.curve(group, task), COLOURS[number % len(COLOURS)]
-        for run in group.of(task):
+        for run in group.runs_of(task):
             steps = sorted(run.evaluations)
             x = steps if axis == "steps" else [run.seconds_at(step) / 60 for step in steps]
-            axes.plot(x, [run.mean_at(step) for step in steps], color=colour, alpha=0.3, linewidth=0.8)
+            axes.plot(x, [run.return_at(step) for step in steps], color=colour, alpha=0.3, linewidth=0.8)
         x = curve["steps"] if axis == "steps" else [second / 60 for second in curve["seconds"]]
         axes.plot(x, curve["mean"], color=colour, marker="o", markersize=3, label=group.label)
     last = max(run.last_step for run in comparison.runs if run.task == task)
-    _anchors(axes, comparison.anchors(task), last, ink)
+    _published(axes, comparison.published(task), last, ink)
     axes.set(xlabel=words, ylabel="return")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
     axes.grid(alpha=0.15)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 
-def _anchors(axes: Axes, anchors: Sequence[Anchor], last: int, ink: str) -> None:
+def _published(axes: Axes, rows: Sequence[PublishedReturn], last: int, ink: str) -> None:
     """A dotted line for each published return, its step said where it is not near `last`; names whose lines lie close
     share a label."""
     low, high = axes.get_ylim()
-    high = max([high, *(anchor.value for anchor in anchors)])
+    high = max([high, *(row.value for row in rows)])
     labels: list[tuple[float, list[str]]] = []
-    for anchor in anchors:  # from the highest
-        axes.axhline(anchor.value, color=ink, alpha=0.3, linestyle=":", linewidth=1)
-        name = anchor.method if abs(anchor.step - last) <= last / 4 else f"{anchor.method} at {anchor.step // 1000}k"
-        if labels and labels[-1][0] - anchor.value < 0.06 * (high - min(low, 0.0)):
+    for row in rows:  # from the highest
+        axes.axhline(row.value, color=ink, alpha=0.3, linestyle=":", linewidth=1)
+        name = row.method if abs(row.step - last) <= last / 4 else f"{row.method} at {row.step // 1000}k"
+        if labels and labels[-1][0] - row.value < 0.06 * (high - min(low, 0.0)):
             labels[-1][1].append(name)
         else:
-            labels.append((anchor.value, [name]))
+            labels.append((row.value, [name]))
     for value, names in labels:
         axes.annotate(
             ", ".join(names), (0, value), xycoords=("axes fraction", "data"), xytext=(2, 2),

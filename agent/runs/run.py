@@ -20,7 +20,7 @@ from agent.logs.logger import Logger
 from agent.runs.cli import save_yaml
 from agent.runs.config import Config
 from agent.runs.folder import Meta, new_run_dir
-from agent.runs.header import last_checkpoint, report, resume_command
+from agent.runs.header import last_checkpoint_note, print_results, resume_command
 from agent.runs.presets import preset
 from agent.settings import differences, to_dict, value_of
 from agent.spaces import Spaces
@@ -107,7 +107,7 @@ def train_to_end(run: Run, trainer: AgentTrainer, config: Config, resumes: bool 
         if finished:
             return 0
     except NonFiniteError as error:
-        where = f"at step {trainer.step:,}; {last_checkpoint(run.folder)}"
+        where = f"at step {trainer.step:,}; {last_checkpoint_note(run.folder)}"
         print(f"error: {error} is not finite {where}", file=sys.stderr)
         return 1
     except EnvironmentFailure as error:
@@ -116,7 +116,7 @@ def train_to_end(run: Run, trainer: AgentTrainer, config: Config, resumes: bool 
         print(f"error: the environment failed at step {trainer.step:,}: {error}; {saved}{ahead}", file=sys.stderr)
         return 1
     except OSError as error:  # a full disk
-        print(f"error: {error} at step {trainer.step:,}; {last_checkpoint(run.folder)}, {ahead}", file=sys.stderr)
+        print(f"error: {error} at step {trainer.step:,}; {last_checkpoint_note(run.folder)}, {ahead}", file=sys.stderr)
         return 2
     if not resumes:
         print(f"stopped at step {trainer.step}; {ahead}")
@@ -130,7 +130,7 @@ def show_results(
     make_env: Callable[[], Any], cannot_draw: str | None,
 ) -> None:  # fmt: skip
     """After the last step: the numbers, the curve and a video."""
-    run.meta.update(results=report(trainer, task))
+    run.meta.update(results=print_results(trainer, task))
     print(f"curve  {draw_curves(run.folder, f'{task}, {config.agent}, seed {config.seed}', unit)}")
     if config.video:
         print(cannot_draw or save_video(run.folder / "videos" / "eval_final.mp4", agent, make_env, config.eval))

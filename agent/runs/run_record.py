@@ -1,4 +1,4 @@
-"""Finished runs, read back from their folders for comparison. Nothing in them is changed."""
+"""What a run has left in its folder, read back for comparison. Nothing in the folder is changed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from agent.settings import value_of
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a run's folder says. Steps are simulator steps, times seconds of wall-clock since its start."""
+class RunRecord:
+    """A run as its files tell it. Steps are simulator steps, times seconds of wall-clock since its start."""
 
     path: Path
     task: str
@@ -26,9 +26,9 @@ class Run:
     meta: dict[str, Any]
     evaluations: dict[int, dict[int, float]]
     """{step: {seed of the episode: return}}"""
-    training: list[tuple[int, float]]
-    """(step, return) of every training episode."""
-    clock: tuple[np.ndarray, np.ndarray]
+    training_episodes: list[tuple[int, float]]
+    """(step, return) of each."""
+    wall_clock: tuple[np.ndarray, np.ndarray]
     """Steps, and the seconds at which they were logged."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last line of metrics.jsonl."""
@@ -46,22 +46,23 @@ class Run:
         return max(self.evaluations)
 
     @property
-    def final(self) -> dict[int, float]:
+    def final_returns(self) -> dict[int, float]:
         """{seed: return} of the last evaluation."""
         return self.evaluations[self.last_step]
 
     @property
-    def score(self) -> float:
+    def final_return(self) -> float:
         """Mean return of the last evaluation."""
-        return float(np.mean(list(self.final.values())))
+        return self.return_at(self.last_step)
 
     @property
-    def recent(self) -> float | None:
+    def recent_return(self) -> float | None:
         """Mean of the three evaluations before the last one."""
         before = sorted(self.evaluations)[-4:-1]
-        return float(np.mean([self.mean_at(step) for step in before])) if before else None
+        return float(np.mean([self.return_at(step) for step in before])) if before else None
 
-    def mean_at(self, step: int) -> float:
+    def return_at(self, step: int) -> float:
+        """Mean return of the evaluation at this step."""
         return float(np.mean(list(self.evaluations[step].values())))
 
     def setting(self, name: str) -> Any:
@@ -71,39 +72,41 @@ class Run:
         except (KeyError, TypeError):
             return None
 
-    def rollout(self) -> dict[str, float]:
-        """What `evaluate.py model` found of the run's dreams, with its exit rule; empty where it was not asked.
+    def rollout_errors(self) -> dict[str, float]:
+        """The errors that `evaluate.py model` measured, with the run's exit rule; empty where it was not called.
 
-        observation_K, reward_K: errors after 5 and 15 steps on the agent's own episodes; value_bias, value_error: what
-        dreams of 15 steps promise, against what came of them. Empty as well where the checkpoint that was measured is
-        not of the run's end.
+        observation_K, reward_K: errors K = 5 and 15 steps ahead, on the agent's own episodes; value_bias, value_error:
+        predicted minus realised return of imagined rollouts of 15 steps. Empty as well where the measured checkpoint
+        is not the run's last one.
         """
-        if self.dreamt != self.meta.get("step"):
+        if self.rollout_step != self.meta.get("step"):
             return {}
         try:
-            found = self._dreams()
-            rows = {row["step"]: row for row in found["errors"] if (row["policy"], row["loops"]) == ("agent", "exit")}
-            numbers = {f"{name}_{k}": rows[k][name] for k in (5, 15) if k in rows for name in ("observation", "reward")}
-            values = [row for row in found["values"] if row["step"] == 15]
+            measured = self._rollout_file()
+            errors = [row for row in measured["errors"] if (row["policy"], row["loops"]) == ("agent", "exit")]
+            by_step = {row["step"]: row for row in errors}
+            ahead = [by_step[k] for k in (5, 15) if k in by_step]
+            numbers = {f"{name}_{row['step']}": row[name] for row in ahead for name in ("observation", "reward")}
+            values = [row for row in measured["values"] if row["step"] == 15]
             return numbers | {f"value_{name}": row[name] for row in values for name in ("bias", "error")}
         except (KeyError, TypeError):
             return {}
 
     @property
-    def dreamt(self) -> int | None:
-        """The step of the checkpoint that `evaluate.py model` measured; None where it was not asked."""
-        return self._dreams().get("step")
+    def rollout_step(self) -> int | None:
+        """The step of the checkpoint that `evaluate.py model` measured; None where it was not called."""
+        return self._rollout_file().get("step")
 
-    def _dreams(self) -> dict[str, Any]:
+    def _rollout_file(self) -> dict[str, Any]:
         try:
-            found = json.loads((self.path / "model" / "model.json").read_text(encoding="utf-8"))
+            content = json.loads((self.path / "model" / "model.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return content if isinstance(content, dict) else {}
 
     def seconds_at(self, step: float) -> float:
-        """Wall-clock at a step, between and beyond the logged ones in a straight line."""
-        steps, seconds = self.clock
+        """Wall-clock at a step, linear between and beyond the logged steps; NaN where none was logged."""
+        steps, seconds = self.wall_clock
         if not len(steps):
             return float("nan")
         if step > steps[-1] and steps[-1] > 0:
@@ -112,11 +115,11 @@ class Run:
 
 
 def find_runs(paths: Sequence[str]) -> list[Path]:
-    """The run folders that are named, and those directly inside of named folders that are none themselves.
+    """The run folders among `paths`; of a folder that is no run, the run folders directly inside it.
 
     Raises UsageError where a path leads to no run.
     """
-    found: list[Path] = []
+    runs: list[Path] = []
     for text in paths:
         path = Path(text)
         if (path / "config.yaml").is_file():
@@ -130,13 +133,13 @@ def find_runs(paths: Sequence[str]) -> list[Path]:
             raise UsageError(f"there is no run {text}; give run folders, or a folder that holds some")
         if not inside:
             raise UsageError(f"{text} is not a run folder and holds none (no config.yaml)")
-        found += [child for child in inside if child not in found]
-    if not found:
+        runs += [child for child in inside if child not in runs]
+    if not runs:
         raise UsageError("no run was given; give run folders, or a folder that holds some")
-    return found
+    return runs
 
 
-def load_run(path: Path) -> Run:
+def load_run(path: Path) -> RunRecord:
     """Read one run. Raises UsageError when the folder is damaged or holds no evaluation."""
     try:
         settings = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
@@ -144,7 +147,7 @@ def load_run(path: Path) -> Run:
         evaluations: dict[int, dict[int, float]] = {}
         for row in _rows(path / "eval.csv"):
             evaluations.setdefault(int(row["step"]), {})[int(row["seed"])] = float(row["return"])
-        training = [(int(row["step"]), float(row["return"])) for row in _rows(path / "episodes.csv")]
+        training_episodes = [(int(row["step"]), float(row["return"])) for row in _rows(path / "episodes.csv")]
         lines = [json.loads(line) for line in _lines(path / "metrics.jsonl")]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         raise UsageError(f"{path} cannot be read as a run: {error}") from error
@@ -154,9 +157,11 @@ def load_run(path: Path) -> Run:
         raise UsageError(f"{path} trained a world model alone: compare those with benchmarks/loops.py")
     if not evaluations:
         raise UsageError(f"{path} has no evaluation yet: let it run on (--resume), or leave it out")
-    clock = np.array([[line["step"], line["wall"]] for line in lines], float).reshape(-1, 2).T
-    numbers = {name: value for name, value in (lines[-1] if lines else {}).items() if isinstance(value, float | int)}
-    return Run(path, meta["task"], settings, meta, evaluations, training, (clock[0], clock[1]), numbers)
+    logged = np.array([[line["step"], line["wall"]] for line in lines], float).reshape(-1, 2)
+    last = lines[-1] if lines else {}
+    metrics = {name: value for name, value in last.items() if isinstance(value, float | int)}
+    wall_clock = logged[:, 0], logged[:, 1]
+    return RunRecord(path, meta["task"], settings, meta, evaluations, training_episodes, wall_clock, metrics)
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,0 +1,194 @@
+"""The grid of a sweep: its fields and values, the runs that they make, and what the runs' folders already hold."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+import shlex
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.errors import UsageError
+from agent.runs.cli import load_yaml
+from agent.runs.config import Config
+from agent.runs.folder import read_meta
+from agent.settings import differences, known_name, option, to_dict
+
+Parse = Callable[[Sequence[str]], Config]
+"""Arguments of train_agent.py -> their settings, checked; raises UsageError or ends the program like the real one."""
+
+MAY_DIFFER = {"run_dir", "resume", "video", "device", "train.threads", "optimizer.workers"}
+"""Settings in which a run that is already there may differ from what the sweep would give it."""
+
+
+@dataclass(frozen=True)
+class SweepGrid:
+    """A parsed sweep."""
+
+    fields: dict[str, list[str]]
+    """{dotted name of a setting: its values as typed}"""
+    jobs: int
+    """Runs at a time."""
+    print_commands: bool
+    """Only print the commands of the runs."""
+    arguments: list[str]
+    """The other arguments, the same for all runs."""
+
+
+@dataclass
+class SweepRun:
+    """One run of the grid."""
+
+    name: str
+    folder: Path
+    arguments: list[str]
+    """Of train_agent.py."""
+    can_resume: bool = True
+    """Whether an interrupted run of this kind can be resumed."""
+    state: str = "waiting"
+    """waiting, running, stopped (to be resumed), saved (by Ctrl-C), done or failed."""
+    note: str = ""
+    """A few words beside the state: the last line of its log, or its result."""
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_name(self.folder.name + ".log")
+
+    @property
+    def command(self) -> str:
+        """What a person would type in the project's folder."""
+        return shlex.join(["python", "train_agent.py", *self.arguments])
+
+
+def parse_sweep(argv: Sequence[str]) -> SweepGrid | None:
+    """The sweep that a command line asks for; None where there is no --sweep. Raises UsageError."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--sweep", action="append", metavar="FIELD=V1,V2,..")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--commands", action="store_true")
+    try:
+        options, others = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UsageError(f"{error}; write --sweep FIELD=V1,V2 --jobs N") from error
+    if not options.sweep:
+        return None
+    if options.jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, got {options.jobs}")
+    fields: dict[str, list[str]] = {}
+    for text in options.sweep:
+        name, equals, listed = text.partition("=")
+        values = [value.strip() for value in listed.split(",")]
+        if not equals or not all(values):
+            raise UsageError(f"--sweep {text} gives no values; write --sweep FIELD=V1,V2, as in --sweep seed=0,1,2")
+        field = known_name(Config, name)
+        if field in ("run_dir", "resume") or field in fields:
+            raise UsageError(f"--sweep {text}: {'twice' if field in fields else 'every run has its own'} {field}")
+        if len(set(values)) < len(values):
+            raise UsageError(f"--sweep {text} holds a value twice")
+        fields[field] = values
+    return SweepGrid(fields, options.jobs, options.commands, others)
+
+
+def make_runs(grid: SweepGrid, parse: Parse) -> list[SweepRun]:
+    """All runs of the grid, their settings checked before the first one starts, and what their folders hold.
+
+    Raises UsageError.
+    """
+    base, shared = _split_run_dir(grid.arguments)
+    short = {field: field.rpartition(".")[2] for field in grid.fields}
+    if len(set(short.values())) < len(short):
+        short = {field: field for field in grid.fields}
+    runs = []
+    for values in itertools.product(*grid.fields.values()):
+        chosen = dict(zip(grid.fields, values, strict=True))
+        name = ",".join(f"{short[field]}={_folder_name(value)}" for field, value in chosen.items())
+        arguments = [chosen.pop("task")] if "task" in chosen else []
+        arguments += shared
+        for field, value in chosen.items():
+            arguments += _as_option(field, value)
+        config = parse(arguments)
+        if config.resume:
+            raise UsageError("--sweep starts new runs and resumes its own by itself: leave --resume out")
+        arguments += _one_core_each(grid, config, arguments)
+        folder = base / name
+        can_resume = config.agent == "dreamer" and not config.model_only
+        run = SweepRun(name, folder, [*arguments, "--run-dir", str(folder)], can_resume)
+        inspect(run, config)
+        runs.append(run)
+    if len({run.name for run in runs}) < len(runs):
+        raise UsageError(
+            "two runs of the sweep would have the same folder: their values differ in punctuation only; "
+            "sweep them apart, each with a --run-dir of its own"
+        )
+    return runs
+
+
+def _one_core_each(grid: SweepGrid, config: Config, arguments: Sequence[str]) -> list[str]:
+    """More arguments for runs that share the machine with others: one thread and one process each."""
+    more = []
+    if grid.jobs > 1 and config.train.threads == 0:
+        more += ["--train.threads", "1"]  # they would choose two where they find the machine idle
+    given = any(word.startswith("--optimizer.workers") for word in arguments)
+    if grid.jobs > 1 and config.agent == "dreamer" and config.optimizer.workers > 1 and not given:
+        more += ["--optimizer.workers", "1"]  # the other jobs have the other cores
+    return more
+
+
+def _as_option(field: str, value: str) -> list[str]:
+    """A setting as arguments of the command line; switches are spelt --name and --no-name."""
+    head, _, last = field.rpartition(".")
+    if value.lower() in ("true", "false"):
+        stem = last if value.lower() == "true" else f"no-{last}"
+        return [option(f"{head}.{stem}" if head else stem)]
+    return [option(field), value]
+
+
+def _split_run_dir(arguments: Sequence[str]) -> tuple[Path, list[str]]:
+    """The folder of the sweep, and the other arguments. Raises UsageError where there is none."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--run-dir", "--run_dir", nargs="?")
+    options, others = parser.parse_known_args(arguments)
+    if not options.run_dir:
+        raise UsageError("a sweep needs a folder for its runs: give --run-dir DIR")
+    return Path(options.run_dir), others
+
+
+def _folder_name(value: str) -> str:
+    """A value as part of a folder's name."""
+    return re.sub(r"[^\w.+-]+", "-", value)
+
+
+def inspect(run: SweepRun, config: Config) -> None:
+    """Set the run's state by what its folder holds: waiting, done, or stopped.
+
+    Raises UsageError where the folder holds a run with other settings: it would be taken for this one.
+    """
+    if not run.folder.exists() or not any(run.folder.iterdir()):
+        return
+    saved = run.folder / "config.yaml"
+    if saved.exists():
+        settings = to_dict(load_yaml(saved))
+        changed = [name for name in differences(to_dict(config), settings) if name not in MAY_DIFFER]
+        if changed:
+            raise UsageError(
+                f"{run.folder} holds a run with other settings ({', '.join(changed)}): finished runs stay as they "
+                "are, give the sweep another --run-dir"
+            )
+    meta = read_meta(run.folder)
+    if meta.get("finished"):
+        run.state, run.note = "done", describe_results(meta)
+    elif (run.folder / "checkpoints" / "latest.pt").exists() and run.can_resume:
+        run.state = "stopped"
+
+
+def describe_results(meta: dict[str, Any]) -> str:
+    """The results of a finished run, from its meta.json, in a few words."""
+    results = meta.get("results") or {}
+    if "final" in results:
+        return f"return {results['final']['mean']:.4g} +- {results['final']['std']:.3g}"
+    return "  ".join(f"{name} {value:.3g}" for name, value in results.items() if isinstance(value, float))
