@@ -29,11 +29,12 @@ from agent.data.checkpoint import check_spaces, find_checkpoint, read_checkpoint
 from agent.data.dataset import collected, export_dataset, write_dataset
 from agent.errors import NonFiniteError, UsageError
 from agent.evaluation.atari_scores import human_normalised
-from agent.evaluation.episodes import Actor, Evaluator, loop_shares, save_video, summarise
+from agent.evaluation.episodes import Agent, Evaluator, loop_shares, summarise
 from agent.evaluation.recording import record
-from agent.evaluation.rollout_error import content_of, describe, rollout_errors, save_results
+from agent.evaluation.rollout_error import format_results, rollout_errors, save_results
 from agent.evaluation.rollout_plots import draw_all, save_all
 from agent.evaluation.statistics import format_summary
+from agent.evaluation.video import save_video
 from agent.interop.export import export_policy
 from agent.learning.dreamer import Dreamer
 from agent.runs.cli import COUNTS
@@ -74,7 +75,7 @@ def policy(args: Policy, write: Write) -> None:
     envs.close()
     check_spaces(saved, spaces_of(envs))
     make_envs = partial(make_vector_env, task, seed=cfg.first_seed, apart=task.is_parallel)
-    episodes = Evaluator(cfg, agent, make_envs, task.action_repeat, task.judged_by)(final=True)
+    episodes = Evaluator(cfg, agent, make_envs, task.action_repeat, task.evaluation_episodes)(final=True)
     result, shares = summarise(episodes), loop_shares(episodes)
     print(f"{task}, {args.sb3}" if args.sb3 else f"{task}, {path}, step {saved['step']:,}")
     print(format_summary(result))
@@ -95,7 +96,7 @@ def policy(args: Policy, write: Write) -> None:
         print(cannot_draw or save_video(target, agent, drawn, cfg))
 
 
-def agent_of(saved: dict[str, Any], device: str) -> Actor:
+def agent_of(saved: dict[str, Any], device: str) -> Agent:
     """The agent of a checkpoint, ours or a baseline."""
     if saved["config"].get("agent", "dreamer") == "dreamer":
         return Dreamer.from_checkpoint(saved, device)
@@ -104,7 +105,7 @@ def agent_of(saved: dict[str, Any], device: str) -> Actor:
     return Baseline.from_checkpoint(saved, device)
 
 
-def guest(file: str, spaces: Spaces) -> Actor:
+def guest(file: str, spaces: Spaces) -> Agent:
     """An agent that stable-baselines3 has saved."""
     from agent.interop.baselines import Baseline
 
@@ -164,12 +165,12 @@ def model(args: Model, write: Write) -> None:
     loops = args.max_loops or (tuple(range(1, world.run_cap + 1)) if world.core.looping else ())
     behavior = agent.averaged.behavior
     found = rollout_errors(world, behavior, recordings, args.horizon, loops, args.windows, args.seed)
-    print(f"{task}, {path}, step {saved['step']:,}\n{describe(found)}")
+    print(f"{task}, {path}, step {saved['step']:,}\n{format_results(found)}")
     folder = Path(args.out) if args.out else run_folder(path) / "model"
     save_results(found, folder, {"task": str(task), "checkpoint": str(path), "step": saved["step"]})
     save_all(draw_all(world, recordings, found, args.horizon, folder), folder)
     print(f"results {folder}")
-    write(content_of(found))
+    write(found.to_dict())
 
 
 def run_folder(checkpoint: Path) -> Path:

@@ -22,8 +22,9 @@ from agent.data.checkpoint import check_spaces, images_folder, make_store
 from agent.data.dataset import check_dataset, load_dataset
 from agent.data.replay import ReplayBuffer
 from agent.errors import EnvironmentFailure, NonFiniteError, UsageError
-from agent.evaluation.episodes import Actor, Evaluator, save_video
+from agent.evaluation.episodes import Agent, Evaluator
 from agent.evaluation.plots import draw_curves
+from agent.evaluation.video import save_video
 from agent.learning.dreamer import Dreamer
 from agent.logs.logger import Logger
 from agent.runs.cli import parse_cli, save_yaml
@@ -81,7 +82,7 @@ def train(argv: list[str]) -> int:
         config.train.replay_rows, envs.num_envs, spaces.obs, spaces.action.size, *latent, config.seed
     )
     make_envs = partial(make_vector_env, task, seed=config.eval.first_seed, apart=task.is_parallel)
-    evaluate = Evaluator(config.eval, agent, make_envs, task.action_repeat, task.judged_by)
+    evaluate = Evaluator(config.eval, agent, make_envs, task.action_repeat, task.evaluation_episodes)
 
     name = f"{config.preset}-s{config.seed}"
     if saved:
@@ -161,7 +162,7 @@ def train_baseline(config: Config, task: TaskId, device: torch.device) -> int:
 
 
 def show(
-    config: Config, task: TaskId, agent: Actor, trainer: Finished, meta: Meta, run_dir: Path, cannot_draw: str | None
+    config: Config, task: TaskId, agent: Agent, trainer: Finished, meta: Meta, run_dir: Path, cannot_draw: str | None
 ) -> None:
     """After the last step: the numbers, the curve and a video."""
     meta.update(results=report(trainer, str(task)))

@@ -104,8 +104,8 @@ class TaskId:
         return "agent steps" if self.suite in atari.STICKY else "simulator steps"
 
     @property
-    def judged_by(self) -> int:
-        """Episodes of a final evaluation, as the field has it."""
+    def evaluation_episodes(self) -> int:
+        """Episodes of a final evaluation, as usual in the literature."""
         return 100 if self.suite == "atari100k" else 10
 
     @property

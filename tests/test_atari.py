@@ -37,7 +37,7 @@ def test_the_hundred_thousand_protocol():
     assert before <= 30 + 1
     env.step(0)
     assert ale.getEpisodeFrameNumber() == before + 4
-    assert (task.action_repeat, task.judged_by) == (1, 100)
+    assert (task.action_repeat, task.evaluation_episodes) == (1, 100)
     env.close()
     assert make_env("atari:pong").unwrapped.ale.getFloat("repeat_action_probability") == 0.25
 

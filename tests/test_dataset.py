@@ -15,7 +15,7 @@ from agent.data.dataset import check_dataset, collected, export_dataset, load_da
 from agent.data.replay import FLAGS, ReplayBuffer
 from agent.errors import UsageError
 from agent.evaluation import open_loop as open_loop_module
-from agent.evaluation.open_loop import watch, watch_rows
+from agent.evaluation.open_loop import posterior_rows, posterior_states
 from agent.evaluation.recording import record
 from agent.learning.dreamer import Dreamer
 from agent.logs.logger import Logger
@@ -258,14 +258,14 @@ def test_a_data_set_is_collected_by_a_command(finished, script):
         assert message in " ".join(refused.stderr.replace("│", " ").split())
 
 
-def test_episodes_watched_a_few_at_a_time_are_those_watched_together(monkeypatch):
+def test_posterior_states_of_a_few_episodes_at_a_time_are_those_of_all_together(monkeypatch):
     world = make_world(sizes={"state": 1})
     rows = whole_episodes(counting_replay(6 * LENGTH).state_dict())
     rows["prev_action"] = np.repeat(rows["prev_action"], 2, 1)
-    together = watch_rows(world, rows, "cpu")
-    monkeypatch.setattr(open_loop_module, "WATCHED", 4 * LENGTH * 2)  # two of the longest episodes
-    apart = watch_rows(world, rows, "cpu")
+    together = posterior_rows(world, rows, "cpu")
+    monkeypatch.setattr(open_loop_module, "BLOCK_BYTES", 4 * LENGTH * 2)  # two of the longest episodes
+    apart = posterior_rows(world, rows, "cpu")
     assert len(together.deter) == len(rows["reward"])
     assert torch.allclose(together.deter, apart.deter, atol=1e-5)
-    first = watch(world, pad_episodes({name: value[:LENGTH] for name, value in rows.items()}))[0]
+    first = posterior_states(world, pad_episodes({name: value[:LENGTH] for name, value in rows.items()}))[0]
     assert torch.allclose(together.deter[:LENGTH], first.deter[0], atol=1e-5)

@@ -9,9 +9,15 @@ import torch
 from conftest import counters, untrained
 
 from agent.data.dataset import Episodes
-from agent.evaluation.normalised_error import Yardstick
+from agent.evaluation.normalised_error import NormalisedError
 from agent.evaluation.recording import RECORDING_SEEDS, Recording, record
-from agent.evaluation.rollout_error import crossings, describe, longest_horizon, realised_return, rollout_errors
+from agent.evaluation.rollout_error import (
+    crossings,
+    format_results,
+    longest_horizon,
+    realised_return,
+    rollout_errors,
+)
 from envs import make_vector_env
 from world_model import LatentState
 
@@ -147,22 +153,22 @@ def test_horizons_beyond_the_episodes_are_cut_with_a_note(measured):
     longest = longest_horizon(recordings)
     assert max(row["step"] for row in found.errors) == longest < 50
     assert found.notes == [f"the episodes are long enough for {longest} steps, not for 50"]
-    assert f"after {longest} steps" not in describe(found).splitlines()[0]
-    assert "size of the state, 3 loops" in describe(found)
+    assert f"after {longest} steps" not in format_results(found).splitlines()[0]
+    assert "norm of the state, 3 loops" in format_results(found)
 
 
 def test_the_mean_has_an_error_of_one(measured):
     agent, recordings, _ = measured
     world = agent.averaged.world
-    yardstick = Yardstick.of(world.senses, [each.episodes for each in recordings])
+    metric = NormalisedError.fit(world.senses, [recording.episodes for recording in recordings])
     errors = []
     for recording in recordings:
         real = torch.arange(recording.episodes.reward.shape[1]) < recording.episodes.length[:, None]
-        errors.append(yardstick.error(yardstick.mean, world.senses.truth(recording.episodes.obs)[real]))
+        errors.append(metric.error(metric.mean, world.senses.truth(recording.episodes.obs)[real]))
     assert float(torch.cat(errors).mean()) == pytest.approx(1.0, rel=0.02)
 
 
-def test_the_size_of_the_state_is_watched_for_a_thousand_steps(measured):
+def test_the_norm_of_the_state_is_measured_for_a_thousand_steps(measured):
     _, _, found = measured
     assert {row["loops"] for row in found.norms} == {"exit", "1", "3"}
     assert max(row["step"] for row in found.norms) == 1000

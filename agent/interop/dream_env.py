@@ -21,7 +21,7 @@ from torch import Tensor
 from agent.data.checkpoint import find_checkpoint, read_checkpoint, replay_of
 from agent.data.dataset import whole_episodes
 from agent.errors import UsageError
-from agent.evaluation.open_loop import watch_rows
+from agent.evaluation.open_loop import posterior_rows
 from agent.learning.dreamer import Dreamer
 from agent.spaces import ActionSpec, from_env, gym_spaces
 from world_model import LatentState, WorldModel
@@ -111,7 +111,7 @@ def fall_asleep(run: str | Path, vectors_only: bool = False) -> Sleeper:
     rows = whole_episodes(replay_of(saved, path))
     if not len(rows["reward"]):
         raise UsageError(f"{run} holds no whole episode to begin dreams in")
-    states = watch_rows(agent.averaged.world, rows, "cpu")
+    states = posterior_rows(agent.averaged.world, rows, "cpu")
     goes_on = torch.from_numpy(~rows["is_last"])  # nothing follows the last row of an episode
     return Sleeper(saved["task"], agent, states.map(lambda leaf: leaf[goes_on]))
 
