@@ -26,7 +26,7 @@ import torch
 import tyro
 
 from agent.data.checkpoint import check_spaces, find_checkpoint, read_checkpoint
-from agent.data.dataset import collected, export_dataset, write_dataset
+from agent.data.dataset import export_dataset, rows_of, write_dataset
 from agent.errors import NonFiniteError, UsageError
 from agent.evaluation.atari_scores import human_normalised
 from agent.evaluation.episodes import Agent, Evaluator, loop_shares, summarise
@@ -214,7 +214,7 @@ def collect(args: Collect, write: Write) -> None:
         actor = player if done // 10 % 2 == 0 else None
         count = min(10, args.episodes - done)
         parts.append(record(actor, spaces, make_envs, count, args.seed + done, explore=True))
-    pieces = [collected(part.episodes, part.terminal) for part in parts]
+    pieces = [rows_of(part.episodes, part.terminal) for part in parts]
     rows = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     source = f"random actions, and {args.run}" if args.run else "random actions"
     facts = write_dataset(rows, args.folder, {"task": str(task), "spaces": spaces.plain(), "source": source})

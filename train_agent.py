@@ -91,7 +91,7 @@ def train(argv: list[str]) -> int:
         check_fits(saved, run_dir, agent, replay)
     else:
         run_dir = new_run_dir(config.run_dir, task.slug, name)
-        replay.keep_images(images_folder(run_dir))
+        replay.open_image_store(images_folder(run_dir))
     try:
         logger = Logger(run_dir, config.train.steps, saved["step"] if saved else 0)
     except ValueError as error:

@@ -11,7 +11,7 @@ import torch
 from conftest import counters, metronomes
 from small import make_world
 
-from agent.data.dataset import check_dataset, collected, export_dataset, load_dataset, pad_episodes, whole_episodes
+from agent.data.dataset import check_dataset, export_dataset, load_dataset, pad_episodes, rows_of, whole_episodes
 from agent.data.replay import FLAGS, ReplayBuffer
 from agent.errors import UsageError
 from agent.evaluation import open_loop as open_loop_module
@@ -229,7 +229,7 @@ def test_recorded_episodes_become_rows():
     """toy:counter says which row it is; the first episode after a seeded reset terminates."""
     spaces = spaces_of(counters(1))
     found = record(None, spaces, counters, 12)
-    rows = collected(found.episodes, found.terminal)
+    rows = rows_of(found.episodes, found.terminal)
     assert rows["obs/state"][:, 0].tolist() == [t for n in found.episodes.length.tolist() for t in range(n)]
     assert np.array_equal(rows["reward"], rows["obs/state"][:, 0])
     assert np.array_equal(rows["is_first"], rows["obs/state"][:, 0] == 0)
