@@ -109,7 +109,7 @@ def guest(file: str, spaces: Spaces) -> Agent:
     """An agent that stable-baselines3 has saved."""
     from agent.interop.baselines import Baseline
 
-    return Baseline.from_library(file, spaces)
+    return Baseline.from_sb3(file, spaces)
 
 
 def dreamer_of(saved: dict[str, Any], run: str) -> Dreamer:

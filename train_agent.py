@@ -120,7 +120,8 @@ def train(argv: list[str]) -> int:
 
 def train_baseline(config: Config, task: TaskId, device: torch.device) -> int:
     """Train a baseline of stable-baselines3, which leaves the files of any run."""
-    from agent.interop.baselines import Baseline, BaselineTrainer, DreamVecEnv, VecEnv, one_env  # a second to import
+    from agent.interop.baseline_trainer import BaselineTrainer  # a second to import
+    from agent.interop.baselines import Baseline, DreamVecEnv, VecEnv, make_sb3_env
 
     if config.resume:
         raise UsageError(f"a run of {config.agent} cannot go on: start it anew in another --run-dir")
@@ -135,7 +136,7 @@ def train_baseline(config: Config, task: TaskId, device: torch.device) -> int:
     if config.dream:
         worlds: VecEnv = DreamVecEnv(config.dream, str(task), seed=config.seed)
     else:
-        worlds = one_env(partial(make_env, task, config.seed))
+        worlds = make_sb3_env(partial(make_env, task, config.seed))
     agent = Baseline(config.agent, spaces, worlds, config.train, config.seed, device, repeat)
     evaluate = Evaluator(config.eval, agent, partial(make_vector_env, task, seed=config.eval.first_seed), repeat)
     run_dir = new_run_dir(config.run_dir, task.slug, f"{config.agent}-s{config.seed}")

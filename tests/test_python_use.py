@@ -55,7 +55,7 @@ def test_the_exported_program_acts_like_the_agent(tmp_path, loops):
     acting = export_policy(agent, tmp_path / "policy.pt2", loops)
     program = torch.export.load(tmp_path / "policy.pt2").module()
     agent.averaged.world.core.rule = ExitRule()
-    state, memory = acting.begin(4), None
+    state, memory = acting.initial(4), None
     for t, obs in enumerate(torch.randn(6, 4, 2)):
         first = torch.full((4,), t == 0)
         action, deter, stoch = program(obs, state[0], first, *state[1:])
@@ -76,7 +76,7 @@ def test_the_exported_program_of_an_agent_that_sees_images_acts_like_it(tmp_path
     acting = export_policy(agent, tmp_path / "policy.pt2", 2)
     program = torch.export.load(tmp_path / "policy.pt2").module()
     agent.averaged.world.core.rule = ExitRule()
-    state, memory, choices = acting.begin(4), None, set()
+    state, memory, choices = acting.initial(4), None, set()
     for t in range(6):
         obs = {"camera": torch.randint(256, (4, 16, 32, 3), dtype=torch.uint8), "joints": 3 * torch.randn(4, 3)}
         first = torch.full((4,), t == 0)
