@@ -241,7 +241,7 @@ def test_recorded_episodes_become_rows():
 def test_a_data_set_is_collected_by_a_command(finished, script):
     done = script("evaluate.py", "collect", "toy:cue5", "random", "--episodes", 23)
     assert done.returncode == 0, done.stderr
-    assert "23 episodes" in done.stdout
+    assert "23 whole episodes" in done.stdout
     plain = load_dataset("random")
     assert plain.held_out["is_first"].sum() == 2
     mixed = script("evaluate.py", "collect", "toy:cue5", "mixed", "--episodes", 20, "--run", finished[0])

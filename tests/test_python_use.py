@@ -1,9 +1,12 @@
 """The agent from Python: predict as stable-baselines3 has it, and the exported acting path."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
-from conftest import Metronome, metronomes, untrained
+from conftest import ROOT, Metronome, metronomes, untrained
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from agent.errors import UsageError
@@ -101,3 +104,16 @@ def test_the_command_exports(finished, script, tmp_path):
     assert "cannot be written" in refused.stderr
     with pytest.raises(UsageError, match="cannot be written"):
         export_policy(lively(), tmp_path / "nowhere" / "x.pt2", 1)
+
+
+def test_the_agent_is_imported_from_the_package_and_torch_only_then():
+    code = (
+        "import sys, gymnasium, agent\n"
+        "assert 'LoopedDreamer/Dream-v0' in gymnasium.registry\n"
+        "assert 'torch' not in sys.modules\n"
+        "from agent import Dreamer\n"
+        "assert Dreamer.__module__ == 'agent.learning.dreamer'\n"
+        "assert 'Dreamer' in agent.__all__ and not hasattr(agent, 'Dremer')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

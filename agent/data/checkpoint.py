@@ -92,6 +92,11 @@ def find_checkpoint(run: Path | str, which: str = "latest") -> Path:
     raise UsageError(f"{run} is not a run folder: it holds no checkpoints/{which}.pt")
 
 
+def run_folder(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint file belongs to."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """Load a checkpoint to the CPU; nothing in the file is executed.
 

@@ -119,6 +119,14 @@ def write_dataset(rows: Rows, folder: Path | str, source: Mapping[str, Any]) -> 
     return metadata
 
 
+def dataset_line(metadata: Mapping[str, Any]) -> str:
+    """What a data set holds, for the terminal."""
+    return (
+        f"{metadata['task']}: {metadata['episodes']} whole episodes, {metadata['rows']:,} rows, mean return "
+        f"{metadata['mean_return']:.4g}, best {metadata['best_return']:.4g}"
+    )
+
+
 def load_dataset(folder: Path | str) -> Dataset:
     """Read a data set. Raises UsageError when it is not one."""
     folder = Path(folder)

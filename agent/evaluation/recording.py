@@ -5,6 +5,7 @@ Symbols: E episodes, played side by side, T rows, A dimensions of the policy's a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +17,9 @@ from agent.evaluation.episodes import EVAL_SEEDS, Agent, MakeEnvs
 from agent.spaces import Spaces, from_env
 
 PolicyName = Literal["agent", "random"]
+
+BATCH = 10
+"""Episodes of a data set that are recorded side by side."""
 
 RECORDING_SEEDS = EVAL_SEEDS + 2_000_000
 """Recordings start from this seed: neither training nor an evaluation plays these episodes."""
@@ -88,3 +92,12 @@ def record(
     contacts = stacked("/contacts") if has_contacts else None
     policy: PolicyName = "random" if agent is None else "agent"
     return Recording(policy, episodes, contacts, torch.from_numpy(terminal))
+
+
+def record_batches(
+    agent: Agent | None, spaces: Spaces, make_envs: MakeEnvs, episodes: int, seed: int
+) -> Iterator[Recording]:
+    """Recordings of BATCH episodes each, for a data set; an agent plays every second one, with sampled actions."""
+    for start in range(0, episodes, BATCH):
+        player = agent if start // BATCH % 2 == 0 else None
+        yield record(player, spaces, make_envs, min(BATCH, episodes - start), seed + start, explore=True)
