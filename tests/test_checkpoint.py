@@ -39,7 +39,7 @@ def test_a_failed_save_keeps_the_last_checkpoint(tmp_path):
     with pytest.raises(Exception, match="pickle"):
         write_checkpoint(path, {"step": lambda: 2})
     assert path.read_bytes() == before
-    assert [found.name for found in path.parent.iterdir()] == ["latest.pt"]
+    assert [file.name for file in path.parent.iterdir()] == ["latest.pt"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

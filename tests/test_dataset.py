@@ -75,12 +75,12 @@ def test_a_data_set_comes_back_with_every_tenth_episode_held_out(tmp_path):
     assert facts["episodes"] == 60
     assert facts["mean_return"] == pytest.approx((20 * sum(range(60)) + 40 * sum(range(30))) / 60)
     assert json.loads((tmp_path / "data" / "dataset.json").read_text())["source"] == "somewhere"
-    found = load_dataset(tmp_path / "data")
-    assert found.task == "toy:counter"
-    assert found.spaces.obs == {"state": 1}
-    assert found.train["is_first"].sum() == 54
-    assert found.held_out["is_first"].sum() == 6
-    episodes = pad_episodes(found.held_out)
+    dataset = load_dataset(tmp_path / "data")
+    assert dataset.task == "toy:counter"
+    assert dataset.spaces.obs == {"state": 1}
+    assert dataset.train["is_first"].sum() == 54
+    assert dataset.held_out["is_first"].sum() == 6
+    episodes = pad_episodes(dataset.held_out)
     assert episodes.length.tolist() == [60, 60, 30, 30, 30, 30]
     assert episodes.reward[2, :30].tolist() == list(range(30))
     assert not episodes.reward[2, 30:].any()
@@ -92,10 +92,10 @@ def test_a_data_set_of_a_variant_leaves_numbers_out(tmp_path):
     rows["obs/state"] = torch.cat([rows["obs/state"], -rows["obs/state"]], -1)
     saved["spaces"]["obs"]["state"] = 2
     export_dataset(saved, tmp_path / "data", Path("run"), np.array([False, True]), "@nov")
-    found = load_dataset(tmp_path / "data")
-    assert (found.task, found.spaces.obs) == ("toy:counter@nov", {"state": 1})
-    assert found.train["obs/state"].shape[1:] == (1,)
-    assert found.train["obs/state"].max() == 0 > found.train["obs/state"].min()
+    dataset = load_dataset(tmp_path / "data")
+    assert (dataset.task, dataset.spaces.obs) == ("toy:counter@nov", {"state": 1})
+    assert dataset.train["obs/state"].shape[1:] == (1,)
+    assert dataset.train["obs/state"].max() == 0 > dataset.train["obs/state"].min()
 
 
 def test_data_sets_are_not_overwritten_and_need_episodes(tmp_path):
@@ -228,14 +228,14 @@ def test_horizons_that_no_episode_can_hold_are_an_error(finished, tmp_path, scri
 def test_recorded_episodes_become_rows():
     """toy:counter says which row it is; the first episode after a seeded reset terminates."""
     spaces = spaces_of(counters(1))
-    found = record(None, spaces, counters, 12)
-    rows = rows_of(found.episodes, found.terminal)
-    assert rows["obs/state"][:, 0].tolist() == [t for n in found.episodes.length.tolist() for t in range(n)]
+    recording = record(None, spaces, counters, 12)
+    rows = rows_of(recording.episodes, recording.terminal)
+    assert rows["obs/state"][:, 0].tolist() == [t for n in recording.episodes.length.tolist() for t in range(n)]
     assert np.array_equal(rows["reward"], rows["obs/state"][:, 0])
     assert np.array_equal(rows["is_first"], rows["obs/state"][:, 0] == 0)
     assert np.array_equal(rows["is_first"][1:], rows["is_last"][:-1])
     assert np.array_equal(rows["is_last"], rows["is_terminal"])
-    assert torch.equal(pad_episodes(rows).length, found.episodes.length)
+    assert torch.equal(pad_episodes(rows).length, recording.episodes.length)
 
 
 def test_a_data_set_is_collected_by_a_command(finished, script):

@@ -142,9 +142,9 @@ def test_missing_images_are_named_and_not_made_up(tmp_path):
 def test_a_million_images_start_at_once_and_take_no_room(tmp_path):
     replay = ReplayBuffer(1_000_000, 1, {"image": (64, 64, 3)}, 1, (1, 2), (1, 2))
     replay.open_image_store(tmp_path)
-    found = os.stat(tmp_path / "image.images")
-    assert found.st_size == 1_000_000 * 64 * 64 * 3 < 13e9
-    assert found.st_blocks * 512 < 1e6
+    file = os.stat(tmp_path / "image.images")
+    assert file.st_size == 1_000_000 * 64 * 64 * 3 < 13e9
+    assert file.st_blocks * 512 < 1e6
 
 
 def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path, monkeypatch):

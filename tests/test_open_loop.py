@@ -22,7 +22,7 @@ def test_open_loop_errors_are_those_of_a_dream_from_the_posterior_state():
     world = make_world(exit="fixed").eval()
     longest = CONTEXT_ROWS
     episodes = episodes_of(world, [CONTEXT_ROWS + longest])  # one place: after the last row of the context
-    found = open_loop(world, episodes, [1, longest], windows=4)
+    result = open_loop(world, episodes, [1, longest], windows=4)
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
         state = world.initial(1)
@@ -37,9 +37,9 @@ def test_open_loop_errors_are_those_of_a_dream_from_the_posterior_state():
         guess = (torch.sign(guess) * torch.log1p(guess.abs())).unflatten(0, (4, SAMPLES)).mean(1)
         reward = dream.rewards.unflatten(0, (4, SAMPLES)).mean(1)
         wrong = (guess - truth[:, CONTEXT_ROWS:]).square() / truth[0].var(0)
-    assert torch.allclose(found.error[1], wrong[:, 0].mean(-1), atol=1e-5)
-    assert torch.allclose(found.error[longest], wrong[:, -1].mean(-1), atol=1e-5)
-    assert torch.allclose(found.reward[longest], (reward[:, -1] - episodes.reward[:, -1]).abs(), atol=1e-5)
+    assert torch.allclose(result.error[1], wrong[:, 0].mean(-1), atol=1e-5)
+    assert torch.allclose(result.error[longest], wrong[:, -1].mean(-1), atol=1e-5)
+    assert torch.allclose(result.reward[longest], (reward[:, -1] - episodes.reward[:, -1]).abs(), atol=1e-5)
 
 
 def test_padding_does_not_enter_the_errors():
@@ -69,8 +69,8 @@ def test_measuring_leaves_the_generators_and_the_exit_rule_alone():
     world = make_world()
     rule, state = world.core.rule, torch.get_rng_state()
     with exit_rule(world, ExitRule()):
-        found = open_loop(world, episodes_of(world, [CONTEXT_ROWS + 5]), [5], windows=3, max_loops=3)
-    assert (found.depth == 3).all()
+        result = open_loop(world, episodes_of(world, [CONTEXT_ROWS + 5]), [5], windows=3, max_loops=3)
+    assert (result.depth == 3).all()
     assert world.core.rule is rule
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -93,9 +93,9 @@ def test_the_normalised_error_is_fitted_to_mean_and_variance_of_all_rows():
         for _ in range(2)
     ]  # fmt: skip
     rows = torch.cat([world.senses.truth(e.obs)[i, :n] for e in episodes for i, n in enumerate((700, 30))])
-    found = NormalisedError.fit(world.senses, episodes)
-    assert torch.allclose(found.mean, rows.mean(0), atol=1e-6)
-    assert torch.allclose(found.variance, rows.var(0), rtol=1e-5)
+    metric = NormalisedError.fit(world.senses, episodes)
+    assert torch.allclose(metric.mean, rows.mean(0), atol=1e-6)
+    assert torch.allclose(metric.variance, rows.var(0), rtol=1e-5)
 
 
 class Parrot:
