@@ -43,6 +43,7 @@ from agent.runs.compare import Comparison, as_text
 from agent.runs.config import Config
 from agent.runs.history import find_runs, load_run
 from agent.runs.report import write_report
+from agent.seeds import COLLECTION, MODEL_RECORDING
 from agent.settings import from_dict
 from agent.spaces import spaces_of
 from envs import TaskError, TaskId, make_env, make_vector_env, position_entries, prepare_rendering
@@ -121,8 +122,9 @@ def model(args: Model, write: Write) -> None:
     torch.set_num_threads(config.train.threads or 1)
     make_envs = partial(make_vector_env, task, seed=args.seed, apart=task.is_parallel)
     check_spaces(saved, spaces_of(make_envs(1)))
+    seeds = MODEL_RECORDING.episodes(args.seed, args.episodes)
     players = (None,) if config.model_only else (agent, None)
-    recordings = [record(player, agent.spaces, make_envs, args.episodes, args.seed) for player in players]
+    recordings = [record(player, agent.spaces, make_envs, seeds) for player in players]
     loops = args.max_loops or (tuple(range(1, world.run_cap + 1)) if world.core.looping else ())
     results = rollout_errors(world, behavior, recordings, args.horizon, loops, args.windows, args.seed)
     print(f"{task}, {path}, step {saved['step']:,}\n{format_results(results)}")
@@ -166,7 +168,7 @@ def collect(args: Collect, write: Write) -> None:
         saved = read_checkpoint(find_checkpoint(args.run))
         check_spaces(saved, spaces)
         agent = load_agent(saved, "cpu")
-    recordings = record_batches(agent, spaces, make_envs, args.episodes, args.seed)
+    recordings = record_batches(agent, spaces, make_envs, COLLECTION.episodes(args.seed, args.episodes))
     parts = [rows_of(recording.episodes, recording.terminal) for recording in recordings]
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     source = f"random actions, and {args.run}" if args.run else "random actions"

@@ -228,7 +228,7 @@ def test_horizons_that_no_episode_can_hold_are_an_error(finished, tmp_path, scri
 def test_recorded_episodes_become_rows():
     """toy:counter says which row it is; the first episode after a seeded reset terminates."""
     spaces = spaces_of(counters(1))
-    recording = record(None, spaces, counters, 12)
+    recording = record(None, spaces, counters, range(12))
     rows = rows_of(recording.episodes, recording.terminal)
     assert rows["obs/state"][:, 0].tolist() == [t for n in recording.episodes.length.tolist() for t in range(n)]
     assert np.array_equal(rows["reward"], rows["obs/state"][:, 0])

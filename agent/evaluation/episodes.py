@@ -15,10 +15,8 @@ import torch
 
 from agent.errors import Interrupted, NonFiniteError, failures
 from agent.evaluation.statistics import summary
+from agent.seeds import FINAL_EVALUATION, INTERIM_EVALUATION
 
-EVAL_SEEDS = 1_000_000_000
-"""Training environments draw their seeds below this number, evaluations start from it."""
-INTERIM_OFFSET = 1_000_000  # the evaluations that choose best.pt see other episodes than the final one
 MAX_PARALLEL = 10
 """Environments that play evaluation episodes side by side."""
 
@@ -55,7 +53,7 @@ class EvalConfig:
     interim_episodes: int = 5
     """Episodes of each evaluation during training."""
     seed: int = 0
-    """Which episodes: the first has the seed 1,000,000,000 + this number, the others count up from it."""
+    """Which episodes: the first final one has the seed 1,000,000,000 + this number, see agent/seeds.py."""
     max_loops: int | None = None
     """Most loops per step; by default as the model is configured."""
 
@@ -64,13 +62,13 @@ class EvalConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--eval.{name.replace('_', '-')} must be at least 1, got {value}")
-        if not 0 <= self.seed <= EVAL_SEEDS:
-            raise ValueError(f"--eval.seed must lie between 0 and {EVAL_SEEDS}, got {self.seed}")
+        most = max(self.episodes or 100, self.interim_episodes)  # 100: the largest number of any task
+        FINAL_EVALUATION.episodes(self.seed, most, "--eval.seed")
 
     @property
     def first_seed(self) -> int:
         """Seed of the first episode of the final evaluation."""
-        return EVAL_SEEDS + self.seed
+        return FINAL_EVALUATION.first + self.seed
 
 
 def never() -> bool:
@@ -92,11 +90,13 @@ class Evaluator:
 
     def __call__(self, final: bool, stop: Callable[[], bool] = never) -> list[Episode]:
         """Play the episodes. Raises Interrupted as soon as stop() is true (Ctrl-C), else as `run_episodes`."""
-        count, seed = self.cfg.episodes or self.default_episodes, self.cfg.first_seed
-        if not final:
-            count, seed = self.cfg.interim_episodes, seed + INTERIM_OFFSET
-        max_loops = self.cfg.max_loops
-        return run_episodes(self.agent, self.make_envs, count, seed, max_loops, repeat=self.repeat, stop=stop)
+        cfg = self.cfg
+        purpose = FINAL_EVALUATION if final else INTERIM_EVALUATION
+        count = (cfg.episodes or self.default_episodes) if final else cfg.interim_episodes
+        first_seed = purpose.episodes(cfg.seed, count).start
+        return run_episodes(
+            self.agent, self.make_envs, count, first_seed, cfg.max_loops, repeat=self.repeat, stop=stop
+        )
 
 
 # ---------------------------------------------------------------------- episodes

@@ -13,16 +13,13 @@ import torch
 from torch import Tensor
 
 from agent.data.dataset import Episodes
-from agent.evaluation.episodes import EVAL_SEEDS, Agent, MakeEnvs
+from agent.evaluation.episodes import Agent, MakeEnvs
 from agent.spaces import Spaces, from_env
 
 PolicyName = Literal["agent", "random"]
 
 BATCH = 10
 """Episodes of a data set that are recorded side by side."""
-
-RECORDING_SEEDS = EVAL_SEEDS + 2_000_000
-"""Recordings start from this seed: neither training nor an evaluation plays these episodes."""
 
 
 class Recording(NamedTuple):
@@ -39,12 +36,14 @@ class Recording(NamedTuple):
 
 
 def record(
-    agent: Agent | None, spaces: Spaces, make_envs: MakeEnvs, count: int, seed: int = 0, explore: bool = False
+    agent: Agent | None, spaces: Spaces, make_envs: MakeEnvs, seeds: range, explore: bool = False
 ) -> Recording:
-    """Play `count` episodes side by side; the random state of training is restored afterwards.
+    """Play one episode per seed, side by side; the random state of training is restored afterwards.
 
-    agent None acts at random; explore samples the agent's actions, by default it takes the mean ones.
+    agent None acts at random; explore samples the agent's actions, by default it takes the mean ones. Random actions
+    depend on the first seed, so those of two purposes differ even where an environment ignores its seed.
     """
+    count = len(seeds)
     columns: dict[str, list[np.ndarray]] = {name: [] for name in (*spaces.obs, "/action", "/reward", "/contacts")}
     lengths, terminal, running = np.zeros(count, int), np.zeros(count, bool), np.ones(count, bool)
     # The row at hand, on arrival: (E, A), (E,), (E,)
@@ -53,10 +52,9 @@ def record(
     envs = make_envs(count)
     try:
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            envs.action_space.seed(seed)
-            seeds = [RECORDING_SEEDS + seed + i for i in range(count)]
-            obs, info = envs.reset(seed=seeds)  # type: ignore[arg-type]
+            torch.manual_seed(seeds.start)
+            envs.action_space.seed(seeds.start)
+            obs, info = envs.reset(seed=list(seeds))  # type: ignore[arg-type]
             while True:
                 row: dict[str, np.ndarray] = {**spaces.arrays(obs), "/action": action, "/reward": reward}
                 row["/contacts"] = np.asarray(info.get("contacts", np.zeros(0)))
@@ -95,9 +93,9 @@ def record(
 
 
 def record_batches(
-    agent: Agent | None, spaces: Spaces, make_envs: MakeEnvs, episodes: int, seed: int
+    agent: Agent | None, spaces: Spaces, make_envs: MakeEnvs, seeds: range
 ) -> Iterator[Recording]:
     """Recordings of BATCH episodes each, for a data set; an agent plays every second one, with sampled actions."""
-    for start in range(0, episodes, BATCH):
+    for start in range(0, len(seeds), BATCH):
         player = agent if start // BATCH % 2 == 0 else None
-        yield record(player, spaces, make_envs, min(BATCH, episodes - start), seed + start, explore=True)
+        yield record(player, spaces, make_envs, seeds[start : start + BATCH], explore=True)
