@@ -2,7 +2,7 @@
 
     from agent import Dreamer
     agent = Dreamer.load("runs/dmc-cartpole_swingup/small-s0-20261123-1456")
-    action, state = agent.predict(observation)
+    action, state = agent.predict(observation, deterministic=True)
 
 Importing this package registers the Gymnasium environment "LoopedDreamer/Dream-v0", the dream of a run. PyTorch is
 imported when `Dreamer` is first used, so that the registration alone takes no time.

@@ -1,5 +1,6 @@
 """The agent from Python: predict as stable-baselines3 has it, and the exported acting path."""
 
+import inspect
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, Metronome, metronomes, untrained
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from agent.errors import UsageError
@@ -33,16 +35,31 @@ def test_predict_is_act_for_one_observation_or_many():
     many, one, named = None, None, None
     for t, obs in enumerate(rows):
         start = np.array([t == 0, t in (0, 2), t == 0])
-        actions, many = agent.predict(obs, many, start)
-        alone, one = agent.predict(obs[1], one, bool(start[1]))
-        same, named = agent.predict({"state": obs}, named, start)
+        actions, many = agent.predict(obs, many, start, deterministic=True)
+        alone, one = agent.predict(obs[1], one, bool(start[1]), deterministic=True)
+        same, named = agent.predict({"state": obs}, named, start, deterministic=True)
         assert alone.shape == (1,)
         assert np.allclose(alone, actions[1], atol=1e-6)
         assert np.array_equal(same, actions)
-    forgetful, _ = agent.predict(rows[-1], None)
+    forgetful, _ = agent.predict(rows[-1], None, deterministic=True)
     assert not np.allclose(forgetful, actions)
     sampled, _ = agent.predict(rows[-1], many, deterministic=False)
     assert not np.allclose(sampled, actions)
+
+
+def test_predict_samples_by_default_as_in_stable_baselines3():
+    agent = lively()
+    obs = np.zeros((4, 2), np.float32)
+    torch.manual_seed(0)
+    default, _ = agent.predict(obs)
+    torch.manual_seed(0)
+    sampled, _ = agent.predict(obs, deterministic=False)
+    mean, _ = agent.predict(obs, deterministic=True)
+    assert np.array_equal(default, sampled)
+    assert not np.allclose(default, mean)
+    parameters = [inspect.signature(kind.predict).parameters for kind in (Dreamer, BaseAlgorithm)]
+    ours, theirs = ([(p.name, p.default) for p in list(signature.values())[1:]] for signature in parameters)
+    assert ours == theirs
 
 
 def test_stable_baselines3_evaluates_it_and_agrees_with_us():
@@ -90,7 +107,8 @@ def test_the_exported_program_of_an_agent_that_sees_images_acts_like_it(tmp_path
     assert len(choices) > 1
     views = {name: value.numpy()[:, ::-1] for name, value in obs.items()}  # as OpenGL gives frames
     copies = {name: value.copy() for name, value in views.items()}
-    assert np.array_equal(agent.predict(views, memory)[0], agent.predict(copies, memory)[0])
+    shown, copied = (agent.predict(seen, memory, deterministic=True)[0] for seen in (views, copies))
+    assert np.array_equal(shown, copied)
 
 
 def test_the_command_exports(finished, script, tmp_path):
