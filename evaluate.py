@@ -1,4 +1,4 @@
-"""Look at a trained agent. Examples:
+"""Evaluate, compare and export trained agents. Examples:
 
     python evaluate.py policy runs/dmc-cartpole_swingup/small-s0-20261123-1456
     python evaluate.py policy RUN --episodes 20 --max-loops 1 --video
@@ -12,10 +12,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,33 +23,36 @@ import numpy as np
 import torch
 import tyro
 
-from agent.data.checkpoint import check_spaces, find_checkpoint, read_checkpoint
-from agent.data.dataset import collected, export_dataset, write_dataset
+from agent.data.checkpoint import check_spaces, find_checkpoint, read_checkpoint, run_folder
+from agent.data.dataset import dataset_line, export_dataset, rows_of, write_dataset
 from agent.errors import NonFiniteError, UsageError
 from agent.evaluation.atari_scores import human_normalised
-from agent.evaluation.episodes import Actor, Evaluator, loop_shares, save_video, summarise
-from agent.evaluation.recording import record
-from agent.evaluation.rollout_error import content_of, describe, rollout_errors, save_results
+from agent.evaluation.episodes import Agent, EvalConfig, Evaluator, loop_shares, summarise
+from agent.evaluation.recording import record, record_batches
+from agent.evaluation.rollout_error import format_results, rollout_errors, save_results
 from agent.evaluation.rollout_plots import draw_all, save_all
 from agent.evaluation.statistics import format_summary
+from agent.evaluation.video import save_video
 from agent.interop.export import export_policy
+from agent.interop.load import load_agent, load_dreamer, load_sb3_agent
 from agent.learning.dreamer import Dreamer
+from agent.logs.json_output import Write, json_output
 from agent.runs.cli import COUNTS
 from agent.runs.commands import CollectArgs, CompareArgs, DatasetArgs, ExportArgs, ModelArgs, PolicyArgs
 from agent.runs.compare import Comparison, format_table
 from agent.runs.config import Config
 from agent.runs.report import write_report
 from agent.runs.run_record import find_runs, load_run
+from agent.seeds import COLLECTION, MODEL_RECORDING
 from agent.settings import from_dict
-from agent.spaces import Spaces, spaces_of
+from agent.spaces import spaces_of
 from envs import TaskError, TaskId, make_env, make_vector_env, position_entries, prepare_rendering
 
-Write = Callable[[dict[str, Any]], None]
-"""Writes the numbers where --json says."""
+# ---------------------------------------------------------------------- evaluate.py policy
 
 
 def policy(args: PolicyArgs, write: Write) -> None:
-    """Evaluate one checkpoint."""
+    """Play evaluation episodes with one checkpoint."""
     path = find_checkpoint(args.run, args.checkpoint)
     saved = read_checkpoint(path)
     task, config = TaskId.parse(saved["task"]), from_dict(Config, saved["config"])
@@ -59,15 +60,12 @@ def policy(args: PolicyArgs, write: Write) -> None:
         raise UsageError(f"{args.run} trained the world model alone: it has no policy to play")
     if config.agent != "dreamer" and args.exit:
         raise UsageError(f"{args.run} is a run of {config.agent}, which has no loops: leave --exit out")
-    agent = agent_of(saved, args.device) if args.sb3 is None else guest(args.sb3, Spaces.of(saved["spaces"]))
+    agent = load_agent(saved, args.device) if args.sb3 is None else load_sb3_agent(args.sb3, saved)
     cfg = args.eval_config(config.eval)
     if args.exit and isinstance(agent, Dreamer):
         cfg = replace(cfg, max_loops=args.loop_cap(config))
-        try:
-            agent.use_exit(args.exit, args.loop_cap(config), args.exit_threshold, args.exit_histogram)
-        except ValueError as error:
-            raise UsageError(f"--exit {args.exit}: {error}") from error
-    torch.set_num_threads(config.train.threads or 1)  # ten rows at a time: more threads are no help
+        use_exit(agent, args, config)
+    torch.set_num_threads(config.train.threads or 1)  # batches of ten rows: more threads do not help
     cannot_draw = prepare_rendering(task.draws or (args.video and task.suite == "dmc"))
 
     envs = make_vector_env(task, 1, args.seed)
@@ -89,69 +87,34 @@ def policy(args: PolicyArgs, write: Write) -> None:
         "summary": result, "loop_shares": shares, "human_normalised": human, "episodes": episodes,
     })  # fmt: skip
     if args.video:
-        name = Path(args.sb3 or path).stem
-        target = run_folder(path) / "videos" / f"policy_{name}_{args.seed}.mp4"
-        drawn = partial(make_env, task, render=True)
-        print(cannot_draw or save_video(target, agent, drawn, cfg))
+        print(cannot_draw or policy_video(args, path, task, agent, cfg))
 
 
-def agent_of(saved: dict[str, Any], device: str) -> Actor:
-    """The agent of a checkpoint, ours or a baseline."""
-    if saved["config"].get("agent", "dreamer") == "dreamer":
-        return Dreamer.from_checkpoint(saved, device)
-    from agent.interop.baselines import Baseline  # a second to import
-
-    return Baseline.from_checkpoint(saved, device)
-
-
-def guest(file: str, spaces: Spaces) -> Actor:
-    """An agent that stable-baselines3 has saved."""
-    from agent.interop.baselines import Baseline
-
-    return Baseline.from_library(file, spaces)
+def use_exit(agent: Dreamer, args: PolicyArgs, config: Config) -> None:
+    """Replace the agent's exit rule by that of --exit."""
+    try:
+        agent.use_exit(str(args.exit), args.loop_cap(config), args.exit_threshold, args.exit_histogram)
+    except ValueError as error:
+        raise UsageError(f"--exit {args.exit}: {error}") from error
 
 
-def dreamer_of(saved: dict[str, Any], run: str) -> Dreamer:
-    """The Dreamer of a checkpoint, on the CPU. Raises UsageError for a baseline, which has no world model."""
-    kind = saved["config"].get("agent", "dreamer")
-    if kind != "dreamer":
-        raise UsageError(f"{run} is a run of {kind}, which has no world model")
-    return Dreamer.from_checkpoint(saved, "cpu")
+def policy_video(args: PolicyArgs, path: Path, task: TaskId, agent: Agent, cfg: EvalConfig) -> str:
+    """Record the first episode into the run's videos/; returns a line for the terminal."""
+    name = Path(args.sb3 or path).stem
+    target = run_folder(path) / "videos" / f"policy_{name}_{args.seed}.mp4"
+    return save_video(target, agent, partial(make_env, task, render=True), cfg)
 
 
-@contextmanager
-def json_to(target: str | None) -> Iterator[Write]:
-    """Where the numbers go: a function that writes them to `target`, which is checked before anything is played.
-
-    Where they go to standard output, whatever else is printed, by environments too, goes to standard error.
-    """
-    out = sys.stdout
-    if target not in (None, "-"):
-        folder = Path(str(target)).absolute().parent
-        if not folder.is_dir() or Path(str(target)).is_dir():
-            raise UsageError(f"--json {target} cannot be written: {folder} must be a folder, and the name a file's")
-
-    def write(content: dict[str, Any]) -> None:
-        text = json.dumps(content, indent=2) + "\n"
-        if target == "-":
-            out.write(text)
-        elif target is not None:
-            try:
-                Path(target).write_text(text, encoding="utf-8")
-            except OSError as error:
-                raise UsageError(f"--json {target} cannot be written: {error.strerror}") from error
-
-    with redirect_stdout(sys.stderr) if target == "-" else nullcontext():
-        yield write
+# ---------------------------------------------------------------------- evaluate.py model
 
 
 def model(args: ModelArgs, write: Write) -> None:
-    """Record episodes, predict, and write tables and pictures."""
+    """Record episodes, predict them open loop, and write tables and figures."""
     path = find_checkpoint(args.run, args.checkpoint)
     saved = read_checkpoint(path)
     task, config = TaskId.parse(saved["task"]), from_dict(Config, saved["config"])
-    agent = dreamer_of(saved, args.run)
-    world = agent.averaged.world
+    agent = load_dreamer(saved, args.run)
+    world, behavior = agent.averaged.world, agent.averaged.behavior
     if world.senses.blind:
         raise UsageError(f"{args.run} was trained without a decoder: its dreams show nothing to compare")
     if args.max_loops and not world.core.looping:
@@ -159,22 +122,20 @@ def model(args: ModelArgs, write: Write) -> None:
     torch.set_num_threads(config.train.threads or 1)
     make_envs = partial(make_vector_env, task, seed=args.seed, asynchronous=task.is_parallel)
     check_spaces(saved, spaces_of(make_envs(1)))
+    seeds = MODEL_RECORDING.episodes(args.seed, args.episodes)
     players = (None,) if config.model_only else (agent, None)
-    recordings = [record(player, agent.spaces, make_envs, args.episodes, args.seed) for player in players]
+    recordings = [record(player, agent.spaces, make_envs, seeds) for player in players]
     loops = args.max_loops or (tuple(range(1, world.run_cap + 1)) if world.core.looping else ())
-    behavior = agent.averaged.behavior
-    found = rollout_errors(world, behavior, recordings, args.horizon, loops, args.windows, args.seed)
-    print(f"{task}, {path}, step {saved['step']:,}\n{describe(found)}")
+    results = rollout_errors(world, behavior, recordings, args.horizon, loops, args.windows, args.seed)
+    print(f"{task}, {path}, step {saved['step']:,}\n{format_results(results)}")
     folder = Path(args.out) if args.out else run_folder(path) / "model"
-    save_results(found, folder, {"task": str(task), "checkpoint": str(path), "step": saved["step"]})
-    save_all(draw_all(world, recordings, found, args.horizon, folder), folder)
+    save_results(results, folder, {"task": str(task), "checkpoint": str(path), "step": saved["step"]})
+    save_all(draw_all(world, recordings, results, args.horizon, folder), folder)
     print(f"results {folder}")
-    write(content_of(found))
+    write(results.to_dict())
 
 
-def run_folder(checkpoint: Path) -> Path:
-    """The folder of the run that a checkpoint file belongs to."""
-    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+# ---------------------------------------------------------------------- evaluate.py compare
 
 
 def compare(args: CompareArgs, write: Write) -> None:
@@ -187,49 +148,48 @@ def compare(args: CompareArgs, write: Write) -> None:
     write(comparison.content())
 
 
+# ---------------------------------------------------------------------- evaluate.py dataset, collect
+
+
 def dataset(args: DatasetArgs, write: Write) -> None:
-    """Export the replay of one run."""
+    """Write the replay of one run as a data set."""
     path = find_checkpoint(args.run)
     saved = read_checkpoint(path)
-    kept = (position_entries(saved["task"]), "@nov") if args.nov else ()
-    facts = export_dataset(saved, args.folder, path, *kept)
-    print(
-        f"{facts['task']}: {facts['episodes']} whole episodes, {facts['rows']:,} rows, mean return "
-        f"{facts['mean_return']:.4g}, best {facts['best_return']:.4g}, in {args.folder}"
-    )
+    variant = (position_entries(saved["task"]), "@nov") if args.nov else ()
+    print(f"{dataset_line(export_dataset(saved, args.folder, path, *variant))}, in {args.folder}")
 
 
 def collect(args: CollectArgs, write: Write) -> None:
-    """Record ten episodes at a time."""
+    """Record a data set."""
     task = TaskId.parse(args.task)
     make_envs = partial(make_vector_env, task, seed=args.seed, asynchronous=task.is_parallel)
-    spaces, player = spaces_of(make_envs(1)), None
+    spaces, agent = spaces_of(make_envs(1)), None
     if args.run:
         saved = read_checkpoint(find_checkpoint(args.run))
         check_spaces(saved, spaces)
-        player = agent_of(saved, "cpu")
-    parts = []
-    for done in range(0, args.episodes, 10):
-        actor = player if done // 10 % 2 == 0 else None
-        count = min(10, args.episodes - done)
-        parts.append(record(actor, spaces, make_envs, count, args.seed + done, explore=True))
-    pieces = [collected(part.episodes, part.terminal) for part in parts]
-    rows = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+        agent = load_agent(saved, "cpu")
+    recordings = record_batches(agent, spaces, make_envs, COLLECTION.episodes(args.seed, args.episodes))
+    parts = [rows_of(recording.episodes, recording.terminal) for recording in recordings]
+    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     source = f"random actions, and {args.run}" if args.run else "random actions"
-    facts = write_dataset(rows, args.folder, {"task": str(task), "spaces": spaces.plain(), "source": source})
-    print(f"{facts['task']}: {facts['episodes']} episodes, {facts['rows']:,} rows, mean return "
-          f"{facts['mean_return']:.4g}, best {facts['best_return']:.4g}, in {args.folder}")  # fmt: skip
+    metadata = write_dataset(rows, args.folder, {"task": str(task), "spaces": spaces.plain(), "source": source})
+    print(f"{dataset_line(metadata)}, in {args.folder}")
+
+
+# ---------------------------------------------------------------------- evaluate.py export
 
 
 def export(args: ExportArgs, write: Write) -> None:
-    """Export one checkpoint; the program is checked against the agent."""
+    """ExportArgs the policy of one checkpoint."""
     saved = read_checkpoint(find_checkpoint(args.run, args.checkpoint))
-    agent, loop = dreamer_of(saved, args.run), from_dict(Config, saved["config"]).model.loop
+    agent, loop = load_dreamer(saved, args.run), from_dict(Config, saved["config"]).model.loop
     loops = args.max_loops or max(1, round(loop.mean_loops))
     export_policy(agent, Path(args.file), loops)
     sizes = ", ".join(f"{name} ({size})" for name, size in agent.spaces.obs.items())
     print(f"{args.file}: observation {sizes} -> action ({agent.spaces.action.size}), {loops} loops per step")
 
+
+# ---------------------------------------------------------------------- command line
 
 COMMANDS: dict[str, tuple[type, Callable[[Any, Write], None]]] = {
     "policy": (PolicyArgs, policy),
@@ -242,13 +202,13 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Write], None]]] = {
 
 
 def main(argv: list[str]) -> int:
-    """Run the sub-command, with one line in place of a traceback where it cannot work."""
+    """Run one command; errors that the user can correct are one line. Returns the exit status."""
     with COUNTS:
-        kinds: dict[str, Callable[..., Any]] = {name: kind for name, (kind, _) in COMMANDS.items()}
-        args = tyro.extras.subcommand_cli_from_dict(kinds, args=argv, prog="evaluate.py")
+        types: dict[str, Callable[..., Any]] = {name: kind for name, (kind, _) in COMMANDS.items()}
+        args = tyro.extras.subcommand_cli_from_dict(types, args=argv, prog="evaluate.py")
     try:
-        with json_to(getattr(args, "json", None)) as write:
-            next(action for kind, action in COMMANDS.values() if isinstance(args, kind))(args, write)
+        with json_output(getattr(args, "json", None)) as write:
+            next(command for kind, command in COMMANDS.values() if isinstance(args, kind))(args, write)
     except (TaskError, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

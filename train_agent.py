@@ -83,7 +83,7 @@ def train_dreamer(config: Config, saved: dict[str, Any] | None, task: TaskId, de
             check_fits(saved, folder, agent, replay)
         else:
             folder = new_folder(config, task.slug, config.preset)
-            replay.keep_images(images_folder(folder))
+            replay.open_image_store(images_folder(folder))
 
         start, counts = saved["step"] if saved else 0, agent.parameter_counts()
         with (
@@ -108,7 +108,8 @@ def train_dreamer(config: Config, saved: dict[str, Any] | None, task: TaskId, de
 
 def train_baseline(config: Config, task: TaskId, device: torch.device) -> int:
     """Train a baseline of stable-baselines3, which leaves the files of any run."""
-    from agent.interop.baselines import Baseline, BaselineTrainer, DreamVecEnv, VecEnv, one_env  # a second to import
+    from agent.interop.baseline_trainer import BaselineTrainer  # a second to import
+    from agent.interop.baselines import Baseline, DreamVecEnv, VecEnv, make_sb3_env
 
     if config.resume:
         raise UsageError(f"a run of {config.agent} cannot go on: start it anew in another --run-dir")
@@ -122,7 +123,7 @@ def train_baseline(config: Config, task: TaskId, device: torch.device) -> int:
     if config.dream:
         worlds: VecEnv = DreamVecEnv(config.dream, str(task), seed=config.seed)
     else:
-        worlds = one_env(partial(make_env, task, config.seed))
+        worlds = make_sb3_env(partial(make_env, task, config.seed))
     with closing(worlds):
         agent = Baseline(config.agent, spaces, worlds, config.train, config.seed, device, repeat)
         evaluate = Evaluator(config.eval, agent, partial(make_vector_env, task, seed=config.eval.first_seed), repeat)

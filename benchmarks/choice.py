@@ -3,7 +3,7 @@
     python benchmarks/choice.py RUN DATASET                # RUN: of a looped core; from 1 to 2, 2 to 4, 4 to 8 loops
     python benchmarks/choice.py RUN DATASET --pairs 2:3 3:8 --csv choice.csv
 
-Every step of the episodes is predicted from the watched state before it, after 1, 2, .. loops: the error of the mean
+Every step of the episodes is predicted from the posterior state before it, after 1, 2, .. loops: the error of the mean
 of eight samples of the prior, and the KL of the posterior from the prior. What loops m+1..n bring to a step is the
 error after m loops less that after n. Then half of the held-out steps may go on from m to n loops, the others stop:
 those that the run's gate ranks highest; those that a reading of the loop state after m loops ranks highest, a ridge
@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from agent.data.checkpoint import find_checkpoint, read_checkpoint  # noqa: E402
 from agent.data.dataset import Rows, check_dataset, load_dataset, pad_episodes  # noqa: E402
 from agent.errors import UsageError  # noqa: E402
-from agent.evaluation.normalised_error import Yardstick, truth_at  # noqa: E402
-from agent.evaluation.open_loop import SAMPLES, watch  # noqa: E402
+from agent.evaluation.normalised_error import NormalisedError, targets_at  # noqa: E402
+from agent.evaluation.open_loop import SAMPLES, posterior_states  # noqa: E402
 from agent.learning.dreamer import Dreamer  # noqa: E402
 from world_model import LatentState, LoopedCore, WorldModel  # noqa: E402
 from world_model.latent import kl_divergence, sample_onehot  # noqa: E402
@@ -65,7 +65,7 @@ def predict(world: WorldModel, rows: Rows, loops: int, most: int) -> Steps:
     core = world.core
     assert isinstance(core, LoopedCore)
     episodes = pad_episodes(rows)
-    states, _ = watch(world, episodes)
+    states, _ = posterior_states(world, episodes)
     row = torch.arange(episodes.reward.shape[1])
     places = ((row >= 2) & (row < episodes.length[:, None] - 1)).nonzero()
     episode, now = places[torch.randperm(len(places))[:most].sort().values].unbind(1)
@@ -76,13 +76,14 @@ def predict(world: WorldModel, rows: Rows, loops: int, most: int) -> Steps:
     own, _ = core.settle(state.deter, inputs, core.prepare(), log_prior=world.log_prior)
     posterior = torch.log(world.posterior(own, world.post_embed(seen)))
     levels = torch.rand(SAMPLES, len(episode), world.cfg.groups, 1)  # the same for every depth
-    truth, yardstick = truth_at(world.senses, episodes, episode, now + 1), Yardstick.of(world.senses, [episodes])
+    targets = targets_at(world.senses, episodes, episode, now + 1)
+    metric = NormalisedError.fit(world.senses, [episodes])
     error, kl = [], []
     for x in trace.states[1:]:
         deter = core.finish(state.deter, x, trace.gate)
         probs = world.prior_probs(deter)
         guess = sum(world.senses.guess(LatentState(deter, sample_onehot(probs, level)).feat()) for level in levels)
-        error.append(yardstick.error(guess / SAMPLES, truth))
+        error.append(metric.error(guess / SAMPLES, targets))
         kl.append(kl_divergence(posterior, torch.log(probs)))
     assert trace.e is not None
     return Steps(torch.stack(error), torch.stack(kl), torch.stack(trace.states), trace.e)

@@ -8,7 +8,7 @@ Printed for the run's own rule, for a random exit with the same histogram, for e
 need no training: mean loops and their histogram, open-loop errors 5 and 15 steps ahead on held-out episodes, and the
 median milliseconds of a timed dream of 15 steps with recorded actions (rules in turns; its own mean loops beside it),
 and by how much the run's own rule errs more than this one at the longest horizon, with its standard error.
-All start from the same states, watched with the run's own rule, so that only the dream differs.
+All start from the same states, inferred with the run's own rule, so that only the dream differs.
 
 Then the rank correlation of the loops of a step with what happened in it, for the trained core and for one with its
 first weights: on the held-out episodes, and with --play on episodes played now, in which dm_control's contacts are
@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from agent.data.checkpoint import find_checkpoint, read_checkpoint  # noqa: E402
 from agent.data.dataset import Episodes, check_dataset, load_dataset, pad_episodes  # noqa: E402
 from agent.errors import UsageError  # noqa: E402
-from agent.evaluation.open_loop import choose_places, exit_rule, open_loop, usable_horizons, watch  # noqa: E402
+from agent.evaluation.open_loop import choose_windows, exit_rule, open_loop, posterior_states, usable_horizons  # noqa: E402
 from agent.learning.dreamer import Dreamer
 from agent.learning.policy import Memory  # noqa: E402
 from agent.runs.config import Config  # noqa: E402
@@ -62,12 +62,12 @@ class Bench:
         self.horizons = usable_horizons(episodes, (5, HORIZON))
         if not self.horizons:
             raise UsageError("the episodes of the data set are too short for predictions of 5 steps")
-        self.states, _ = watch(world, episodes, cap)
+        self.states, _ = posterior_states(world, episodes, cap)
         self.rows: dict[str, dict[str, float]] = {}
         self.errors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # error and energy (W,), longest horizon
         self.shapes: dict[str, list[float]] = {}
         self.dreams: dict[str, Callable[[], torch.Tensor]] = {}
-        place = choose_places(episodes, self.horizons[-1], starts, seed=1)
+        place = choose_windows(episodes, self.horizons[-1], starts, seed=1)
         self.start: LatentState = self.states.map(lambda leaf: leaf[place.episode, place.row])
         self.actions = episodes.prev_action[place.episode[:, None], place.ahead]
 
@@ -169,7 +169,7 @@ def correlations(
     world: WorldModel, episodes: Episodes, cap: int, more: dict[str, torch.Tensor] | None = None
 ) -> dict[str, float]:
     """Spearman's rank correlation of loops with each event, over all rows but the first two of an episode."""
-    _, depth = watch(world, episodes, cap)
+    _, depth = posterior_states(world, episodes, cap)
     rows = torch.arange(depth.shape[1])
     used = (rows >= 2) & (rows < episodes.length[:, None])
     loops = depth[used].numpy()

@@ -35,7 +35,7 @@ SHAPE, DETER, STOCH = (64, 64, 3), (1, 128), (16, 8)
 
 def make(folder: Path, rows: int, envs: int, exists: bool) -> ReplayBuffer:
     replay = ReplayBuffer(rows, envs, {"image": SHAPE}, 1, DETER, STOCH)
-    replay.keep_images(folder, exists)
+    replay.open_image_store(folder, exists)
     return replay
 
 

@@ -11,7 +11,8 @@ from conftest import Metronome, metronomes
 from agent.data.checkpoint import make_store, read_checkpoint
 from agent.errors import UsageError
 from agent.evaluation.episodes import Evaluator, run_episodes
-from agent.interop.baselines import Baseline, BaselineTrainer, one_env
+from agent.interop.baseline_trainer import BaselineTrainer
+from agent.interop.baselines import Baseline, make_sb3_env
 from agent.logs.logger import Logger
 from agent.runs.config import Config
 from agent.settings import to_dict
@@ -25,7 +26,7 @@ def test_a_baseline_learns_with_our_files(tmp_path):
     """Random actions return 3.75, the best constant one 5, the best policy 10."""
     cfg = TrainConfig(steps=1200, prefill=100, eval_every=400, log_every=200, replay_rows=1200)
     spaces = spaces_of(metronomes(1))
-    agent = Baseline("sac", spaces, one_env(Metronome), cfg)
+    agent = Baseline("sac", spaces, make_sb3_env(Metronome), cfg)
     agent.model.learning_rate = 3e-3
     agent.model._setup_lr_schedule()
     evaluate = Evaluator(Config().eval, agent, metronomes, 1)
@@ -81,7 +82,7 @@ def test_ctrl_c_keeps_the_agent(tmp_path):
 
     cfg = TrainConfig(steps=3000, prefill=100, eval_every=0, log_every=500)
     spaces = spaces_of(metronomes(1))
-    agent = Baseline("ppo", spaces, one_env(Metronome), cfg)
+    agent = Baseline("ppo", spaces, make_sb3_env(Metronome), cfg)
     logger = Logger(tmp_path, cfg.steps, console=False)
     logger.progress = lambda step, _: signal.raise_signal(signal.SIGINT) if step == 150 else None
     store = make_store(tmp_path, "toy:test", to_dict(Config(agent="ppo")), spaces)

@@ -8,9 +8,10 @@ from conftest import metronomes
 
 from agent.data.checkpoint import find_checkpoint, read_checkpoint, write_checkpoint
 from agent.errors import UsageError
-from agent.evaluation.episodes import EVAL_SEEDS, run_episodes
+from agent.evaluation.episodes import run_episodes
 from agent.learning.dreamer import Dreamer
 from agent.runs.folder import new_run_dir
+from agent.seeds import FINAL_EVALUATION
 from agent.spaces import ActionSpec
 
 
@@ -21,7 +22,7 @@ def test_the_agent_loads_from_its_file_alone(make_trainer, tmp_path):
         agent = Dreamer.load(path, "cpu")
         assert agent.spaces.action == ActionSpec(1, False)
     latest = Dreamer.load(tmp_path, "cpu")
-    assert run_episodes(latest, metronomes, 10, EVAL_SEEDS) == trainer.episodes
+    assert run_episodes(latest, metronomes, 10, FINAL_EVALUATION.first) == trainer.episodes
     assert "replay" not in read_checkpoint(tmp_path / "checkpoints/best.pt")
 
 
@@ -39,7 +40,7 @@ def test_a_failed_save_keeps_the_last_checkpoint(tmp_path):
     with pytest.raises(Exception, match="pickle"):
         write_checkpoint(path, {"step": lambda: 2})
     assert path.read_bytes() == before
-    assert [found.name for found in path.parent.iterdir()] == ["latest.pt"]
+    assert [file.name for file in path.parent.iterdir()] == ["latest.pt"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

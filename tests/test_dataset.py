@@ -11,11 +11,11 @@ import torch
 from conftest import counters, metronomes
 from small import make_world
 
-from agent.data.dataset import check_dataset, collected, export_dataset, load_dataset, pad_episodes, whole_episodes
+from agent.data.dataset import check_dataset, export_dataset, load_dataset, pad_episodes, rows_of, whole_episodes
 from agent.data.replay import FLAGS, ReplayBuffer
 from agent.errors import UsageError
 from agent.evaluation import open_loop as open_loop_module
-from agent.evaluation.open_loop import watch, watch_rows
+from agent.evaluation.open_loop import posterior_rows, posterior_states
 from agent.evaluation.recording import record
 from agent.execution import Eager
 from agent.learning.dreamer import Dreamer
@@ -76,12 +76,12 @@ def test_a_data_set_comes_back_with_every_tenth_episode_held_out(tmp_path):
     assert facts["episodes"] == 60
     assert facts["mean_return"] == pytest.approx((20 * sum(range(60)) + 40 * sum(range(30))) / 60)
     assert json.loads((tmp_path / "data" / "dataset.json").read_text())["source"] == "somewhere"
-    found = load_dataset(tmp_path / "data")
-    assert found.task == "toy:counter"
-    assert found.spaces.obs == {"state": 1}
-    assert found.train["is_first"].sum() == 54
-    assert found.held_out["is_first"].sum() == 6
-    episodes = pad_episodes(found.held_out)
+    dataset = load_dataset(tmp_path / "data")
+    assert dataset.task == "toy:counter"
+    assert dataset.spaces.obs == {"state": 1}
+    assert dataset.train["is_first"].sum() == 54
+    assert dataset.held_out["is_first"].sum() == 6
+    episodes = pad_episodes(dataset.held_out)
     assert episodes.length.tolist() == [60, 60, 30, 30, 30, 30]
     assert episodes.reward[2, :30].tolist() == list(range(30))
     assert not episodes.reward[2, 30:].any()
@@ -93,10 +93,10 @@ def test_a_data_set_of_a_variant_leaves_numbers_out(tmp_path):
     rows["obs/state"] = torch.cat([rows["obs/state"], -rows["obs/state"]], -1)
     saved["spaces"]["obs"]["state"] = 2
     export_dataset(saved, tmp_path / "data", Path("run"), np.array([False, True]), "@nov")
-    found = load_dataset(tmp_path / "data")
-    assert (found.task, found.spaces.obs) == ("toy:counter@nov", {"state": 1})
-    assert found.train["obs/state"].shape[1:] == (1,)
-    assert found.train["obs/state"].max() == 0 > found.train["obs/state"].min()
+    dataset = load_dataset(tmp_path / "data")
+    assert (dataset.task, dataset.spaces.obs) == ("toy:counter@nov", {"state": 1})
+    assert dataset.train["obs/state"].shape[1:] == (1,)
+    assert dataset.train["obs/state"].max() == 0 > dataset.train["obs/state"].min()
 
 
 def test_data_sets_are_not_overwritten_and_need_episodes(tmp_path):
@@ -229,20 +229,20 @@ def test_horizons_that_no_episode_can_hold_are_an_error(finished, tmp_path, scri
 def test_recorded_episodes_become_rows():
     """toy:counter says which row it is; the first episode after a seeded reset terminates."""
     spaces = spaces_of(counters(1))
-    found = record(None, spaces, counters, 12)
-    rows = collected(found.episodes, found.terminal)
-    assert rows["obs/state"][:, 0].tolist() == [t for n in found.episodes.length.tolist() for t in range(n)]
+    recording = record(None, spaces, counters, range(12))
+    rows = rows_of(recording.episodes, recording.terminal)
+    assert rows["obs/state"][:, 0].tolist() == [t for n in recording.episodes.length.tolist() for t in range(n)]
     assert np.array_equal(rows["reward"], rows["obs/state"][:, 0])
     assert np.array_equal(rows["is_first"], rows["obs/state"][:, 0] == 0)
     assert np.array_equal(rows["is_first"][1:], rows["is_last"][:-1])
     assert np.array_equal(rows["is_last"], rows["is_terminal"])
-    assert torch.equal(pad_episodes(rows).length, found.episodes.length)
+    assert torch.equal(pad_episodes(rows).length, recording.episodes.length)
 
 
 def test_a_data_set_is_collected_by_a_command(finished, script):
     done = script("evaluate.py", "collect", "toy:cue5", "random", "--episodes", 23)
     assert done.returncode == 0, done.stderr
-    assert "23 episodes" in done.stdout
+    assert "23 whole episodes" in done.stdout
     plain = load_dataset("random")
     assert plain.held_out["is_first"].sum() == 2
     mixed = script("evaluate.py", "collect", "toy:cue5", "mixed", "--episodes", 20, "--run", finished[0])
@@ -259,14 +259,14 @@ def test_a_data_set_is_collected_by_a_command(finished, script):
         assert message in " ".join(refused.stderr.replace("│", " ").split())
 
 
-def test_episodes_watched_a_few_at_a_time_are_those_watched_together(monkeypatch):
+def test_posterior_states_of_a_few_episodes_at_a_time_are_those_of_all_together(monkeypatch):
     world = make_world(sizes={"state": 1})
     rows = whole_episodes(counting_replay(6 * LENGTH).state_dict())
     rows["prev_action"] = np.repeat(rows["prev_action"], 2, 1)
-    together = watch_rows(world, rows, "cpu")
-    monkeypatch.setattr(open_loop_module, "WATCHED", 4 * LENGTH * 2)  # two of the longest episodes
-    apart = watch_rows(world, rows, "cpu")
+    together = posterior_rows(world, rows, "cpu")
+    monkeypatch.setattr(open_loop_module, "BLOCK_BYTES", 4 * LENGTH * 2)  # two of the longest episodes
+    apart = posterior_rows(world, rows, "cpu")
     assert len(together.deter) == len(rows["reward"])
     assert torch.allclose(together.deter, apart.deter, atol=1e-5)
-    first = watch(world, pad_episodes({name: value[:LENGTH] for name, value in rows.items()}))[0]
+    first = posterior_states(world, pad_episodes({name: value[:LENGTH] for name, value in rows.items()}))[0]
     assert torch.allclose(together.deter[:LENGTH], first.deter[0], atol=1e-5)

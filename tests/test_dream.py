@@ -12,7 +12,7 @@ from small import make_world, random_state
 
 from agent.errors import UsageError
 from agent.interop.baselines import DreamVecEnv
-from agent.interop.dream_env import Dreams, fall_asleep
+from agent.interop.dream_env import DreamBatch, load_dream
 from agent.spaces import ActionSpec
 
 SPEC = ActionSpec(2, False)
@@ -24,24 +24,24 @@ def dreams(count=3, horizon=4, seed=0, ends=-20.0, starts=5):
     with torch.no_grad():
         world.cont.out.weight.zero_()
         world.cont.out.bias.fill_(-ends)
-    return Dreams(world, SPEC, random_state(world, starts), count, horizon, seed)
+    return DreamBatch(world, SPEC, random_state(world, starts), count, horizon, seed)
 
 
 def test_dreams_are_those_of_the_world_model(fixed_levels):
-    found = dreams(count=3)
-    before = found.state
+    batch = dreams(count=3)
+    before = batch.state
     actions = np.array([[0.5, -1.0], [0.0, 0.0], [1.0, 1.0]], np.float32)
-    step = found.step(actions)
-    rollout = found.world.imagine(before, torch.from_numpy(actions)[:, None], 1)
+    step = batch.step(actions)
+    rollout = batch.world.imagine(before, torch.from_numpy(actions)[:, None], 1)
     assert np.allclose(step.reward, rollout.rewards[:, 0].numpy(), atol=1e-6)
-    shown = found.world.decode(rollout.states.map(lambda leaf: leaf[:, 1]))
+    shown = batch.world.decode(rollout.states.map(lambda leaf: leaf[:, 1]))
     for name, value in shown.items():
         assert np.allclose(step.obs[name], value.numpy(force=True), atol=1e-6)
 
 
 def test_episodes_are_cut_at_the_horizon_or_end_where_the_model_says_so():
-    found = dreams(horizon=3)
-    cuts = [found.step(np.zeros((3, 2), np.float32)).truncated for _ in range(3)]
+    batch = dreams(horizon=3)
+    cuts = [batch.step(np.zeros((3, 2), np.float32)).truncated for _ in range(3)]
     assert [cut.all() for cut in cuts] == [False, False, True]
     over = dreams(ends=20.0).step(np.zeros((3, 2), np.float32))
     assert over.terminated.all()
@@ -49,24 +49,24 @@ def test_episodes_are_cut_at_the_horizon_or_end_where_the_model_says_so():
 
 
 def test_new_episodes_begin_in_the_run_s_experience_and_leave_the_others_alone():
-    found = dreams(count=4)
-    found.step(np.zeros((4, 2), np.float32))
-    before = found.state
+    batch = dreams(count=4)
+    batch.step(np.zeros((4, 2), np.float32))
+    before = batch.state
     which = torch.tensor([True, False, True, False])
-    found.begin(which)
-    assert torch.equal(found.state.deter[~which], before.deter[~which])
-    known = found.starts.deter.flatten(1)
-    for row in found.state.deter[which].flatten(1):
+    batch.reset(which)
+    assert torch.equal(batch.state.deter[~which], before.deter[~which])
+    known = batch.start_states.deter.flatten(1)
+    for row in batch.state.deter[which].flatten(1):
         assert (known == row).all(1).any()
-    assert found.age.tolist() == [0, 1, 0, 1]
+    assert batch.elapsed.tolist() == [0, 1, 0, 1]
 
 
 def test_the_same_seed_is_the_same_dream_and_other_generators_are_left_alone():
     state, runs = torch.get_rng_state(), []
     for seed in (3, 3, 4):
-        found = dreams(seed=seed)
+        batch = dreams(seed=seed)
         state = torch.get_rng_state()
-        runs.append(np.concatenate([found.step(np.ones((3, 2), np.float32)).obs["joints"] for _ in range(3)]))
+        runs.append(np.concatenate([batch.step(np.ones((3, 2), np.float32)).obs["joints"] for _ in range(3)]))
         assert torch.equal(torch.get_rng_state(), state)
     assert np.array_equal(runs[0], runs[1])
     assert not np.array_equal(runs[0], runs[2])
@@ -139,7 +139,7 @@ def test_an_agent_of_the_library_that_learned_in_the_dream_is_scored(finished, s
 
 def test_runs_that_cannot_dream(finished, tmp_path):
     with pytest.raises(UsageError, match="holds no experience"):
-        fall_asleep(finished[0] / "checkpoints" / "best.pt")
+        load_dream(finished[0] / "checkpoints" / "best.pt")
     with pytest.raises(UsageError, match="is not a run folder"):
-        fall_asleep(tmp_path)
+        load_dream(tmp_path)
     assert untrained().run_cap >= 1

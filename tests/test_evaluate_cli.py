@@ -14,7 +14,7 @@ from conftest import spawn
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agent import runtime
-from agent.logs.logger import FRONT_PAGE
+from agent.logs.logger import CUSTOM_SCALARS
 from agent.runs.cli import load_yaml
 
 RUN_FILES = {"config.yaml", "meta.json", "metrics.jsonl", "episodes.csv", "eval.csv", "curve.png", "videos"}
@@ -74,7 +74,7 @@ def test_tensorboard_has_an_open_loop_picture_and_the_depths_of_dreams(finished)
     assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(events.summary_metadata)
     assert "custom_scalars__config__" in events.Tags()["tensors"]
     logged = set(events.Tags()["scalars"])
-    shown = {tag for charts in FRONT_PAGE.values() for tags in charts.values() for tag in tags}
+    shown = {tag for charts in CUSTOM_SCALARS.values() for tags in charts.values() for tag in tags}
     assert shown <= logged
 
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 from conftest import counters, untrained
 
-from agent.evaluation.episodes import loop_shares, record_episode, run_episodes, save_video
+from agent.evaluation.episodes import loop_shares, run_episodes
 from agent.evaluation.plots import predict_open_loop
+from agent.evaluation.video import record_episode, save_video
 from agent.runs.presets import preset
 from envs import make_env
 
@@ -69,7 +70,7 @@ def test_an_open_loop_prediction_leaves_the_generators_alone(make_trainer, tmp_p
     assert one.picture.dtype == np.uint8
     assert one.picture.shape[2] == 3
     assert np.array_equal(one.picture, same.picture)
-    assert one.films == {}
+    assert one.clips == {}
 
 
 def test_a_video_shows_every_step(tmp_path):

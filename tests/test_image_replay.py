@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from agent.data import image_store as image_rows
-from agent.data.image_store import DeviceRows
+from agent.data import image_store
+from agent.data.image_store import DeviceImages
 from agent.data.replay import ReplayBuffer, with_images
 from world_model import LatentState
 
@@ -21,7 +21,7 @@ OFF = np.zeros(2, bool)
 def make(folder, capacity: int = 40, exists: bool = False) -> ReplayBuffer:
     replay = ReplayBuffer(capacity, 2, {"image": SHAPE, "number": 1}, 1, (1, 2), (1, 2))
     if folder is not None:
-        replay.keep_images(folder, exists)
+        replay.open_image_store(folder, exists)
     return replay
 
 
@@ -74,7 +74,7 @@ def test_the_file_is_the_saved_replay(tmp_path):
 def exported(saved, folder) -> set[int]:
     """Numbers of the rows that a data set of the saved replay would have; each image must be its row's own."""
     whole = with_images(saved, {"image": SHAPE, "number": 1}, folder)
-    oldest = whole["oldest_whole"]
+    oldest = whole["first_intact"]
     image, number = whole["rows"]["obs/image"][0, :, 0, 0, 0], whole["rows"]["obs/number"][0, :, 0].numpy()
     kept = number >= oldest
     assert np.array_equal(image[kept], number[kept])
@@ -141,10 +141,10 @@ def test_missing_images_are_named_and_not_made_up(tmp_path):
 
 def test_a_million_images_start_at_once_and_take_no_room(tmp_path):
     replay = ReplayBuffer(1_000_000, 1, {"image": (64, 64, 3)}, 1, (1, 2), (1, 2))
-    replay.keep_images(tmp_path)
-    found = os.stat(tmp_path / "image.images")
-    assert found.st_size == 1_000_000 * 64 * 64 * 3 < 13e9
-    assert found.st_blocks * 512 < 1e6
+    replay.open_image_store(tmp_path)
+    file = os.stat(tmp_path / "image.images")
+    assert file.st_size == 1_000_000 * 64 * 64 * 3 < 13e9
+    assert file.st_blocks * 512 < 1e6
 
 
 def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path, monkeypatch):
@@ -167,7 +167,7 @@ def copied_and_plain(numbers) -> tuple[ReplayBuffer, ReplayBuffer]:
     copied, plain = make(None), make(None)
     for replay in (copied, plain):
         add(replay, numbers)
-    copied.copy_to(torch.device("cpu"))
+    copied.copy_images_to(torch.device("cpu"))
     return copied, plain
 
 
@@ -197,21 +197,21 @@ def test_a_loaded_replay_forgets_the_copies_of_what_it_held_before(tmp_path):
     add(other, range(100, 130))
     saved = copy.deepcopy(other.state_dict())
     replay = make(tmp_path / "replay", exists=True)
-    replay.copy_to(torch.device("cpu"))
-    replay.copies["obs/image"].values[:] = 7
+    replay.copy_images_to(torch.device("cpu"))
+    replay.device_images["obs/image"].values[:] = 7
     replay.load_state_dict(saved)
-    assert replay.copies is None
+    assert replay.device_images is None
     assert numbers_of(replay) == set(range(111, 130))
-    replay.copy_to(torch.device("cpu"))
+    replay.copy_images_to(torch.device("cpu"))
     assert numbers_of(replay) == set(range(111, 130))
 
 
 @pytest.mark.parametrize("chunk", [1, 3 * 2 * 16 * 16, 7 * 2 * 16 * 16 + 5])  # bytes: 1, 3 and 7 rows at a time
 @pytest.mark.parametrize("count", [0, 1, 13, 20, 33])
 def test_copies_made_in_chunks_hold_what_the_rings_hold(monkeypatch, chunk, count):
-    monkeypatch.setattr(image_rows, "CHUNK", chunk)
+    monkeypatch.setattr(image_store, "CHUNK_BYTES", chunk)
     values = np.random.default_rng(0).integers(256, size=(2, 20, *SHAPE), dtype=np.uint8)
-    held, rows = min(count, 20), DeviceRows(values, count, "cpu")
+    held, rows = min(count, 20), DeviceImages(values, count, "cpu")
     assert rows.values.shape == (2, min(20, 2 * held), *SHAPE)
     assert np.array_equal(rows.values[:, :held].numpy(), values[:, :held])
     values[:, 5] = 0
@@ -230,21 +230,21 @@ ROW = 2 * 16 * 16
 
 @pytest.mark.parametrize(("free", "fits"), [(2 * 20 * ROW, True), (2 * 20 * ROW - 1, False)])
 def test_images_that_would_take_more_than_half_of_what_is_free_stay_where_they_are(monkeypatch, free, fits):
-    monkeypatch.setattr(image_rows, "room", lambda device: free)
+    monkeypatch.setattr(image_store, "free_bytes", lambda device: free)
     copied, plain = copied_and_plain(range(30))
-    assert set(copied.copies) == ({"obs/image"} if fits else set())
+    assert set(copied.device_images) == ({"obs/image"} if fits else set())
     assert same_batches(copied, plain)
 
 
 def test_copies_grow_with_the_rings_and_go_when_there_is_no_room_left(monkeypatch):
-    monkeypatch.setattr(image_rows, "room", lambda device: 2 * 16 * ROW)
+    monkeypatch.setattr(image_store, "free_bytes", lambda device: 2 * 16 * ROW)
     copied, plain = copied_and_plain(range(4))
     for number in range(4, 40):
         for replay in (copied, plain):
             add(replay, [number])
         if number < 8:
-            assert copied.copies["obs/image"].values.shape[1] == 8
-        assert set(copied.copies) == ({"obs/image"} if number < 8 else set())  # 9 rows want room for 18
+            assert copied.device_images["obs/image"].values.shape[1] == 8
+        assert set(copied.device_images) == ({"obs/image"} if number < 8 else set())  # 9 rows want room for 18
         assert same_batches(copied, plain)
 
 
@@ -253,16 +253,16 @@ def test_a_device_that_was_filled_meanwhile_keeps_no_copy(monkeypatch):
         raise torch.OutOfMemoryError("taken")
 
     copied, plain = copied_and_plain(range(4))
-    monkeypatch.setattr(image_rows.torch, "empty", full)
+    monkeypatch.setattr(image_store.torch, "empty", full)
     for number in range(4, 12):
         for replay in (copied, plain):
             add(replay, [number])
     monkeypatch.undo()
-    assert not copied.copies
+    assert not copied.device_images
     assert same_batches(copied, plain)
 
 
 def test_a_copy_on_another_device_is_not_asked():
     copied, plain = copied_and_plain(range(10))
-    copied.copies["obs/image"] = SimpleNamespace(values=SimpleNamespace(is_cuda=True))
+    copied.device_images["obs/image"] = SimpleNamespace(values=SimpleNamespace(is_cuda=True))
     assert same_batches(copied, plain)

@@ -37,7 +37,7 @@ def json_lines(run_dir):
 # --- means ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [1, 3, logger_module.FOLD, 2 * logger_module.FOLD + 5])
+@pytest.mark.parametrize("count", [1, 3, logger_module.MAX_PENDING, 2 * logger_module.MAX_PENDING + 5])
 def test_write_averages_tensors_and_numbers(tmp_path, count):
     log = quiet(tmp_path)
     for i in range(count):
@@ -58,9 +58,9 @@ def test_a_metric_missing_from_some_adds_is_averaged_over_the_others(tmp_path):
 
 def test_pending_metrics_do_not_grow_without_bound(tmp_path):
     log = quiet(tmp_path)
-    for _ in range(3 * logger_module.FOLD):
+    for _ in range(3 * logger_module.MAX_PENDING):
         log.add({"a": torch.ones(())})
-    assert len(log._pending) < logger_module.FOLD
+    assert len(log._pending) < logger_module.MAX_PENDING
     log.close()
 
 
@@ -214,14 +214,13 @@ def test_hparams_stay_in_the_event_file_of_the_run(tmp_path):
 
 def test_plain_lines_are_few_when_output_is_not_a_terminal(tmp_path, capsys):
     log = Logger(tmp_path, total_steps=100_000)
-    log.message("hello")
     log.episode(12_345, 0, 431.0, 500)
     for step in range(12_400, 13_400, 100):
         log.add({"loss": 1.0})
         log.write(step)
     out = capsys.readouterr().out
-    assert out.count("\n") == 2
-    assert out.startswith("hello\n 12%  12.3k/100.0k  return ")
+    assert out.count("\n") == 1
+    assert out.startswith(" 12%  12.3k/100.0k  return ")
     assert "431" in out
     assert "\r" not in out
     log.evaluation(13_400, [evaluation_row(0, 512.0)])
@@ -231,7 +230,6 @@ def test_plain_lines_are_few_when_output_is_not_a_terminal(tmp_path, capsys):
 
 def test_no_console_means_no_output(tmp_path, capsys):
     log = quiet(tmp_path)
-    log.message("hello")
     log.episode(1, 0, 1.0, 1)
     log.write(1)
     log.close()
@@ -250,20 +248,18 @@ def test_live_line_is_drawn_over_and_fits_the_terminal(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdout", terminal)
     monkeypatch.setenv("COLUMNS", "40")
     log = Logger(tmp_path, total_steps=1000)
-    log._console._pause = 0.0
+    log._console._interval = 0.0
     for step in range(100, 600, 100):
         log.add({logger_module.LOOPS_METRIC: 1.8})
         log.episode(step, 0, float(step), 100)
         log.write(step)
         log.progress(step + 50)
-    log.message("saved")
     log.close()
     text = terminal.getvalue()
     drawn = [part.split("\x1b[K")[0] for part in text.split("\r")[1:]]
     assert max(map(len, drawn)) <= 39
     assert any("▁" in part and "█" in part for part in drawn)
-    assert "\r\x1b[Ksaved\n\r" in text
-    assert text.count("\n") == 2  # after the message and at the end
+    assert text.count("\n") == 1  # at the end
     full = log._console.line()
     for word in ("return", "loops 1.8", "updates/s", "steps/s", "eta 0:00:0"):
         assert word in full

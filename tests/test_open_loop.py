@@ -5,8 +5,8 @@ import torch
 from small import make_world
 
 from agent.data.dataset import Episodes
-from agent.evaluation.normalised_error import Yardstick
-from agent.evaluation.open_loop import CONTEXT, SAMPLES, exit_rule, open_loop, usable_horizons, watch
+from agent.evaluation.normalised_error import NormalisedError
+from agent.evaluation.open_loop import CONTEXT_ROWS, SAMPLES, exit_rule, open_loop, posterior_states, usable_horizons
 from world_model import ExitRule
 
 
@@ -18,50 +18,50 @@ def episodes_of(world, lengths, seed=0):
     return Episodes(obs, actions, torch.randn(count, longest, generator=gen), torch.tensor(lengths))
 
 
-def test_open_loop_errors_are_those_of_a_dream_from_the_watched_state():
+def test_open_loop_errors_are_those_of_a_dream_from_the_posterior_state():
     world = make_world(exit="fixed").eval()
-    longest = CONTEXT
-    episodes = episodes_of(world, [CONTEXT + longest])  # one place: after the last row of the context
-    found = open_loop(world, episodes, [1, longest], windows=4)
+    longest = CONTEXT_ROWS
+    episodes = episodes_of(world, [CONTEXT_ROWS + longest])  # one place: after the last row of the context
+    result = open_loop(world, episodes, [1, longest], windows=4)
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
         state = world.initial(1)
-        for row in range(CONTEXT):
+        for row in range(CONTEXT_ROWS):
             obs = {name: value[:, row] for name, value in episodes.obs.items()}
             first = torch.tensor([row == 0])
             state, _ = world.observe(obs, episodes.prev_action[:, row], first, state, sample=False)
         start = state.map(lambda leaf: leaf.expand(4 * SAMPLES, *leaf.shape[1:]))
-        dream = world.imagine(start, episodes.prev_action[:, CONTEXT:].expand(4 * SAMPLES, -1, -1), longest)
+        dream = world.imagine(start, episodes.prev_action[:, CONTEXT_ROWS:].expand(4 * SAMPLES, -1, -1), longest)
         truth = torch.cat([torch.sign(x) * torch.log1p(x.abs()) for x in episodes.obs.values()], -1)
         guess = torch.cat(list(world.decode(dream.states).values()), -1)[:, 1:]
         guess = (torch.sign(guess) * torch.log1p(guess.abs())).unflatten(0, (4, SAMPLES)).mean(1)
         reward = dream.rewards.unflatten(0, (4, SAMPLES)).mean(1)
-        wrong = (guess - truth[:, CONTEXT:]).square() / truth[0].var(0)
-    assert torch.allclose(found.error[1], wrong[:, 0].mean(-1), atol=1e-5)
-    assert torch.allclose(found.error[longest], wrong[:, -1].mean(-1), atol=1e-5)
-    assert torch.allclose(found.reward[longest], (reward[:, -1] - episodes.reward[:, -1]).abs(), atol=1e-5)
+        wrong = (guess - truth[:, CONTEXT_ROWS:]).square() / truth[0].var(0)
+    assert torch.allclose(result.error[1], wrong[:, 0].mean(-1), atol=1e-5)
+    assert torch.allclose(result.error[longest], wrong[:, -1].mean(-1), atol=1e-5)
+    assert torch.allclose(result.reward[longest], (reward[:, -1] - episodes.reward[:, -1]).abs(), atol=1e-5)
 
 
 def test_padding_does_not_enter_the_errors():
     world = make_world(exit="fixed")
-    short = episodes_of(world, [CONTEXT + 4, CONTEXT + 9])
+    short = episodes_of(world, [CONTEXT_ROWS + 4, CONTEXT_ROWS + 9])
     padded = short._replace(
         obs={name: value.clone() for name, value in short.obs.items()}, reward=short.reward.clone()
     )
     for value in (*padded.obs.values(), padded.reward):
-        value[0, CONTEXT + 4 :] = 1e3
+        value[0, CONTEXT_ROWS + 4 :] = 1e3
     one, other = (open_loop(world, episodes, [2, 4], windows=16).means() for episodes in (short, padded))
     assert one == pytest.approx(other)
 
 
-def test_known_states_need_not_be_watched_again():
+def test_known_posterior_states_can_be_passed_in():
     world = make_world(exit="fixed")
-    episodes = episodes_of(world, [2 * CONTEXT, 2 * CONTEXT + 3])
-    states, depth = watch(world, episodes, 3)
-    assert depth.shape == (2, 2 * CONTEXT + 3)
+    episodes = episodes_of(world, [2 * CONTEXT_ROWS, 2 * CONTEXT_ROWS + 3])
+    states, depth = posterior_states(world, episodes, 3)
+    assert depth.shape == (2, 2 * CONTEXT_ROWS + 3)
     assert (depth == 3).all()
     one = open_loop(world, episodes, [5], windows=8, max_loops=3)
-    other = open_loop(world, episodes, [5], windows=8, max_loops=3, watched=states)
+    other = open_loop(world, episodes, [5], windows=8, max_loops=3, states=states)
     assert torch.allclose(one.error[5], other.error[5], atol=1e-6)
 
 
@@ -69,22 +69,22 @@ def test_measuring_leaves_the_generators_and_the_exit_rule_alone():
     world = make_world()
     rule, state = world.core.rule, torch.get_rng_state()
     with exit_rule(world, ExitRule()):
-        found = open_loop(world, episodes_of(world, [CONTEXT + 5]), [5], windows=3, max_loops=3)
-    assert (found.depth == 3).all()
+        result = open_loop(world, episodes_of(world, [CONTEXT_ROWS + 5]), [5], windows=3, max_loops=3)
+    assert (result.depth == 3).all()
     assert world.core.rule is rule
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_horizons_longer_than_the_episodes_are_left_out():
     world = make_world()
-    episodes = episodes_of(world, [2 * CONTEXT + 5, CONTEXT])
+    episodes = episodes_of(world, [2 * CONTEXT_ROWS + 5, CONTEXT_ROWS])
     assert usable_horizons(episodes, (50, 25, 1, 26)) == [1, 25]
     with pytest.raises(ValueError, match="no held-out episode"):
         open_loop(world, episodes, [26], windows=3)
     assert usable_horizons(episodes_of(world, [8]), (1, 4, 5)) == [1, 4]  # half of a short episode is seen
 
 
-def test_the_yardstick_is_mean_and_variance_of_all_rows():
+def test_the_normalised_error_is_fitted_to_mean_and_variance_of_all_rows():
     world = make_world(sizes={"state": 2})
     gen = torch.Generator().manual_seed(0)
     episodes = [
@@ -93,9 +93,9 @@ def test_the_yardstick_is_mean_and_variance_of_all_rows():
         for _ in range(2)
     ]  # fmt: skip
     rows = torch.cat([world.senses.truth(e.obs)[i, :n] for e in episodes for i, n in enumerate((700, 30))])
-    found = Yardstick.of(world.senses, episodes)
-    assert torch.allclose(found.mean, rows.mean(0), atol=1e-6)
-    assert torch.allclose(found.variance, rows.var(0), rtol=1e-5)
+    metric = NormalisedError.fit(world.senses, episodes)
+    assert torch.allclose(metric.mean, rows.mean(0), atol=1e-6)
+    assert torch.allclose(metric.variance, rows.var(0), rtol=1e-5)
 
 
 class Parrot:
@@ -107,9 +107,9 @@ class Parrot:
 
 def test_the_energy_score_is_that_of_a_loop_by_hand_and_knows_too_much_doubt():
     gen = torch.Generator().manual_seed(0)
-    stick = Yardstick(torch.zeros(3), torch.tensor([1.0, 4.0, 1e-9]), torch.tensor([True, True, False]))
+    metric = NormalisedError(torch.zeros(3), torch.tensor([1.0, 4.0, 1e-9]), torch.tensor([True, True, False]))
     feat, truth = torch.randn(5 * 4, 3, generator=gen), torch.randn(5, 3, generator=gen)
-    error, energy = stick.judge(Parrot(), feat, 4, truth)
+    error, energy = metric.score(Parrot(), feat, 4, truth)
     scale = torch.tensor([1.0, 2.0])
     for i in range(5):
         x, y = feat[4 * i : 4 * i + 4, :2] / scale, truth[i, :2] / scale
@@ -121,7 +121,7 @@ def test_the_energy_score_is_that_of_a_loop_by_hand_and_knows_too_much_doubt():
     scores = []
     for spread in (0.5, 1.0, 2.0):  # of dreams of a truth whose own is 1
         dreams = spread * torch.randn(4000 * 8, 3, generator=gen)
-        stick = Yardstick(torch.zeros(3), torch.ones(3), torch.ones(3, dtype=torch.bool))
-        scores.append(float(stick.judge(Parrot(), dreams, 8, truth)[1].mean()))
+        metric = NormalisedError(torch.zeros(3), torch.ones(3), torch.ones(3, dtype=torch.bool))
+        scores.append(float(metric.score(Parrot(), dreams, 8, truth)[1].mean()))
     assert scores[1] < scores[0]
     assert scores[1] < scores[2]

@@ -204,7 +204,7 @@ def test_who_brings_images_is_told_of_their_preset(preset, size, said):
 @pytest.mark.parametrize("task", ["atari100k:pong", pytest.param("dmc:cartpole_balance@fast_pixels", marks=drawing)])
 def test_the_tasks_of_images_train_and_are_judged(tmp_path, monkeypatch, task):
     monkeypatch.delenv("MUJOCO_GL", raising=False)  # tests of state tasks have switched drawing off
-    words = ("--preset", "debug", "--eval.video-frames", 20, "--eval.episodes", 1, "--steps", 220)
+    words = ("--preset", "debug", "--eval.episodes", 1, "--steps", 220)
     more = ("--train.eval-every", 0, "--train.prefill", 100, "--run-dir", "run")
     done = spawn(tmp_path, "train_agent.py", task, *words, *more)
     assert done.returncode == 0, done.stderr

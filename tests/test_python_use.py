@@ -1,9 +1,15 @@
 """The agent from Python: predict as stable-baselines3 has it, and the exported acting path."""
 
+import inspect
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
-from conftest import Metronome, metronomes, untrained
+from agent.learning.learner import OptimizerConfig
+from conftest import ROOT, Metronome, metronomes, untrained
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from agent.errors import UsageError
@@ -11,7 +17,6 @@ from agent.evaluation.episodes import run_episodes
 from agent.interop.export import export_policy
 from agent.learning.actor_critic import BehaviorConfig
 from agent.learning.dreamer import Dreamer
-from agent.learning.learner import OptimizerConfig
 from agent.spaces import ActionSpec, Spaces
 from world_model import ExitRule, LoopConfig, ModelConfig
 from world_model.vision import ImageConfig
@@ -30,16 +35,31 @@ def test_predict_is_act_for_one_observation_or_many():
     many, one, named = None, None, None
     for t, obs in enumerate(rows):
         start = np.array([t == 0, t in (0, 2), t == 0])
-        actions, many = agent.predict(obs, many, start)
-        alone, one = agent.predict(obs[1], one, bool(start[1]))
-        same, named = agent.predict({"state": obs}, named, start)
+        actions, many = agent.predict(obs, many, start, deterministic=True)
+        alone, one = agent.predict(obs[1], one, bool(start[1]), deterministic=True)
+        same, named = agent.predict({"state": obs}, named, start, deterministic=True)
         assert alone.shape == (1,)
         assert np.allclose(alone, actions[1], atol=1e-6)
         assert np.array_equal(same, actions)
-    forgetful, _ = agent.predict(rows[-1], None)
+    forgetful, _ = agent.predict(rows[-1], None, deterministic=True)
     assert not np.allclose(forgetful, actions)
     sampled, _ = agent.predict(rows[-1], many, deterministic=False)
     assert not np.allclose(sampled, actions)
+
+
+def test_predict_samples_by_default_as_in_stable_baselines3():
+    agent = lively()
+    obs = np.zeros((4, 2), np.float32)
+    torch.manual_seed(0)
+    default, _ = agent.predict(obs)
+    torch.manual_seed(0)
+    sampled, _ = agent.predict(obs, deterministic=False)
+    mean, _ = agent.predict(obs, deterministic=True)
+    assert np.array_equal(default, sampled)
+    assert not np.allclose(default, mean)
+    parameters = [inspect.signature(kind.predict).parameters for kind in (Dreamer, BaseAlgorithm)]
+    ours, theirs = ([(p.name, p.default) for p in list(signature.values())[1:]] for signature in parameters)
+    assert ours == theirs
 
 
 def test_stable_baselines3_evaluates_it_and_agrees_with_us():
@@ -55,7 +75,7 @@ def test_the_exported_program_acts_like_the_agent(tmp_path, loops):
     acting = export_policy(agent, tmp_path / "policy.pt2", loops)
     program = torch.export.load(tmp_path / "policy.pt2").module()
     agent.averaged.world.core.rule = ExitRule()
-    state, memory = acting.begin(4), None
+    state, memory = acting.initial(4), None
     for t, obs in enumerate(torch.randn(6, 4, 2)):
         first = torch.full((4,), t == 0)
         action, deter, stoch = program(obs, state[0], first, *state[1:])
@@ -76,7 +96,7 @@ def test_the_exported_program_of_an_agent_that_sees_images_acts_like_it(tmp_path
     acting = export_policy(agent, tmp_path / "policy.pt2", 2)
     program = torch.export.load(tmp_path / "policy.pt2").module()
     agent.averaged.world.core.rule = ExitRule()
-    state, memory, choices = acting.begin(4), None, set()
+    state, memory, choices = acting.initial(4), None, set()
     for t in range(6):
         obs = {"camera": torch.randint(256, (4, 16, 32, 3), dtype=torch.uint8), "joints": 3 * torch.randn(4, 3)}
         first = torch.full((4,), t == 0)
@@ -87,7 +107,8 @@ def test_the_exported_program_of_an_agent_that_sees_images_acts_like_it(tmp_path
     assert len(choices) > 1
     views = {name: value.numpy()[:, ::-1] for name, value in obs.items()}  # as OpenGL gives frames
     copies = {name: value.copy() for name, value in views.items()}
-    assert np.array_equal(agent.predict(views, memory)[0], agent.predict(copies, memory)[0])
+    shown, copied = (agent.predict(seen, memory, deterministic=True)[0] for seen in (views, copies))
+    assert np.array_equal(shown, copied)
 
 
 def test_the_command_exports(finished, script, tmp_path):
@@ -101,3 +122,16 @@ def test_the_command_exports(finished, script, tmp_path):
     assert "cannot be written" in refused.stderr
     with pytest.raises(UsageError, match="cannot be written"):
         export_policy(lively(), tmp_path / "nowhere" / "x.pt2", 1)
+
+
+def test_the_agent_is_imported_from_the_package_and_torch_only_then():
+    code = (
+        "import sys, gymnasium, agent\n"
+        "assert 'LoopedDreamer/Dream-v0' in gymnasium.registry\n"
+        "assert 'torch' not in sys.modules\n"
+        "from agent import Dreamer\n"
+        "assert Dreamer.__module__ == 'agent.learning.dreamer'\n"
+        "assert 'Dreamer' in agent.__all__ and not hasattr(agent, 'Dremer')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -9,9 +9,15 @@ import torch
 from conftest import counters, untrained
 
 from agent.data.dataset import Episodes
-from agent.evaluation.normalised_error import Yardstick
-from agent.evaluation.recording import RECORDING_SEEDS, Recording, record
-from agent.evaluation.rollout_error import crossings, describe, longest_horizon, realised_return, rollout_errors
+from agent.evaluation.normalised_error import NormalisedError
+from agent.evaluation.recording import Recording, record
+from agent.evaluation.rollout_error import (
+    crossings,
+    format_results,
+    longest_horizon,
+    realised_return,
+    rollout_errors,
+)
 from envs import make_vector_env
 from world_model import LatentState
 
@@ -21,9 +27,9 @@ def test_recorded_rows_are_arrivals(policy):
     """toy:counter: row t says t, its reward is t, even episodes terminate and odd ones are truncated."""
     agent = untrained()
     player = agent if policy == "agent" else None
-    found = record(player, agent.spaces, counters, 6)
-    episodes = found.episodes
-    assert found.policy == policy
+    recording = record(player, agent.spaces, counters, range(6))
+    episodes = recording.episodes
+    assert recording.policy == policy
     assert (episodes.length >= 4).all()  # 3 to 12 steps and the first row
     for i, length in enumerate(episodes.length.tolist()):
         assert torch.equal(episodes.obs["state"][i, :length, 0], torch.arange(float(length)))
@@ -32,13 +38,13 @@ def test_recorded_rows_are_arrivals(policy):
         assert (episodes.prev_action[i, 1:length] != 0).all()
         for leaf in (episodes.obs["state"], episodes.reward, episodes.prev_action):
             assert not leaf[i, length:].any()
-    assert found.terminal.all()  # the first episode after a seeded reset has the number 0
-    assert found.contacts is None
-    again = record(player, agent.spaces, counters, 6)
+    assert recording.terminal.all()  # the first episode after a seeded reset has the number 0
+    assert recording.contacts is None
+    again = record(player, agent.spaces, counters, range(6))
     assert torch.equal(again.episodes.prev_action, episodes.prev_action)
 
 
-def test_recordings_are_seeded_apart_and_leave_generators_alone():
+def test_recordings_use_their_seeds_and_leave_generators_alone():
     agent, state = untrained(), torch.get_rng_state()
     seeds = []
 
@@ -53,8 +59,8 @@ def test_recordings_are_seeded_apart_and_leave_generators_alone():
         envs.reset = spy
         return envs
 
-    record(None, agent.spaces, make, 2, seed=5)
-    assert seeds == [[RECORDING_SEEDS + 5, RECORDING_SEEDS + 6]]
+    record(None, agent.spaces, make, range(5, 7))
+    assert seeds == [[5, 6]]
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -62,13 +68,13 @@ def test_contacts_are_recorded_where_the_simulator_tells():
     make = lambda count: make_vector_env("dmc:walker_stand", count, 0)  # noqa: E731
     agent = untrained(make)
     envs = make(1)
-    _, info = envs.reset(seed=[RECORDING_SEEDS])
+    _, info = envs.reset(seed=[9])
     envs.close()
     # A whole episode takes long; the first rows tell.
     limited = lambda count: Short(make(count))  # noqa: E731
-    found = record(None, agent.spaces, limited, 1)
-    assert found.contacts.shape == found.episodes.reward.shape
-    assert found.contacts[0, 0] == info["contacts"][0]
+    recording = record(None, agent.spaces, limited, range(9, 10))
+    assert recording.contacts.shape == recording.episodes.reward.shape
+    assert recording.contacts[0, 0] == info["contacts"][0]
 
 
 class Short:
@@ -97,11 +103,11 @@ def test_realised_return_by_hand():
     states = LatentState(
         torch.randn(2, 4, *zero.deter.shape[1:]), torch.rand(2, 4, *zero.stoch.shape[1:])
     )
-    found = realised_return(behavior, recording, states)
+    returns = realised_return(behavior, recording, states)
     end = float(behavior.critic.value(states.map(lambda leaf: leaf[1, 3]).feat()[None]))
-    assert found[0].tolist() == pytest.approx([1 + gamma * 2, 2.0, 0.0, 0.0])
+    assert returns[0].tolist() == pytest.approx([1 + gamma * 2, 2.0, 0.0, 0.0])
     expected = [5 + gamma * (3 + gamma * (4 + gamma * end)), 3 + gamma * (4 + gamma * end), 4 + gamma * end, end]
-    assert found[1].tolist() == pytest.approx(expected, abs=5e-3)  # the two-hot value is summed in another order
+    assert returns[1].tolist() == pytest.approx(expected, abs=5e-3)  # the two-hot value is summed in another order
 
 
 def test_where_the_model_stops_being_better():
@@ -119,54 +125,54 @@ def test_where_the_model_stops_being_better():
 @pytest.fixture(scope="module")
 def measured():
     agent = untrained()
-    recordings = [record(player, agent.spaces, counters, 8) for player in (agent, None)]
+    recordings = [record(player, agent.spaces, counters, range(8)) for player in (agent, None)]
     state = torch.get_rng_state()
     parts = agent.averaged.world, agent.averaged.behavior
-    found = rollout_errors(*parts, recordings, 50, (1, 3), windows=32)
+    results = rollout_errors(*parts, recordings, 50, (1, 3), windows=32)
     assert torch.equal(torch.get_rng_state(), state)
-    return agent, recordings, found
+    return agent, recordings, results
 
 
 def test_simple_predictors_are_the_same_for_every_number_of_loops(measured):
-    _, _, found = measured
+    _, _, results = measured
     for name in ("copy", "mean", "reward_copy", "reward_mean"):
-        one, other = (found.curve("agent", loops, name)[1] for loops in ("exit", "3"))
+        one, other = (results.curve("agent", loops, name)[1] for loops in ("exit", "3"))
         assert np.array_equal(one, other)
-    assert not np.array_equal(*(found.curve("agent", loops, "observation")[1] for loops in ("1", "3")))
-    assert (found.curve("random", "3", "depth")[1] == 3).all()
+    assert not np.array_equal(*(results.curve("agent", loops, "observation")[1] for loops in ("1", "3")))
+    assert (results.curve("random", "3", "depth")[1] == 3).all()
 
 
 def test_copying_a_counter_is_wrong_by_as_many_as_were_counted(measured):
-    _, _, found = measured
-    steps, wrong = found.curve("agent", "1", "reward_copy")
+    _, _, results = measured
+    steps, wrong = results.curve("agent", "1", "reward_copy")
     assert wrong == pytest.approx(steps)
 
 
 def test_horizons_beyond_the_episodes_are_cut_with_a_note(measured):
-    _, recordings, found = measured
+    _, recordings, results = measured
     longest = longest_horizon(recordings)
-    assert max(row["step"] for row in found.errors) == longest < 50
-    assert found.notes == [f"the episodes are long enough for {longest} steps, not for 50"]
-    assert f"after {longest} steps" not in describe(found).splitlines()[0]
-    assert "size of the state, 3 loops" in describe(found)
+    assert max(row["step"] for row in results.errors) == longest < 50
+    assert results.notes == [f"the episodes are long enough for {longest} steps, not for 50"]
+    assert f"after {longest} steps" not in format_results(results).splitlines()[0]
+    assert "norm of the state, 3 loops" in format_results(results)
 
 
 def test_the_mean_has_an_error_of_one(measured):
     agent, recordings, _ = measured
     world = agent.averaged.world
-    yardstick = Yardstick.of(world.senses, [each.episodes for each in recordings])
+    metric = NormalisedError.fit(world.senses, [recording.episodes for recording in recordings])
     errors = []
     for recording in recordings:
         real = torch.arange(recording.episodes.reward.shape[1]) < recording.episodes.length[:, None]
-        errors.append(yardstick.error(yardstick.mean, world.senses.truth(recording.episodes.obs)[real]))
+        errors.append(metric.error(metric.mean, world.senses.truth(recording.episodes.obs)[real]))
     assert float(torch.cat(errors).mean()) == pytest.approx(1.0, rel=0.02)
 
 
-def test_the_size_of_the_state_is_watched_for_a_thousand_steps(measured):
-    _, _, found = measured
-    assert {row["loops"] for row in found.norms} == {"exit", "1", "3"}
-    assert max(row["step"] for row in found.norms) == 1000
-    assert all(0 < row["mean"] <= row["largest"] < 100 for row in found.norms)
+def test_the_norm_of_the_state_is_measured_for_a_thousand_steps(measured):
+    _, _, results = measured
+    assert {row["loops"] for row in results.norms} == {"exit", "1", "3"}
+    assert max(row["step"] for row in results.norms) == 1000
+    assert all(0 < row["mean"] <= row["largest"] < 100 for row in results.norms)
 
 
 def test_the_command_writes_tables_and_pictures(finished, script, tmp_path):

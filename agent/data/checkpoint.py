@@ -1,10 +1,10 @@
-"""The folder of a run: its name, its checkpoints, and meta.json.
+"""The checkpoint files of a run.
 
-runs/dmc-cartpole_swingup/small-s0-20261123-1456/
-  config.yaml  meta.json  metrics.jsonl  episodes.csv  eval.csv  curve.png  events.out.tfevents.*
-  checkpoints/latest.pt    everything but the images of the replay, to go on with --resume
-  checkpoints/best.pt      the agent of the best evaluation, without replay
-  videos/eval_final.mp4
+RUN/checkpoints/latest.pt    everything but the images of the replay, from which --resume continues
+RUN/checkpoints/best.pt      the agent of the best evaluation, without replay
+RUN/replay/                  the images of the replay, see `image_store.py`
+
+A checkpoint is a dictionary of tensors and plain values: NEEDED, and in latest.pt also "replay" and "trainer".
 """
 
 from __future__ import annotations
@@ -23,13 +23,54 @@ from agent.data.replay import with_images
 from agent.errors import UsageError
 from agent.spaces import Spaces
 
+FORMAT = 3
+"""Layout of checkpoints. Files of another format are refused; the commit that wrote them reads them."""
+NEEDED = ("format", "task", "config", "spaces", "step", "agent")
+"""What every checkpoint holds."""
+
 Store = Callable[[str, Mapping[str, Any]], None]
-
-FORMAT = 2  # 1: before the controls, when the parameters of the core had other names
-NEEDED = ("format", "task", "config", "spaces", "step", "agent")  # what every checkpoint holds
+"""store("latest", content) writes checkpoints/latest.pt."""
 
 
-# ---------------------------------------------------------------------- folders
+# ---------------------------------------------------------------------- writing
+
+
+def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Save under a temporary name, then rename: a run that dies while saving keeps its previous checkpoint.
+
+    Raises OSError when the file cannot be written, for example to a full disk.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        torch.save({"format": FORMAT, **_compact(dict(content))}, temporary)
+        os.replace(temporary, path)
+    except RuntimeError as error:  # torch raises it for every failure to write, a full disk among them
+        raise OSError(errno.EIO, f"a checkpoint cannot be written ({error})", str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_store(run_dir: Path, task: str, config: Mapping[str, Any], spaces: Spaces) -> Store:
+    """A function that saves checkpoints of this run: what it is given, with task, config and spaces."""
+    header = {"task": task, "config": config, "spaces": spaces.plain()}
+
+    def store(name: str, content: Mapping[str, Any]) -> None:
+        write_checkpoint(run_dir / "checkpoints" / f"{name}.pt", {**header, **content})
+
+    return store
+
+
+def _compact(tree: Any) -> Any:
+    """Copy tensors that are a small part of a larger storage: torch.save writes whole storages."""
+    if isinstance(tree, dict):
+        return {key: _compact(value) for key, value in tree.items()}
+    if isinstance(tree, Tensor) and tree.untyped_storage().nbytes() > tree.numel() * tree.element_size():
+        return tree.clone(memory_format=torch.contiguous_format)
+    return tree
+
+
+# ---------------------------------------------------------------------- reading
 
 
 def find_checkpoint(run: Path | str, which: str = "latest") -> Path:
@@ -45,41 +86,30 @@ def find_checkpoint(run: Path | str, which: str = "latest") -> Path:
     path = run / "checkpoints" / f"{which}.pt"
     if path.is_file():
         return path
-    others = sorted(found.stem for found in run.glob("checkpoints/*.pt"))
+    others = sorted(other.stem for other in run.glob("checkpoints/*.pt"))
     if others:
         raise UsageError(f"{run} has no checkpoint {which!r}; it has {', '.join(others)}")
     raise UsageError(f"{run} is not a run folder: it holds no checkpoints/{which}.pt")
 
 
-# ---------------------------------------------------------------------- checkpoints
-
-
-def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Save under a temporary name, then rename: a run that dies while saving keeps its last checkpoint."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        torch.save({"format": FORMAT, **_compact(dict(content))}, temporary)
-        os.replace(temporary, path)
-    except RuntimeError as error:  # torch's word for every failure to write, a full disk among them
-        raise OSError(errno.EIO, f"a checkpoint cannot be written ({error})", str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+def run_folder(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint file belongs to."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """Load a checkpoint to the CPU; nothing in the file is executed.
 
-    Raises UsageError when the file is missing, damaged, or not a checkpoint of this program.
+    Raises UsageError when the file is missing, damaged, of another format, or not a checkpoint of this program.
     """
     try:
         with zipfile.ZipFile(path) as file:
-            if damaged := file.testzip():  # torch itself does not look at the check sums
+            if damaged := file.testzip():  # torch does not verify check sums
                 raise ValueError(f"the check sum of {damaged} is wrong")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UsageError(f"there is no checkpoint {path}") from None
-    except Exception as error:  # torch raises many kinds for many kinds of damage
+    except Exception as error:  # torch raises many types of errors for damaged files
         raise UsageError(
             f"{path} is damaged or not a checkpoint; the run's other one (latest.pt, best.pt) may still be good: "
             "evaluate.py policy RUN --checkpoint best"
@@ -88,29 +118,22 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         raise UsageError(f"{path} is a PyTorch file but not a checkpoint of this program")
     if content["format"] != FORMAT:
         raise UsageError(
-            f"{path} has checkpoint format {content['format']}, this version reads format {FORMAT}; "
-            "use the commit named in the run's meta.json"
+            f"{path} has checkpoint format {content['format']}, and this version reads format {FORMAT} only; "
+            "check out the commit named in the run's meta.json to use it"
         )
     return content
 
 
-def make_store(run_dir: Path, task: str, config: Mapping[str, Any], spaces: Spaces) -> Store:
-    """How the trainer saves: store("latest", content) writes checkpoints/latest.pt, complete."""
-    header = {"task": task, "config": config, "spaces": spaces.plain()}
-
-    def store(name: str, content: Mapping[str, Any]) -> None:
-        write_checkpoint(run_dir / "checkpoints" / f"{name}.pt", {**header, **content})
-
-    return store
-
-
 def check_spaces(saved: Mapping[str, Any], spaces: Spaces) -> None:
-    """Raise UsageError when the environments are no longer those that the checkpoint was trained in."""
+    """Raise UsageError when the task's spaces are no longer those of the checkpoint."""
     if saved["spaces"] != spaces.plain():
         raise UsageError(
             f"the checkpoint of {saved['task']} has other observations or actions ({saved['spaces']}) than "
             f"the task has now ({spaces.plain()}); use the environment it was trained in"
         )
+
+
+# ---------------------------------------------------------------------- replay
 
 
 def images_folder(run_dir: Path) -> Path:
@@ -119,7 +142,7 @@ def images_folder(run_dir: Path) -> Path:
 
 
 def replay_of(saved: Mapping[str, Any], checkpoint: Path) -> Mapping[str, Any]:
-    """The replay in a checkpoint of its run's folder, images included. Raises UsageError where there is none."""
+    """The replay in a checkpoint of a run's folder, with its images. Raises UsageError where there is none."""
     if "replay" not in saved:
         raise UsageError(f"{checkpoint} holds no experience: give the run's folder or its latest.pt")
     try:
@@ -127,20 +150,3 @@ def replay_of(saved: Mapping[str, Any], checkpoint: Path) -> Mapping[str, Any]:
         return with_images(saved["replay"], Spaces.of(saved["spaces"]).obs, folder)
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-def _compact(tree: Any) -> Any:
-    """Copy tensors that are a small part of a larger storage: torch.save writes whole storages."""
-    if isinstance(tree, dict):
-        return {key: _compact(value) for key, value in tree.items()}
-    if isinstance(tree, Tensor) and tree.untyped_storage().nbytes() > tree.numel() * tree.element_size():
-        return tree.clone(memory_format=torch.contiguous_format)
-    return tree
-
-
-# ---------------------------------------------------------------------- random states
-
-
-# ---------------------------------------------------------------------- meta.json
-
-

@@ -1,10 +1,12 @@
-"""Fixed data sets: the experience of a run, kept apart from it, so that world models are compared on equal data.
+"""Fixed data sets of whole episodes, on which world models are trained and compared.
 
     DATASET/
-      dataset.json   task, spaces, where it came from
+      dataset.json   metadata: task, spaces, source, number of episodes and rows, returns
       rows.npz       whole episodes of arrival rows, one after the other (see `replay.py`)
 
-Every tenth episode is held out: training never sees it.
+Every tenth episode is held out of training.
+
+Symbols: E episodes, T rows of the longest one, L rows of all episodes together, A dimensions of the policy's action.
 """
 
 from __future__ import annotations
@@ -25,14 +27,15 @@ from agent.data.replay import LATENTS
 from agent.errors import UsageError
 from agent.spaces import Spaces
 
-HELD_OUT = 10
-"""One episode of so many is held out."""
+HELD_OUT_EVERY = 10
+"""One episode in this many is held out."""
 
 Rows = dict[str, np.ndarray]
+"""Columns of arrival rows: name -> (L, ...), observations under "obs/NAME"."""
 
 
 class Dataset(NamedTuple):
-    """rows: name -> (L, ...), every episode whole; training and held-out rows apart."""
+    """Whole episodes of `task`, split into training and held-out ones."""
 
     task: str
     spaces: Spaces
@@ -41,9 +44,9 @@ class Dataset(NamedTuple):
 
 
 class Episodes(NamedTuple):
-    """Episodes side by side, padded with zeros: obs {name: (E, T, O) or (E, T, H, W, C)}, prev_action (E, T, A).
+    """Episodes side by side, padded with zeros.
 
-    reward (E, T); length (E,) counts the rows of each.
+    obs {name: (E, T, O) or (E, T, H, W, C)}, prev_action (E, T, A), reward (E, T), length (E,) in rows.
     """
 
     obs: dict[str, torch.Tensor]
@@ -60,10 +63,10 @@ class Episodes(NamedTuple):
 def export_dataset(
     saved: Mapping[str, Any], folder: Path | str, source: Path, keep: np.ndarray | None = None, variant: str = ""
 ) -> dict[str, Any]:
-    """Write the experience in the checkpoint `source` to the new folder; returns what dataset.json holds.
+    """Write the replay of the checkpoint `saved`, read from the file `source`, to the new folder; returns the metadata.
 
-    Episodes without an end, of which the replay lost the beginning or which were under way, are left out.
-    keep (O,): which numbers of the state observation stay, in a data set of the task's `variant`.
+    Episodes that are incomplete, because they were running or their beginning was overwritten, are left out.
+    keep (O,): which entries of the observation "state" are kept, in a data set of the task's `variant`.
     Raises UsageError when the checkpoint holds no replay, and as `write_dataset`.
     """
     rows, spaces = whole_episodes(replay_of(saved, source)), saved["spaces"]
@@ -73,9 +76,9 @@ def export_dataset(
     return write_dataset(rows, folder, {"task": saved["task"] + variant, "spaces": spaces, "source": str(source)})
 
 
-def collected(episodes: Episodes, terminal: torch.Tensor) -> Rows:
-    """Recorded episodes (E, T, ...) as rows one after the other; terminal (E,): those that ended for good."""
-    real = torch.arange(episodes.reward.shape[1]) < episodes.length[:, None]
+def rows_of(episodes: Episodes, terminal: torch.Tensor) -> Rows:
+    """Recorded episodes (E, T, ...) as rows (L, ...); terminal (E,): those that terminated. See `pad_episodes`."""
+    real = torch.arange(episodes.reward.shape[1]) < episodes.length[:, None]  # (E, T)
     last = torch.arange(episodes.reward.shape[1]) == episodes.length[:, None] - 1
     columns = {f"obs/{name}": value for name, value in episodes.obs.items()}
     columns |= {"prev_action": episodes.prev_action, "reward": episodes.reward}
@@ -84,17 +87,17 @@ def collected(episodes: Episodes, terminal: torch.Tensor) -> Rows:
     return {name: value[real].numpy() for name, value in columns.items()}
 
 
-def write_dataset(rows: Rows, folder: Path | str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Write whole episodes to the new folder; returns what dataset.json holds. facts: task, spaces, source.
+def write_dataset(rows: Rows, folder: Path | str, source: Mapping[str, Any]) -> dict[str, Any]:
+    """Write whole episodes to the new folder; returns the metadata. source: its task, spaces and source.
 
     Raises UsageError when there are too few episodes, or the folder exists.
     """
     starts = np.flatnonzero(rows["is_first"])
-    if len(starts) < HELD_OUT:
-        raise UsageError(f"{len(starts)} whole episodes are too few: a data set needs at least {HELD_OUT}")
+    if len(starts) < HELD_OUT_EVERY:
+        raise UsageError(f"{len(starts)} whole episodes are too few: a data set needs at least {HELD_OUT_EVERY}")
     returns = np.add.reduceat(rows["reward"], starts)
-    whole = {
-        **facts,
+    metadata = {
+        **source,
         "episodes": len(starts),
         "rows": len(rows["reward"]),
         "mean_return": float(returns.mean()),
@@ -107,34 +110,42 @@ def write_dataset(rows: Rows, folder: Path | str, facts: Mapping[str, Any]) -> d
     try:
         temporary.mkdir(parents=True)
         np.savez_compressed(temporary / "rows.npz", **rows)  # type: ignore[arg-type]
-        (temporary / "dataset.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+        (temporary / "dataset.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
         temporary.rename(folder)
     except OSError as error:
         raise UsageError(f"the data set {folder} cannot be written: {error.strerror}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return whole
+    return metadata
+
+
+def dataset_line(metadata: Mapping[str, Any]) -> str:
+    """What a data set holds, for the terminal."""
+    return (
+        f"{metadata['task']}: {metadata['episodes']} whole episodes, {metadata['rows']:,} rows, mean return "
+        f"{metadata['mean_return']:.4g}, best {metadata['best_return']:.4g}"
+    )
 
 
 def load_dataset(folder: Path | str) -> Dataset:
     """Read a data set. Raises UsageError when it is not one."""
     folder = Path(folder)
     try:
-        facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        with np.load(folder / "rows.npz") as found:
-            rows = {name: found[name] for name in found.files}
-        spaces = Spaces.of(facts["spaces"])
-        task, episode = facts["task"], np.cumsum(rows["is_first"]) - 1
+        metadata = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        with np.load(folder / "rows.npz") as file:
+            rows = {name: file[name] for name in file.files}
+        spaces = Spaces.of(metadata["spaces"])
+        task, episode = metadata["task"], np.cumsum(rows["is_first"]) - 1
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise UsageError(
             f"{folder} is not a data set ({error}); make one from a run: python evaluate.py dataset RUN {folder}"
         ) from error
-    held = episode % HELD_OUT == HELD_OUT - 1
+    held_out = episode % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
     return Dataset(
         task,
         spaces,
-        {name: value[~held] for name, value in rows.items()},
-        {name: value[held] for name, value in rows.items()},
+        {name: value[~held_out] for name, value in rows.items()},
+        {name: value[held_out] for name, value in rows.items()},
     )
 
 
@@ -145,16 +156,16 @@ def check_dataset(dataset: Dataset, task: str) -> None:
 
 
 def whole_episodes(replay: Mapping[str, Any]) -> Rows:
-    """The rows of `ReplayBuffer.state_dict` in the order of time, environment after environment; see `with_images`."""
+    """The whole episodes of a saved replay (`with_images`) in the order of time, environment after environment."""
     rows = {name: np.asarray(value) for name, value in replay["rows"].items() if name not in LATENTS}
     envs, held = rows["reward"].shape
     order = (replay["count"] + np.arange(held)) % held if replay["count"] > held else np.arange(held)
-    order = order[max(0, replay.get("oldest_whole", 0) - (replay["count"] - held)) :]
-    pieces = []
+    order = order[max(0, replay["first_intact"] - (replay["count"] - held)) :]
+    pieces = []  # (environment, positions of the rows of one episode)
     for env in range(envs):
         first, last = rows["is_first"][env, order], rows["is_last"][env, order]
         starts = np.flatnonzero(first)
-        for start, end in zip(starts, [*(starts[1:] - 1), len(order) - 1], strict=False):  # none: no end either
+        for start, end in zip(starts, [*(starts[1:] - 1), len(order) - 1], strict=False):  # no start: no pair
             if last[end]:
                 pieces.append((env, order[start : end + 1]))
     return {
@@ -164,16 +175,16 @@ def whole_episodes(replay: Mapping[str, Any]) -> Rows:
 
 
 def pad_episodes(rows: Rows) -> Episodes:
-    """Whole episodes (L, ...) side by side."""
+    """Whole episodes (L, ...) side by side, (E, T, ...)."""
     starts = np.flatnonzero(rows["is_first"])
     lengths = np.diff([*starts, len(rows["is_first"])])
 
     def padded(value: np.ndarray) -> torch.Tensor:
         kind = np.uint8 if value.dtype == np.uint8 else np.float32
-        out = np.zeros((len(starts), lengths.max(), *value.shape[1:]), kind)
-        for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-            out[row, :length] = value[start : start + length]
-        return torch.from_numpy(out)
+        episodes = np.zeros((len(starts), lengths.max(), *value.shape[1:]), kind)
+        for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+            episodes[number, :length] = value[start : start + length]
+        return torch.from_numpy(episodes)
 
     obs = {name.removeprefix("obs/"): padded(value) for name, value in rows.items() if name.startswith("obs/")}
     return Episodes(obs, padded(rows["prev_action"]), padded(rows["reward"]), torch.from_numpy(lengths))

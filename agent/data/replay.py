@@ -1,4 +1,4 @@
-"""Replay of arrival rows.
+"""Replay buffer of arrival rows.
 
 Row t is what the agent knows on arrival at observation t; nothing is shifted when it is sampled.
 
@@ -11,10 +11,13 @@ Row t is what the agent knows on arrival at observation t; nothing is shifted wh
     is_terminal   0        0        0    terminated     0            0       -> continue target = 1 - is_terminal
 
 This is what Gymnasium vector environments give with NEXT_STEP autoreset. Each environment has its own ring.
-With every row the latent state inferred on arrival is kept, half precision: a sampled sequence starts from
+Every row also holds the latent state inferred on arrival, in half precision: a sampled sequence starts from
 the latent of the row before it, and the trained latents are written back (DreamerV3's replay context).
 
-Vectors are saved with the checkpoint. Images are not: they lie in a memory-mapped file of the run (`image_rows.py`).
+Vectors are saved with the checkpoint. Images are not: they lie in a memory-mapped file of the run (`image_store.py`).
+
+Symbols: E environments, L rows per ring, B sequences, T rows of a sequence, N latent tokens, D their width,
+S groups, K classes, A dimensions of the policy's action.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agent.data.image_store import DeviceRows, ImageRows
+from agent.data.image_store import DeviceImages, ImageStore
 from world_model import Batch, LatentState, ObsSize
 
 FLAGS = ("is_first", "is_last", "is_terminal")
@@ -66,26 +69,38 @@ class ReplayBuffer:
             "stoch": np.zeros((*shape, stoch[0]), np.uint8),  # class indices
         }
         self.image_sizes = {f"obs/{name}": size for name, size in obs_sizes.items() if not isinstance(size, int)}
-        self.images: dict[str, ImageRows] = {}
-        self.copies: dict[str, DeviceRows] | None = None  # of the images, on a GPU with room for them
+        self.images: dict[str, ImageStore] = {}
+        self.device_images: dict[str, DeviceImages] | None = None  # None: not tried yet
         self.count = 0  # rows ever written, per environment
-        self.oldest_whole = 0  # rows before this one have lost their images
+        self.first_intact = 0  # number of the first row whose images were not overwritten after a checkpoint
         self.rng = np.random.default_rng(seed)
 
-    def keep_images(self, folder: Path | None, exists: bool = False) -> None:
-        """Keep the images in files of `folder`; to be called before the first row, or they are kept in memory.
+    # ---------------------------------------------------------------------- images
 
-        exists: go on with the files of an earlier run; ValueError where they are missing or of another size.
+    def open_image_store(self, folder: Path | None, exists: bool = False) -> None:
+        """Keep the images in files of `folder`, or in memory where it is None, as without this call.
+
+        Call it before the first row. exists: continue the files of an earlier run; ValueError where they are missing
+        or of another size.
         """
         for name, size in self.image_sizes.items():
             path = folder / f"{name.removeprefix('obs/')}.images" if folder else None
-            self.images[name] = ImageRows(path, (self.envs, self.length, *size), exists)
+            self.images[name] = ImageStore(path, (self.envs, self.length, *size), exists)
             self.rows[name] = self.images[name].values
+
+    def copy_images_to(self, device: torch.device) -> None:
+        """Keep a copy of the images on this device from now on, as far as its memory suffices."""
+        self.device_images = {}
+        for name, store in self.images.items():
+            with contextlib.suppress(MemoryError):
+                self.device_images[name] = DeviceImages(store.values, self.count, device)
+
+    # ---------------------------------------------------------------------- writing
 
     @property
     def oldest(self) -> int:
         """Number of the oldest row held."""
-        return max(0, self.count - self.length, self.oldest_whole)
+        return max(0, self.count - self.length, self.first_intact)
 
     @property
     def held(self) -> int:
@@ -100,14 +115,14 @@ class ReplayBuffer:
         """Append one row per environment: every value (E, ...), observations under "obs/NAME"."""
         at = self.count % self.length
         if self.image_sizes and not self.images:
-            self.keep_images(None)
-        for name, images in self.images.items():  # first, because a full disk shows here
-            images.write(self.count, row[name])
-            if self.copies and name in self.copies:
+            self.open_image_store(None)
+        for name, store in self.images.items():  # images first: where the disk is full, no other value changes
+            store.write(self.count, row[name])
+            if self.device_images and name in self.device_images:
                 try:
-                    self.copies[name].write(at, row[name])
+                    self.device_images[name].write(at, row[name])
                 except MemoryError:
-                    del self.copies[name]
+                    del self.device_images[name]
         for name, value in row.items():
             if name not in self.images:
                 self.rows[name][:, at] = value
@@ -118,16 +133,23 @@ class ReplayBuffer:
     def fill(self, rows: Mapping[str, np.ndarray], state: LatentState) -> None:
         """Put the rows (L, ...) of a fixed data set into an empty buffer of one environment and capacity L.
 
-        state (L, ...) are the latents to start from, until training writes better ones back.
+        state (L, ...): the latents to start from, until training writes better ones back.
         """
         if self.image_sizes and not self.images:
-            self.keep_images(None)
-        self.copies = None
+            self.open_image_store(None)
+        self.device_images = None
         for name, value in rows.items():
             self.rows[name][0] = value
         self.rows["deter"][0] = state.deter.numpy(force=True)
         self.rows["stoch"][0] = state.stoch.argmax(-1).numpy(force=True)
         self.count = self.length
+
+    def write_back(self, where: np.ndarray, states: LatentState) -> None:
+        """Store freshly inferred latents (B, T, ...) at the positions that `sample` returned, (2, B, T)."""
+        self.rows["deter"][where[0], where[1]] = states.deter.numpy(force=True)
+        self.rows["stoch"][where[0], where[1]] = states.stoch.argmax(-1).numpy(force=True)
+
+    # ---------------------------------------------------------------------- sampling
 
     def sample(self, batch_size: int, length: int, device: torch.device | str = "cpu") -> tuple[Batch, np.ndarray]:
         """`batch_size` sequences of `length` consecutive rows, each with the latent of the row before.
@@ -143,18 +165,18 @@ class ReplayBuffer:
         where = (env[:, None], at[:, 1:])
 
         on_gpu = torch.device(device).type == "cuda"
-        if on_gpu and self.copies is None:
-            self.copy_to(torch.device(device))
-        copies = {name: copy for name, copy in (self.copies or {}).items() if on_gpu == copy.values.is_cuda}
+        if on_gpu and self.device_images is None:
+            self.copy_images_to(torch.device(device))
+        copies = {name: copy for name, copy in (self.device_images or {}).items() if on_gpu == copy.values.is_cuda}
 
-        def tensor(name: str, rows: tuple[np.ndarray, np.ndarray] = where) -> torch.Tensor:
+        def tensor(name: str, index: tuple[np.ndarray, np.ndarray] = where) -> torch.Tensor:
             if name in copies:
-                return copies[name].gather(*rows)
-            found = torch.from_numpy(np.asarray(self.rows[name][rows]))
-            return (found.pin_memory() if on_gpu else found).to(device, non_blocking=True)
+                return copies[name].gather(*index)
+            values = torch.from_numpy(np.asarray(self.rows[name][index]))
+            return (values.pin_memory() if on_gpu else values).to(device, non_blocking=True)
 
-        context = env, at[:, 0]
-        stoch = torch.nn.functional.one_hot(tensor("stoch", context).long(), self.classes)
+        context = env, at[:, 0]  # (B,) each
+        stoch = torch.nn.functional.one_hot(tensor("stoch", context).long(), self.classes)  # (B, S) -> (B, S, K)
         start = LatentState(tensor("deter", context).float(), stoch.float())
         batch = Batch(
             obs={name: tensor(f"obs/{name}") for name in self.obs_names},
@@ -165,59 +187,52 @@ class ReplayBuffer:
         )
         return batch, np.stack(np.broadcast_arrays(*where))
 
-    def copy_to(self, device: torch.device) -> None:
-        """Keep a copy of the images on this device from now on, as far as they fit."""
-        self.copies = {}
-        for name, images in self.images.items():
-            with contextlib.suppress(MemoryError):
-                self.copies[name] = DeviceRows(images.values, self.count, device)
-
-    def write_back(self, where: np.ndarray, states: LatentState) -> None:
-        """Store freshly inferred latents (B, T, ...) of a sampled batch."""
-        self.rows["deter"][where[0], where[1]] = states.deter.numpy(force=True)
-        self.rows["stoch"][where[0], where[1]] = states.stoch.argmax(-1).numpy(force=True)
+    # ---------------------------------------------------------------------- saving
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows held and the sampling state, as tensors and plain values (loads with weights_only)."""
+        """The rows held and the sampling state, as tensors and plain values (loads with weights_only).
+
+        Images are not in it: see `with_images`.
+        """
         held = min(self.count, self.length)
         kept = self.rows.keys() - self.images.keys()
         rows = {name: torch.from_numpy(value[:, :held]) for name, value in self.rows.items() if name in kept}
-        whole = {"oldest_whole": self.oldest_whole} if self.image_sizes else {}
-        return {"rows": rows, "count": self.count, "rng": self.rng.bit_generator.state, **whole}
+        rng = self.rng.bit_generator.state
+        return {"rows": rows, "count": self.count, "first_intact": self.first_intact, "rng": rng}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore `state_dict`; raises ValueError when the shapes are those of another task or model."""
         if saved["rows"].keys() != self.rows.keys() - self.images.keys():
             raise ValueError(f"the saved replay does not fit: it holds {sorted(saved['rows'])}")
         for name, value in saved["rows"].items():
-            mine = self.rows[name]
-            if mine.shape[0] != value.shape[0] or mine.shape[2:] != tuple(value.shape[2:]):
+            own = self.rows[name]
+            if own.shape[0] != value.shape[0] or own.shape[2:] != tuple(value.shape[2:]):
                 raise ValueError(f"the saved replay does not fit: {name} has shape {tuple(value.shape)}")
             if value.shape[1] > self.length or (saved["count"] > value.shape[1] != self.length):
                 raise ValueError("the saved replay has another capacity: keep --train.replay_rows as it was")
         for name, value in saved["rows"].items():
             self.rows[name][:, : value.shape[1]] = value.numpy()
         self.count = saved["count"]
-        self.copies = None
+        self.device_images = None
         if self.images:
-            written = [int(images.written[0]) for images in self.images.values()]
-            self.oldest_whole = oldest_whole(saved, written, self.length)
+            written = [int(store.written[0]) for store in self.images.values()]
+            self.first_intact = first_intact_row(saved, written, self.length)
         self.rng.bit_generator.state = saved["rng"]
 
 
-def oldest_whole(saved: Mapping[str, Any], written: list[int], length: int) -> int:
-    """Number of the oldest row whose images are those of its checkpoint, in rings of `length` rows.
+def first_intact_row(saved: Mapping[str, Any], written: list[int], length: int) -> int:
+    """Number of the oldest row whose images are still those of its checkpoint, in rings of `length` rows.
 
-    written: rows that each of the files has taken in. Those behind the checkpoint took the place of older ones.
+    written: rows ever written to each file. Rows written after the checkpoint have overwritten the oldest ones.
     Raises ValueError where a file lacks rows of the checkpoint.
     """
     if min(written) < saved["count"]:
         raise ValueError("the images of the replay are missing: they lie in the run's folder, in replay/")
-    return max(saved["oldest_whole"], min(saved["count"], max(written) - length))
+    return max(saved["first_intact"], min(saved["count"], max(written) - length))
 
 
 def with_images(saved: Mapping[str, Any], obs: Mapping[str, ObsSize], folder: Path) -> dict[str, Any]:
-    """`state_dict` with the images that lie in files of `folder`. Raises ValueError where they are missing."""
+    """`state_dict` with the images in the files of `folder`. Raises ValueError where they are missing."""
     envs, held = saved["rows"]["reward"].shape
     rows, written, length = dict(saved["rows"]), [], held
     for name, size in obs.items():
@@ -226,8 +241,8 @@ def with_images(saved: Mapping[str, Any], obs: Mapping[str, ObsSize], folder: Pa
         path = folder / f"{name}.images"
         if not path.exists() or not path.with_suffix(".count").exists():
             raise ValueError(f"the images of the replay are missing: {path}")
-        values = np.memmap(path, np.uint8, "r").reshape(envs, -1, *size)
+        values = np.memmap(path, np.uint8, "r").reshape(envs, -1, *size)  # (E, L, H, W, C)
         rows[f"obs/{name}"], length = values[:, :held], values.shape[1]
         written.append(int(np.fromfile(path.with_suffix(".count"), np.int64)[0]))
-    whole = {"oldest_whole": oldest_whole(saved, written, length)} if written else {}
-    return {**saved, "rows": rows, **whole}
+    first_intact = first_intact_row(saved, written, length) if written else saved["first_intact"]
+    return {**saved, "rows": rows, "first_intact": first_intact}

@@ -1,11 +1,12 @@
-"""What an agent is worth: evaluation episodes with fixed seeds, and a video of one."""
+"""Evaluation episodes with fixed seeds, and their statistics.
+
+Symbols: E environments that step together, T steps.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 import gymnasium as gym
@@ -14,95 +15,95 @@ import torch
 
 from agent.errors import Interrupted, NonFiniteError, failures
 from agent.evaluation.statistics import summary
-from agent.learning.policy import Memory
-from agent.logs.video import depth_strip, write_video
+from agent.seeds import FINAL_EVALUATION, INTERIM_EVALUATION
 
-EVAL_SEEDS = 1_000_000_000
-"""Training environments draw their seeds below this number, evaluations start from it."""
-INTERIM_OFFSET = 1_000_000  # the evaluations that choose best.pt see other episodes than those that judge it
 MAX_PARALLEL = 10
-MAX_FPS = 30.0  # faster tasks are shown with steps left out: drawing without a GPU is slow
+"""Environments that play evaluation episodes side by side."""
 
 MakeEnvs = Callable[[int], gym.vector.VectorEnv[Any, Any, Any]]
+"""make_envs(count) -> a vector environment of `count` copies; who calls it closes it."""
 
-
-# Written as a call because "return" is a word of the language.
+# Written as a call because "return" is a keyword of Python.
 Episode = TypedDict(  # noqa: UP013
     "Episode",
     {"episode": int, "seed": int, "return": float, "length": int, "mean_loops": float, "loop_counts": list[int]},
 )
-"""One evaluation episode; loop_counts: how many of its steps took 1, 2, .. loops, up to the most that one took."""
+"""One evaluation episode; loop_counts[i]: number of its steps that took i + 1 loops."""
 
 
-class Actor(Protocol):
-    """Who can be evaluated: a `Dreamer`, or whatever acts like one (see `Dreamer.act`)."""
+class Agent(Protocol):
+    """What can be evaluated: a `Dreamer`, or anything with its `act` (see `Dreamer.act`)."""
 
     @property
-    def run_cap(self) -> int: ...
+    def run_cap(self) -> int:
+        """Most loops of a step of acting."""
 
     def act(
         self, obs: Any, memory: Any, is_first: np.ndarray, explore: bool = True, max_loops: int | None = None
-    ) -> tuple[np.ndarray, Any, np.ndarray]: ...
-
-
-def never() -> bool:
-    return False
+    ) -> tuple[np.ndarray, Any, np.ndarray]:
+        """Observations {name: (E, ...)} -> actions (E, ...), memory for the next call, loops used (E,)."""
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Evaluation episodes, played with averaged weights, mean actions, and seeds that training never sees."""
+    """Evaluation episodes, played with averaged weights and mean actions, from seeds that training never uses."""
 
     episodes: int | None = None
     """Episodes of the final evaluation; by default 10, and 100 for atari100k."""
     interim_episodes: int = 5
     """Episodes of each evaluation during training."""
     seed: int = 0
-    """Which episodes: the first has the seed 1,000,000,000 + this number, the others count up from it."""
+    """Which episodes: the first final one has the seed 1,000,000,000 + this number, see agent/seeds.py."""
     max_loops: int | None = None
     """Most loops per step; by default as the model is configured."""
-    video_frames: int = 500
-    """Most frames of the video."""
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "interim_episodes", "max_loops", "video_frames"):
+        for name in ("episodes", "interim_episodes", "max_loops"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--eval.{name.replace('_', '-')} must be at least 1, got {value}")
-        if not 0 <= self.seed <= EVAL_SEEDS:
-            raise ValueError(f"--eval.seed must lie between 0 and {EVAL_SEEDS}, got {self.seed}")
+        most = max(self.episodes or 100, self.interim_episodes)  # 100: the largest number of any task
+        FINAL_EVALUATION.episodes(self.seed, most, "--eval.seed")
 
     @property
     def first_seed(self) -> int:
         """Seed of the first episode of the final evaluation."""
-        return EVAL_SEEDS + self.seed
+        return FINAL_EVALUATION.first + self.seed
+
+
+def never() -> bool:
+    """The `stop` of an evaluation that is never interrupted."""
+    return False
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """The evaluations of a training run: call it with `final` True at the end and False on the way."""
+    """The evaluations of one training run: call it with final=False during training and final=True at its end."""
 
     cfg: EvalConfig
-    agent: Actor
+    agent: Agent
     make_envs: MakeEnvs
     repeat: int
-    judged_by: int = 10
+    """Simulator steps per action."""
+    default_episodes: int = 10
     """Episodes of the final evaluation where `cfg` names no number."""
 
     def __call__(self, final: bool, stop: Callable[[], bool] = never) -> list[Episode]:
-        """Raises Interrupted as soon as stop() is true: a person pressed Ctrl-C."""
-        count, seed = self.cfg.episodes or self.judged_by, self.cfg.first_seed
-        if not final:
-            count, seed = self.cfg.interim_episodes, seed + INTERIM_OFFSET
-        cap = self.cfg.max_loops
-        return run_episodes(self.agent, self.make_envs, count, seed, cap, repeat=self.repeat, stop=stop)
+        """Play the episodes. Raises Interrupted as soon as stop() is true (Ctrl-C), else as `run_episodes`."""
+        cfg = self.cfg
+        purpose = FINAL_EVALUATION if final else INTERIM_EVALUATION
+        count = (cfg.episodes or self.default_episodes) if final else cfg.interim_episodes
+        first_seed = purpose.episodes(cfg.seed, count).start
+        return run_episodes(
+            self.agent, self.make_envs, count, first_seed, cfg.max_loops, repeat=self.repeat, stop=stop
+        )
 
 
 # ---------------------------------------------------------------------- episodes
 
 
 def run_episodes(
-    agent: Actor,
+    agent: Agent,
     make_envs: MakeEnvs,
     episodes: int,
     seed: int,
@@ -114,10 +115,14 @@ def run_episodes(
 ) -> list[Episode]:
     """Play `episodes` episodes, number i with the seed `seed` + i, and return one row for each.
 
-    Up to `parallel` environments play one episode each per round and wait for the longest, so that short
-    episodes count no more than long ones. Lengths are in simulator steps, `repeat` per action. The
-    generators of training are left as they were. Raises ValueError when `episodes` is below 1, Interrupted when
-    stop() becomes true, and NonFiniteError when the environment's rewards are not finite.
+    Up to `parallel` environments play one episode each and wait for the longest, so that short episodes are not
+    over-represented. Lengths are in simulator steps, `repeat` per action. The random state of training is restored
+    afterwards.
+
+    Raises:
+        ValueError: `episodes` is below 1.
+        Interrupted: stop() became true.
+        NonFiniteError: the environment's rewards are not finite.
     """
     if episodes < 1:
         raise ValueError(f"an evaluation needs at least 1 episode, got {episodes}")
@@ -132,6 +137,7 @@ def run_episodes(
                 if not np.isfinite(returns).all():
                     raise NonFiniteError("the return of an evaluation episode")
                 for i in range(min(count, episodes - start)):
+                    # (T, E) -> (steps of this episode,)
                     taken = loops[loops[:, i] > 0, i]
                     rows.append(
                         {
@@ -149,92 +155,45 @@ def run_episodes(
 
 
 def _play_round(
-    agent: Actor,
+    agent: Agent,
     envs: gym.vector.VectorEnv[Any, Any, Any],
     seed: int,
     max_loops: int | None,
     explore: bool,
     stop: Callable[[], bool],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One episode in each environment: returns (E,), and the loops (T, E) of every step, 0 behind an episode's end."""
+    """One episode in each environment: returns (E,), and the loops (T, E) of every step, 0 after an episode's end."""
     count = envs.num_envs
     obs, _ = envs.reset(seed=[seed + i for i in range(count)])  # type: ignore[arg-type]
-    memory: Memory | None = None
-    first, live = np.ones(count, bool), np.ones(count, bool)
+    memory: Any = None
+    is_first, running = np.ones(count, bool), np.ones(count, bool)
     returns, loops = np.zeros(count), []
-    while live.any():
+    while running.any():
         if stop():
             raise Interrupted
-        action, memory, depth = agent.act(obs, memory, first, explore, max_loops)
+        action, memory, depth = agent.act(obs, memory, is_first, explore, max_loops)
         with failures():
             obs, reward, terminated, truncated, _ = envs.step(action)
-        returns += np.where(live, reward, 0.0)
-        loops.append(np.where(live, depth, 0))
-        live &= ~(terminated | truncated)
-        first = np.zeros(count, bool)
+        returns += np.where(running, reward, 0.0)
+        loops.append(np.where(running, depth, 0))
+        running &= ~(terminated | truncated)
+        is_first = np.zeros(count, bool)
     return returns, np.stack(loops)
 
 
+# ---------------------------------------------------------------------- statistics
+
+
 def loop_shares(episodes: Iterable[Episode]) -> list[float]:
-    """Shares of the steps that took 1, 2, .. loops: what --exit-histogram of a random exit wants."""
+    """Fractions of all steps that took 1, 2, .. loops, as --exit-histogram of the random exit takes them."""
     counts = [row["loop_counts"] for row in episodes]
     total = np.zeros(max(map(len, counts)))
-    for each in counts:
-        total[: len(each)] += each
+    for episode_counts in counts:
+        total[: len(episode_counts)] += episode_counts
     return [float(share) for share in total / total.sum()]
 
 
 def summarise(episodes: Iterable[Episode]) -> dict[str, float]:
-    """The statistics of `agent.evaluation.statistics.summary` over rows of `run_episodes`."""
+    """`agent.evaluation.statistics.summary` of the rows of `run_episodes`."""
     rows = list(episodes)
     return summary([row["return"] for row in rows], [row["mean_loops"] for row in rows])
-
-
-# ---------------------------------------------------------------------- video
-
-
-def record_episode(
-    agent: Actor, env: gym.Env[Any, Any], cfg: EvalConfig
-) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Play one episode in an environment that renders: frames (T, H, W, 3), loops (T,), fps, return.
-
-    A frame shows what the agent saw when it chose an action, its loops are those of that choice. Of a task
-    with more than MAX_FPS steps per second every second or third is shown.
-    """
-    fps = float(env.metadata.get("render_fps") or MAX_FPS)
-    stride = math.ceil(fps / MAX_FPS)
-    frames: list[np.ndarray] = []
-    depths: list[float] = []
-    total, step, over = 0.0, 0, False
-    memory: Memory | None = None
-    with torch.random.fork_rng():
-        obs, _ = env.reset(seed=cfg.first_seed)
-        while not over:
-            batch = {name: np.asarray(value)[None] for name, value in obs.items()}
-            action, memory, depth = agent.act(batch, memory, np.array([step == 0]), False, cfg.max_loops)
-            if step % stride == 0 and len(frames) < cfg.video_frames:
-                frames.append(np.asarray(env.render()))
-                depths.append(float(depth[0]))
-            obs, reward, terminated, truncated, _ = env.step(action[0])
-            total, step, over = total + float(reward), step + 1, terminated or truncated
-    return np.stack(frames), np.array(depths), fps / stride, total
-
-
-def save_video(
-    path: Path, agent: Actor, make_env: Callable[[], gym.Env[Any, Any]], cfg: EvalConfig
-) -> str:
-    """Record an episode, its loop depths in a strip below. Returns a line that says what came of it.
-
-    Never raises: a video is worth less than the run it belongs to.
-    """
-    try:
-        env = make_env()
-        try:
-            frames, loops, fps, total = record_episode(agent, env, cfg)
-        finally:
-            env.close()
-        most = cfg.max_loops or agent.run_cap
-        written = write_video(path, depth_strip(frames, loops, most), fps)
-        return f"video  {written} (return {total:.4g})"
-    except Exception as error:  # drivers, codecs and people's own environments fail in many ways
-        return f"no video: {error}"

@@ -1,8 +1,8 @@
-"""How far predicted observations are from the recorded ones, in a unit that knows how much each of them varies.
+"""Errors of predicted observations, each entry divided by its variance over recorded episodes.
 
-Images make this large, so nothing here holds more than a few hundred of them as floating-point numbers at once.
+Images make this large, so at most BLOCK_ROWS observations are held as floating-point numbers at once.
 
-Symbols: E episodes, T rows, W predictions, F features, P numbers of an observation.
+Symbols: E episodes, T rows, W windows (predictions), D dreams per window, F features, P entries of an observation.
 """
 
 from __future__ import annotations
@@ -16,54 +16,61 @@ from torch import Tensor
 from agent.data.dataset import Episodes
 from world_model import Senses
 
-AT_ONCE = 512
+BLOCK_ROWS = 512
 """Observations that are held as floating-point numbers at once."""
 
 
-def truth_at(senses: Senses, episodes: Episodes, episode: Tensor, row: Tensor) -> Tensor:
-    """(W,) places -> (W, P) what was observed there."""
+def targets_at(senses: Senses, episodes: Episodes, episode: Tensor, row: Tensor) -> Tensor:
+    """Observations at the given rows, in the form that the decoder predicts: indices (W,) -> (W, P)."""
     return senses.truth({name: value[episode, row] for name, value in episodes.obs.items()})
 
 
 @dataclass(frozen=True)
-class Yardstick:
-    """Mean and variance of recorded observations, (P,) each, and the entries that count."""
+class NormalisedError:
+    """Squared error over variance, mean over entries: 1 is the error of always predicting the mean.
+
+    mean, variance (P,): of the recorded observations; varies (P,): True for entries that enter the error.
+    """
 
     mean: Tensor
     variance: Tensor
-    counts: Tensor
+    varies: Tensor
 
     @classmethod
-    def of(cls, senses: Senses, recorded: Sequence[Episodes]) -> Yardstick:
-        """Of all rows of the episodes."""
+    def fit(cls, senses: Senses, recorded: Sequence[Episodes]) -> NormalisedError:
+        """Mean and variance over all rows of the episodes."""
         count, total, squares = 0, torch.zeros(()), torch.zeros(())
         for episodes in recorded:
             for episode, length in enumerate(episodes.length.tolist()):
-                for rows in torch.arange(length, device=episodes.reward.device).split(AT_ONCE):
-                    seen = truth_at(senses, episodes, torch.full_like(rows, episode), rows).double()
-                    count, total, squares = count + len(seen), seen.sum(0) + total, seen.square().sum(0) + squares
+                for rows in torch.arange(length, device=episodes.reward.device).split(BLOCK_ROWS):
+                    targets = targets_at(senses, episodes, torch.full_like(rows, episode), rows).double()
+                    count, total = count + len(targets), targets.sum(0) + total
+                    squares = targets.square().sum(0) + squares
         mean = total / count
         variance = ((squares - count * mean.square()) / max(1, count - 1)).clamp(min=0.0).float()
-        # An entry that hardly moves would decide the mean by its noise.
+        # The noise of an almost constant entry, divided by its tiny variance, would dominate the mean over entries.
         return cls(mean.float(), variance, variance > 1e-3 * variance.max())
 
-    def judge(self, senses: Senses, feat: Tensor, samples: int, truth: Tensor) -> tuple[Tensor, Tensor]:
-        """What `samples` dreams each say about W places, (W * samples, F), against the truth (W, P).
+    def score(self, senses: Senses, feat: Tensor, dreams: int, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Score `dreams` dreams of each window, feat (W * D, F), against targets (W, P).
 
-        -> the `error` of their mean (W,), and their energy score (W,): E|x - y| - E|x - x'| / 2 over dreams x, x' and
-        the truth y, in standard deviations per number (Gneiting and Raftery 2007). The mean alone may be nearer to the
-        truth where dreams are more uncertain than they should be; the score is best for dreams as likely as the truth.
+        Returns the `error` of their mean (W,) and their energy score (W,): E|x - y| - E|x - x'| / 2 over dreams x, x'
+        and the target y, in standard deviations per entry (Gneiting and Raftery 2007). The mean of dreams that are
+        too uncertain may be closer to the target than that of calibrated ones; the energy score is lowest, in
+        expectation, for dreams that are distributed like the targets.
         """
-        parts, step = [], max(1, AT_ONCE // samples)
-        scale = self.variance[self.counts].sqrt()
-        for dreams, real in zip(feat.split(step * samples), truth.split(step), strict=True):
-            guess = senses.guess(dreams).unflatten(0, (-1, samples))  # (w, samples, P)
-            x, y = guess[..., self.counts] / scale, real[:, None, self.counts] / scale
-            away, apart = torch.cdist(x, y).mean((1, 2)), torch.cdist(x, x).sum((1, 2)) / (samples * (samples - 1))
-            parts.append((self.error(guess.mean(1), real), (away - apart / 2.0) / len(scale) ** 0.5))
-        error, energy = zip(*parts, strict=True)
-        return torch.cat(error), torch.cat(energy)
+        errors, energies, block = [], [], max(1, BLOCK_ROWS // dreams)
+        scale = self.variance[self.varies].sqrt()
+        for part, target in zip(feat.split(block * dreams), targets.split(block), strict=True):
+            # (W * D, F) -> (W, D, P)
+            prediction = senses.guess(part).unflatten(0, (-1, dreams))
+            x, y = prediction[..., self.varies] / scale, target[:, None, self.varies] / scale
+            # (W, D, 1) -> (W,) and (W, D, D) -> (W,)
+            to_target, between = torch.cdist(x, y).mean((1, 2)), torch.cdist(x, x).sum((1, 2)) / (dreams * (dreams - 1))
+            errors.append(self.error(prediction.mean(1), target))
+            energies.append((to_target - between / 2.0) / len(scale) ** 0.5)
+        return torch.cat(errors), torch.cat(energies)
 
-    def error(self, guess: Tensor, truth: Tensor) -> Tensor:
-        """(..., P) -> (...): squared error over the variance, mean over the entries; 1 is as good as the mean."""
-        return ((guess - truth).square()[..., self.counts] / self.variance[self.counts]).mean(-1)
+    def error(self, prediction: Tensor, targets: Tensor) -> Tensor:
+        """(..., P) -> (...): squared error over the variance, mean over the entries that vary."""
+        return ((prediction - targets).square()[..., self.varies] / self.variance[self.varies]).mean(-1)

@@ -1,12 +1,15 @@
-"""How far a dream can be trusted: open-loop prediction against recorded episodes, by imagination step and loops.
+"""Open-loop errors of dreams against recorded episodes, by imagination step and number of loops.
 
-Every measure stands beside two predictors that know nothing of dynamics: the last state seen, and the mean of the
-recorded rows. Stable is not faithful, so the size of the state is reported beside the errors.
+Every error stands beside those of two predictors without dynamics: the last observation repeated, and the mean of the
+recorded rows. A dream can be stable and still wrong, so the norm of the state is reported beside the errors.
+
+Symbols: E episodes, T rows, W windows, D = SAMPLES dreams per window, H horizon, N latent tokens.
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,29 +21,38 @@ import torch
 from torch import Tensor
 
 from agent.errors import UsageError
-from agent.evaluation.normalised_error import Yardstick, truth_at
-from agent.evaluation.open_loop import SAMPLES, Places, choose_places, context_of, exit_rule, watch
+from agent.evaluation.normalised_error import NormalisedError, targets_at
+from agent.evaluation.open_loop import SAMPLES, Windows, choose_windows, context_rows, exit_rule, posterior_states
 from agent.evaluation.recording import Recording
 from agent.learning.actor_critic import ActorCritic, lambda_return
 from world_model import ExitRule, LatentState, WorldModel
 
-LONG = 1000
-"""Steps over which the size of the state is watched."""
-MOST_ROWS = 25_600
-"""Predictions times steps that are held in memory at once."""
+NORM_STEPS = 1000
+"""Steps of the dreams along which the norm of the state is measured."""
+NORM_DREAMS = 16
+"""Number of these dreams."""
+MAX_DREAM_ROWS = 25_600
+"""Windows times steps that are held in memory at once."""
 VALUE_STEPS = (0, 1, 2, 5, 10, 15, 30)
-RIVALS = {"copy": "last state", "mean": "mean"}
-"""Predictors that know nothing of dynamics."""
+"""Imagined steps after which the return that a dream predicts is compared with the return of the episode."""
+NAIVE = {"copy": "last state", "mean": "mean"}
+"""Predictors without dynamics: name of their column, and how the table calls them."""
+
+Row = dict[str, Any]
+"""One row of a table: column -> value."""
 
 
 @dataclass
 class RolloutErrors:
-    """errors: one row per policy, loops and imagination step; values: per imagined step; norms: per loops and step."""
+    """The tables: errors by policy, loops and imagination step; values by imagined step; norms by loops and step.
 
-    errors: list[dict[str, Any]] = field(default_factory=list)
-    values: list[dict[str, Any]] = field(default_factory=list)
-    norms: list[dict[str, Any]] = field(default_factory=list)
-    crossings: list[dict[str, Any]] = field(default_factory=list)
+    crossings: see `crossings`; notes: lines for the reader.
+    """
+
+    crossings: list[Row] = field(default_factory=list)
+    errors: list[Row] = field(default_factory=list)
+    values: list[Row] = field(default_factory=list)
+    norms: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def curve(self, policy: str, loops: str, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -48,16 +60,21 @@ class RolloutErrors:
         rows = [row for row in self.errors if row["policy"] == policy and row["loops"] == loops]
         return np.array([row["step"] for row in rows]), np.array([row[name] for row in rows])
 
+    def to_dict(self) -> dict[str, Any]:
+        """All tables as plain values, for JSON."""
+        return dataclasses.asdict(self)
 
-def rewards_of(recording: Recording) -> Tensor:
-    """All rewards of the recorded rows."""
+
+def recorded_rewards(recording: Recording) -> Tensor:
+    """(L,) all rewards of the recorded rows, without padding."""
     episodes = recording.episodes
     return episodes.reward[torch.arange(episodes.reward.shape[1]) < episodes.length[:, None]]
 
 
 def longest_horizon(recordings: Sequence[Recording]) -> int:
-    """The most steps that every recording has an episode for."""
-    return min(int(each.episodes.length.max()) - context_of(each.episodes) for each in recordings)
+    """The most steps for which each recording has a long enough episode."""
+    all_episodes = [recording.episodes for recording in recordings]
+    return min(int(episodes.length.max()) - context_rows(episodes) for episodes in all_episodes)
 
 
 @torch.no_grad()
@@ -70,134 +87,144 @@ def rollout_errors(
     windows: int = 128,
     seed: int = 0,
 ) -> RolloutErrors:
-    """Predict on from `windows` places of each recording, with the exit rule and with each fixed number of loops.
+    """Predict from `windows` rows of each recording, with the exit rule and with each fixed number of loops.
 
-    All predictions start from the same states, watched with the exit rule. Raises ValueError when no episode is
-    long enough for any prediction.
+    All predictions start from the same posterior states, inferred with the exit rule. Raises ValueError when no
+    episode is long enough for any prediction.
     """
-    found, yardstick = RolloutErrors(), Yardstick.of(world.senses, [each.episodes for each in recordings])
-    mean_reward = float(torch.cat([rewards_of(each) for each in recordings]).mean())
+    results = RolloutErrors()
+    metric = NormalisedError.fit(world.senses, [recording.episodes for recording in recordings])
+    mean_reward = float(torch.cat([recorded_rewards(recording) for recording in recordings]).mean())
     usable = longest_horizon(recordings)
     if usable < 1:
         raise ValueError("the recorded episodes are too short to predict anything")
     if horizon > usable:
-        found.notes.append(f"the episodes are long enough for {usable} steps, not for {horizon}")
+        results.notes.append(f"the episodes are long enough for {usable} steps, not for {horizon}")
         horizon = usable
-    if windows > MOST_ROWS // horizon:
-        windows = max(1, MOST_ROWS // horizon)
-        found.notes.append(f"{windows} places of each recording, so that {horizon} steps of them fit the memory")
+    if windows > MAX_DREAM_ROWS // horizon:
+        windows = max(1, MAX_DREAM_ROWS // horizon)
+        results.notes.append(f"{windows} windows of each recording, so that {horizon} steps of each fit into memory")
     with torch.random.fork_rng():
         for recording in recordings:
             torch.manual_seed(seed)
-            places = choose_places(recording.episodes, horizon, windows, seed)
-            states, _ = watch(world, recording.episodes)
-            for most in (None, *loops):
-                with exit_rule(world, None if most is None else ExitRule()):
-                    found.errors += measure(world, recording, states, places, yardstick, mean_reward, most)
+            chosen = choose_windows(recording.episodes, horizon, windows, seed)
+            states, _ = posterior_states(world, recording.episodes)
+            for max_loops in (None, *loops):
+                with exit_rule(world, None if max_loops is None else ExitRule()):
+                    results.errors += step_errors(world, recording, states, chosen, metric, mean_reward, max_loops)
             if recording.policy == "agent":
-                found.values = values(world, behavior, recording, states, places)
-                start = states_at(states, places, 16)
-                for most in (None, *loops):
-                    with exit_rule(world, None if most is None else ExitRule()):
-                        found.norms += norms(world, behavior, start, most)
-    found.crossings = crossings(found.errors)
-    return found
+                results.values = value_errors(world, behavior, recording, states, chosen)
+                start = start_states(states, chosen, NORM_DREAMS)
+                for max_loops in (None, *loops):
+                    with exit_rule(world, None if max_loops is None else ExitRule()):
+                        results.norms += state_norms(world, behavior, start, max_loops)
+    results.crossings = crossings(results.errors)
+    return results
 
 
-def states_at(states: LatentState, places: Places, most: int) -> LatentState:
-    """The states (W, ...) from which the first predictions start, at most so many."""
-    episode, row = places.episode[:most], places.row[:most]
+def start_states(states: LatentState, windows: Windows, most: int) -> LatentState:
+    """(E, T, ...) -> (W, ...): the states in which the predictions of the first `most` windows start."""
+    episode, row = windows.episode[:most], windows.row[:most]
     return states.map(lambda leaf: leaf[episode, row])
 
 
-def measure(
-    world: WorldModel, recording: Recording, states: LatentState, places: Places, yardstick: Yardstick,
+def loops_label(max_loops: int | None) -> str:
+    """The column `loops` of a row: a number, or "exit" for the run's exit rule."""
+    return "exit" if max_loops is None else str(max_loops)
+
+
+# ---------------------------------------------------------------------- errors
+
+
+def step_errors(
+    world: WorldModel, recording: Recording, states: LatentState, windows: Windows, metric: NormalisedError,
     mean_reward: float, max_loops: int | None,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Errors by step of dreams with the recorded actions."""
-    episode, row, ahead = places
-    windows, horizon = ahead.shape
+) -> list[Row]:  # fmt: skip
+    """Errors by imagination step of dreams with the recorded actions."""
+    episode, row, ahead = windows
+    count, horizon = ahead.shape
+    # (E, T, ...) -> (W * D, ...)
     start = states.map(lambda leaf: leaf[episode, row].repeat_interleave(SAMPLES, 0))
     actions = recording.episodes.prev_action[episode[:, None], ahead].repeat_interleave(SAMPLES, 0)
     dream = world.imagine(start, actions, horizon, max_loops=max_loops)
     episodes, senses = recording.episodes, world.senses
-    last, rewards = truth_at(senses, episodes, episode, row), episodes.reward
-    real_reward, wrong = rewards[episode[:, None], ahead], []
-    for k in range(horizon):  # step by step, because images of all steps would fill the memory
-        real = truth_at(senses, episodes, episode, ahead[:, k])
-        error, _ = yardstick.judge(senses, dream.feat[k + 1], SAMPLES, real)
-        wrong.append(torch.stack([error, yardstick.error(last, real), yardstick.error(yardstick.mean, real)]))
-    observation, copy, mean = torch.stack(wrong, -1)  # (W, H) each
-    reward = dream.rewards.unflatten(0, (windows, SAMPLES)).mean(1)
-    deter = dream.states.deter[:, 1:].flatten(2).unflatten(0, (windows, SAMPLES))  # (W, SAMPLES, H, N*D)
+    last, rewards = targets_at(senses, episodes, episode, row), episodes.reward
+    by_step = []
+    for k in range(horizon):  # one step at a time, because images of all steps would fill the memory
+        targets = targets_at(senses, episodes, episode, ahead[:, k])
+        error, _ = metric.score(senses, dream.feat[k + 1], SAMPLES, targets)
+        by_step.append(torch.stack([error, metric.error(last, targets), metric.error(metric.mean, targets)]))
+    # H tensors (3, W) -> 3 of (W, H)
+    observation, copy, mean = torch.stack(by_step, -1)
+    # (W * D, H) -> (W, H)
+    reward, target_reward = dream.rewards.unflatten(0, (count, SAMPLES)).mean(1), rewards[episode[:, None], ahead]
+    # (W * D, H + 1, N, D) -> (W, D, H, N * D)
+    deter = dream.states.deter[:, 1:].flatten(2).unflatten(0, (count, SAMPLES))
     posterior = states.deter[episode[:, None], ahead].flatten(2)
-    drift = (deter - posterior[:, None]).norm(dim=-1).mean(1) / posterior.norm(dim=-1)
     columns = {
         "observation": observation,
         "copy": copy,
         "mean": mean,
-        "reward": (reward - real_reward).abs(),
-        "reward_copy": (rewards[episode, row][:, None] - real_reward).abs(),
-        "reward_mean": (mean_reward - real_reward).abs(),
-        "drift": drift,
+        "reward": (reward - target_reward).abs(),
+        "reward_copy": (rewards[episode, row][:, None] - target_reward).abs(),
+        "reward_mean": (mean_reward - target_reward).abs(),
+        "drift": (deter - posterior[:, None]).norm(dim=-1).mean(1) / posterior.norm(dim=-1),
         "norm": deter.norm(dim=-1).mean(1),
-        "depth": dream.loops.depth.float().unflatten(0, (windows, SAMPLES)).mean(1),
+        "depth": dream.loops.depth.float().unflatten(0, (count, SAMPLES)).mean(1),
     }
     means = {name: value.mean(0).tolist() for name, value in columns.items()}
-    label = "exit" if max_loops is None else str(max_loops)
-    return [
-        {"policy": recording.policy, "loops": label, "step": k + 1} | {name: value[k] for name, value in means.items()}
-        for k in range(horizon)
-    ]
+    label = {"policy": recording.policy, "loops": loops_label(max_loops)}
+    return [{**label, "step": k + 1} | {name: value[k] for name, value in means.items()} for k in range(horizon)]
 
 
-def crossings(errors: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each policy and number of loops, the first step at which the model is no better than each predictor.
+def crossings(errors: Sequence[Row]) -> list[Row]:
+    """For each policy and number of loops, the first step at which the model is no better than each naive predictor.
 
     None where it is better at every step measured.
     """
-    found = []
+    lines = []
     for policy, loops in dict.fromkeys((row["policy"], row["loops"]) for row in errors):
         rows = [row for row in errors if row["policy"] == policy and row["loops"] == loops]
-        line: dict[str, Any] = {"policy": policy, "loops": loops, "steps": len(rows)}
+        line: Row = {"policy": policy, "loops": loops, "steps": len(rows)}
         for name in ("observation", "reward"):
-            for other in ("copy", "mean"):
-                rival = other if name == "observation" else f"reward_{other}"
-                late = [row["step"] for row in rows if row[name] >= row[rival]]
-                line[f"{name}_{other}"] = late[0] if late else None
-        found.append(line)
-    return found
+            for predictor in NAIVE:
+                column = predictor if name == "observation" else f"reward_{predictor}"
+                no_better = [row["step"] for row in rows if row[name] >= row[column]]
+                line[f"{name}_{predictor}"] = no_better[0] if no_better else None
+        lines.append(line)
+    return lines
 
 
-def values(
-    world: WorldModel, behavior: ActorCritic, recording: Recording, states: LatentState, places: Places
-) -> list[dict[str, Any]]:
-    """Return that dreams of k steps promise (then the critic), against what the episode brought from there.
+def value_errors(
+    world: WorldModel, behavior: ActorCritic, recording: Recording, states: LatentState, windows: Windows
+) -> list[Row]:
+    """The return predicted by dreams of k steps and the critic at their end, against the return of the episode.
 
-    Dreams follow the mean action, as the recording did. Behind an episode that was cut off stands the critic's value.
+    Dreams follow the mean action, as the recording did. After a truncated episode stands the critic's value.
     """
-    episode, row, ahead = places
+    episode, row, ahead = windows
     gamma = behavior.cfg.gamma
     horizon = min(ahead.shape[1], max(VALUE_STEPS))
     start = states.map(lambda leaf: leaf[episode, row].repeat_interleave(SAMPLES, 0))
     dream = world.imagine(start, lambda feat: behavior.actor.act(feat, sample=False), horizon)
-    value = behavior.critic.value(dream.feat).t()  # (W * SAMPLES, H+1)
+    # (H + 1, W * D) -> (W * D, H + 1)
+    value = behavior.critic.value(dream.feat).t()
     realised = realised_return(behavior, recording, states)[episode, row]
-    found = []
+    rows = []
     for k in (step for step in VALUE_STEPS if step <= horizon):
-        promised = value[:, 0]
+        imagined = value[:, 0]
         if k:
             cut = dream.rewards[:, :k], dream.continues[:, :k], value[:, : k + 1]
-            promised = lambda_return(*cut, gamma, 1.0)[:, 0]
-        promised = promised.view(-1, SAMPLES).mean(1)
-        both = torch.stack([promised, realised])
+            imagined = lambda_return(*cut, gamma, 1.0)[:, 0]
+        imagined = imagined.view(-1, SAMPLES).mean(1)  # (W * D,) -> (W,)
+        both = torch.stack([imagined, realised])
         varies = bool((both.std(1) > 0).all())
-        found.append({
-            "step": k, "imagined": float(promised.mean()), "realised": float(realised.mean()),
-            "bias": float((promised - realised).mean()), "error": float((promised - realised).abs().mean()),
+        rows.append({
+            "step": k, "imagined": float(imagined.mean()), "realised": float(realised.mean()),
+            "bias": float((imagined - realised).mean()), "error": float((imagined - realised).abs().mean()),
             "correlation": float(torch.corrcoef(both)[0, 1]) if varies else None,
         })  # fmt: skip
-    return found
+    return rows
 
 
 def realised_return(behavior: ActorCritic, recording: Recording, states: LatentState) -> Tensor:
@@ -205,93 +232,83 @@ def realised_return(behavior: ActorCritic, recording: Recording, states: LatentS
     reward, length = recording.episodes.reward, recording.episodes.length
     gamma, rows = behavior.cfg.gamma, torch.arange(len(reward))
     end = behavior.critic.value(states.map(lambda leaf: leaf[rows, length - 1]).feat())
-    out = torch.zeros_like(reward)
-    out[rows, length - 1] = end * ~recording.terminal
+    returns = torch.zeros_like(reward)
+    returns[rows, length - 1] = end * ~recording.terminal
     for t in range(reward.shape[1] - 2, -1, -1):
-        ahead = reward[:, t + 1] + gamma * out[:, t + 1]
-        out[:, t] += ahead * (t < length - 1)
-    return out
+        ahead = reward[:, t + 1] + gamma * returns[:, t + 1]
+        returns[:, t] += ahead * (t < length - 1)
+    return returns
 
 
-def norms(
-    world: WorldModel, behavior: ActorCritic, start: LatentState, max_loops: int | None
-) -> list[dict[str, Any]]:
-    """Mean and largest size of the deterministic state along dreams of LONG steps."""
-    dream = world.imagine(start, lambda feat: behavior.actor.act(feat), LONG, max_loops=max_loops)
-    size = dream.states.deter.flatten(2).norm(dim=-1)  # (B, LONG+1)
-    label = "exit" if max_loops is None else str(max_loops)
-    kept = [k for k in range(LONG + 1) if k < 20 or k % 10 == 0]
+def state_norms(world: WorldModel, behavior: ActorCritic, start: LatentState, max_loops: int | None) -> list[Row]:
+    """Mean and largest norm of the deterministic state along dreams of NORM_STEPS steps."""
+    dream = world.imagine(start, lambda feat: behavior.actor.act(feat), NORM_STEPS, max_loops=max_loops)
+    norm = dream.states.deter.flatten(2).norm(dim=-1)  # (W, H + 1)
+    kept = [k for k in range(NORM_STEPS + 1) if k < 20 or k % 10 == 0]
+    label = loops_label(max_loops)
     return [
-        {"loops": label, "step": k, "mean": float(size[:, k].mean()), "largest": float(size[:, k].max())} for k in kept
+        {"loops": label, "step": k, "mean": float(norm[:, k].mean()), "largest": float(norm[:, k].max())} for k in kept
     ]
 
 
 # ---------------------------------------------------------------------- results
 
 
-def in_words(loops: str) -> str:
-    """How a row's column `loops` is shown."""
+def loops_in_words(loops: str) -> str:
+    """How the column `loops` of a row is shown."""
     return {"exit": "with exits", "1": "1 loop"}.get(loops, f"{loops} loops")
 
 
-def content_of(found: RolloutErrors) -> dict[str, Any]:
-    """Everything as plain values, for JSON."""
-    return {
-        "crossings": found.crossings, "errors": found.errors, "values": found.values, "norms": found.norms,
-        "notes": found.notes,
-    }  # fmt: skip
-
-
-def save_results(found: RolloutErrors, folder: Path, facts: Mapping[str, Any]) -> None:
+def save_results(results: RolloutErrors, folder: Path, metadata: Mapping[str, Any]) -> None:
     """Write errors.csv, values.csv, norms.csv and model.json. Raises UsageError when they cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, rows in (("errors", found.errors), ("values", found.values), ("norms", found.norms)):
+        for name, rows in (("errors", results.errors), ("values", results.values), ("norms", results.norms)):
             if rows:
                 with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
                     writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
                     writer.writeheader()
                     writer.writerows(rows)
-        content = json.dumps({**facts, **content_of(found)}, indent=1)
+        content = json.dumps({**metadata, **results.to_dict()}, indent=1)
         (folder / "model.json").write_text(content + "\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"the results cannot be written to {folder}: {error.strerror}") from error
 
 
-def describe(found: RolloutErrors) -> str:
-    """What a person wants to know first, as lines."""
-    lines, policies = [f"note: {note}" for note in found.notes], list[str]()
-    last = max(row["step"] for row in found.errors)
+def format_results(results: RolloutErrors) -> str:
+    """The table for the terminal: errors after a few steps, value of dreams, norm of the state."""
+    lines, policies = [f"note: {note}" for note in results.notes], list[str]()
+    last = max(row["step"] for row in results.errors)
     shown = [k for k in (1, 5, 15, 50, 150) if k <= last]
     shown += [last] * (last not in shown)
     steps = ", ".join(f"{k}" for k in shown)
     lines.append(f"observation error, over the variance of all recorded rows, after {steps} steps")
-    for cross in found.crossings:
-        rows = {row["step"]: row for row in found.errors
-                if row["policy"] == cross["policy"] and row["loops"] == cross["loops"]}  # fmt: skip
+    for crossing in results.crossings:
+        policy, loops = crossing["policy"], crossing["loops"]
+        rows = {row["step"]: row for row in results.errors if (row["policy"], row["loops"]) == (policy, loops)}
+        if policy not in policies:
+            policies.append(policy)
+            for predictor, words in NAIVE.items():
+                lines.append(f"  {policy:6s} {words:10s}  " + "  ".join(f"{rows[k][predictor]:7.4f}" for k in shown))
         numbers = "  ".join(f"{rows[k]['observation']:7.4f}" for k in shown)
-        if cross["policy"] not in policies:
-            policies.append(cross["policy"])
-            for rival in ("copy", "mean"):
-                simple = "  ".join(f"{rows[k][rival]:7.4f}" for k in shown)
-                lines.append(f"  {cross['policy']:6s} {RIVALS[rival]:10s}  {simple}")
-        ends = [
-            f"{words} from step {cross[f'observation_{rival}']} on" if cross[f"observation_{rival}"] else ""
-            for rival, words in (("copy", "no better than the last state"), ("mean", "no better than the mean"))
+        limits = [
+            f"no better than the {words} from step {crossing[f'observation_{predictor}']} on"
+            for predictor, words in NAIVE.items()
+            if crossing[f"observation_{predictor}"]
         ]
-        verdict = ", ".join(end for end in ends if end) or f"better than both to step {last}"
-        lines.append(f"  {cross['policy']:6s} {in_words(cross['loops']):10s}  {numbers}   {verdict}")
-    if found.values:
-        row = found.values[-1]
+        verdict = ", ".join(limits) or f"better than both to step {last}"
+        lines.append(f"  {policy:6s} {loops_in_words(loops):10s}  {numbers}   {verdict}")
+    if results.values:
+        row = results.values[-1]
         lines.append(
             f"value of a dream of {row['step']} steps {row['imagined']:.4g}, realised {row['realised']:.4g} "
             f"(mean error {row['error']:.3g})"
         )
-    for loops in dict.fromkeys(row["loops"] for row in found.norms):
-        sizes = {row["step"]: row for row in found.norms if row["loops"] == loops}
-        start, end, most = sizes[0]["mean"], sizes[LONG]["mean"], max(row["largest"] for row in sizes.values())
+    for loops in dict.fromkeys(row["loops"] for row in results.norms):
+        norms = {row["step"]: row for row in results.norms if row["loops"] == loops}
+        start, end, largest = norms[0]["mean"], norms[NORM_STEPS]["mean"], max(row["largest"] for row in norms.values())
         lines.append(
-            f"size of the state, {in_words(loops)}: {start:.3g} at the start, {end:.3g} after {LONG} steps, "
-            f"largest {most:.3g}"
+            f"norm of the state, {loops_in_words(loops)}: {start:.3g} at the start, {end:.3g} after {NORM_STEPS} "
+            f"steps, largest {largest:.3g}"
         )
     return "\n".join(lines)

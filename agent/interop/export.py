@@ -1,4 +1,8 @@
-"""The acting path alone (encoder, core at a fixed depth, posterior, actor) as a file that torch.export reads."""
+"""Export of the policy: encoder, core at a fixed depth, posterior and actor as one program for torch.export.load.
+
+Symbols: E environments, O entries of an observation, A dimensions of the policy's action, (N, D) deterministic and
+(S, K) stochastic state.
+"""
 
 from __future__ import annotations
 
@@ -16,65 +20,64 @@ from agent.learning.policy import Policy
 from world_model import ExitRule, LatentState, ObsSize, WorldModel
 
 
-class ActingPath(nn.Module):
+class ExportablePolicy(nn.Module):
     """One step of acting with the mean action and the most probable latents, `loops` loops for every state.
 
-    forward(obs, action (E, A), first (E,), deter (E, N, D), stoch (E, S, K)) -> action (E, A), deter, stoch.
-    obs (E, O): the observation's entries side by side, or, with images, {name: (E, O), or (E, H, W, C) of uint8};
-    action, deter and stoch: what the last call returned, or `begin`; first: True where an episode begins. Actions of a
-    discrete task are one-hot.
+    forward(obs, action (E, A), is_first (E,), deter (E, N, D), stoch (E, S, K)) -> action (E, A), deter, stoch.
+    obs (E, O): the flattened observation, or, with images, {name: (E, O), or (E, H, W, C) uint8}; action, deter and
+    stoch: what the last call returned, or `initial`; is_first: True where an episode begins. Actions of a discrete
+    task are one-hot.
     """
 
     def __init__(self, policy: Policy, loops: int):
         super().__init__()
         self.policy, self.loops = policy, loops
 
-    def begin(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """action, deter and stoch before the first step."""
+    def initial(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """action, deter and stoch before the first step of `count` environments."""
         world = self.policy.world
         state = world.initial(count)
         return torch.zeros(count, world.action_size), state.deter.detach().clone(), state.stoch.detach().clone()
 
     def forward(
-        self, obs: Tensor | dict[str, Tensor], action: Tensor, first: Tensor, deter: Tensor, stoch: Tensor
+        self, obs: Tensor | dict[str, Tensor], action: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         world = self.policy.world
         sizes = world.senses.vectors
         if isinstance(obs, Tensor):
             obs = dict(zip(sizes, obs.split(list(sizes.values()), -1), strict=True))
-        state, _ = world.observe(obs, action, first, LatentState(deter, stoch), sample=False, max_loops=self.loops)
-        taken = self.policy.behavior.actor.act(state.feat(), sample=False)
-        return taken, state.deter, state.stoch
+        state, _ = world.observe(obs, action, is_first, LatentState(deter, stoch), sample=False, max_loops=self.loops)
+        return self.policy.behavior.actor.act(state.feat(), sample=False), state.deter, state.stoch
 
 
-def export_policy(agent: Dreamer, path: Path, loops: int) -> ActingPath:
-    """Write the averaged weights' acting path to `path` (.pt2), for any number of environments; returns its module.
+def export_policy(agent: Dreamer, path: Path, loops: int) -> ExportablePolicy:
+    """Write the policy with averaged weights to `path` (.pt2), for any number of environments; returns its module.
 
-    Raises UsageError when the file cannot be written, or the exported program gives other actions.
+    Raises UsageError when the file cannot be written, or the exported program gives other actions than the module.
     """
-    acting = ActingPath(copy.deepcopy(agent.averaged).cpu(), loops).eval()
-    world = acting.policy.world
-    if world.senses.images:  # the program may run on machines that compute in other numbers than this one
+    module = ExportablePolicy(copy.deepcopy(agent.averaged).cpu(), loops).eval()
+    world = module.policy.world
+    if world.senses.images:  # the program may run on machines without bfloat16
         world.senses.images.cfg = replace(world.senses.images.cfg, precision="float32")
-    example = (_observations(world, 3), *_with_first(acting, 3))
+    example = (_random_observations(world, 3), *_first_inputs(module, 3))
     with exit_rule(world, ExitRule()), torch.no_grad():
         batch = {0: torch.export.Dim("envs", min=1, max=1024)}
-        seen = dict.fromkeys(world.obs_sizes, batch) if world.senses.images else batch
-        program = torch.export.export(acting, example, dynamic_shapes=[seen, *[batch] * (len(example) - 1)])
-        for count in (2, 5):  # other sizes than that of the example
-            obs = _observations(world, count)
-            want, got = acting(obs, *_with_first(acting, count)), program.module()(obs, *_with_first(acting, count))
-            if not all(torch.allclose(one, other, atol=1e-5) for one, other in zip(want, got, strict=True)):
+        obs_shapes = dict.fromkeys(world.obs_sizes, batch) if world.senses.images else batch
+        program = torch.export.export(module, example, dynamic_shapes=[obs_shapes, *[batch] * (len(example) - 1)])
+        for count in (2, 5):  # other batch sizes than that of the example
+            inputs = _random_observations(world, count), *_first_inputs(module, count)
+            pairs = zip(module(*inputs), program.module()(*inputs), strict=True)
+            if not all(torch.allclose(output, exported, atol=1e-5) for output, exported in pairs):
                 raise UsageError("the exported program gives other actions than the agent")
     try:
         torch.export.save(program, path)
     except (OSError, RuntimeError) as error:
         raise UsageError(f"{path} cannot be written: {error}") from error
-    return acting
+    return module
 
 
-def _observations(world: WorldModel, count: int) -> Tensor | dict[str, Tensor]:
-    """Noise in the form that the program takes."""
+def _random_observations(world: WorldModel, count: int) -> Tensor | dict[str, Tensor]:
+    """Random observations in the form that the program takes."""
     if not world.senses.images:
         return torch.randn(count, sum(world.senses.vectors.values()))
 
@@ -84,7 +87,7 @@ def _observations(world: WorldModel, count: int) -> Tensor | dict[str, Tensor]:
     return {name: noise(size) for name, size in world.obs_sizes.items()}
 
 
-def _with_first(acting: ActingPath, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """action, first, deter, stoch at the beginning of an episode."""
-    action, deter, stoch = acting.begin(count)
+def _first_inputs(module: ExportablePolicy, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """action, is_first, deter, stoch at the beginning of an episode."""
+    action, deter, stoch = module.initial(count)
     return action, torch.ones(count, dtype=torch.bool), deter, stoch

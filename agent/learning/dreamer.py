@@ -218,7 +218,7 @@ class Dreamer:
         observation: np.ndarray | dict[str, np.ndarray],
         state: Memory | None = None,
         episode_start: np.ndarray | bool | None = None,
-        deterministic: bool = True,
+        deterministic: bool = False,
     ) -> tuple[np.ndarray, Memory]:
         """action, state = agent.predict(observation, state), the protocol of stable-baselines3's models.
 

@@ -1,1 +1,1 @@
-"""Where numbers go: TensorBoard, CSV, JSON lines, terminal, video files."""
+"""The log of a run: TensorBoard, CSV, JSON lines, terminal, video files."""

@@ -1,4 +1,4 @@
-"""What a run says in the terminal: one live line, or plain lines now and then in a file or pipe."""
+"""Progress of a run in the terminal: one live line, or plain lines every ten seconds in a file or pipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Console:
-    """One line in the terminal that is drawn over and over; plain lines now and then in a file or pipe."""
+    """Progress line of one run; the logger sets `returns`, `eval_return`, `loops` and `updates`."""
 
     def __init__(self, total_steps: int, start_step: int) -> None:
         self.returns: deque[float] = deque(maxlen=40)  # of training episodes
@@ -22,26 +22,29 @@ class Console:
         self._total = max(1, total_steps)
         self._step = start_step
         self._live = sys.stdout.isatty()
-        self._blocks = "utf" in (sys.stdout.encoding or "").lower()  # other encodings lack the characters
-        self._pause = 0.25 if self._live else 10.0  # seconds between two lines
+        self._unicode = "utf" in (sys.stdout.encoding or "").lower()  # other encodings lack the characters
+        self._interval = 0.25 if self._live else 10.0  # seconds between two lines
         self._shown_at = -math.inf
         self._shown_step: int | None = None
         self._share = start_step / self._total
-        # (time, step, updates, share) of the last minute: speeds follow the present
-        self._past: deque[tuple[float, int, int, float]] = deque(maxlen=256)
-        self._past.append((time.monotonic(), start_step, 0, self._share))
+        # (time, step, updates, share) over the last minute, from which speeds are computed
+        self._history: deque[tuple[float, int, int, float]] = deque(maxlen=256)
+        self._history.append((time.monotonic(), start_step, 0, self._share))
 
     def show(self, step: int, share: float | None = None, force: bool = False) -> None:
-        """Draw the line, if it is time; share in [0, 1] is how much of the run is over, by default of its steps."""
+        """Draw the line if it is time, or with `force`.
+
+        share in [0, 1]: the done part of the run, by default the fraction of its steps.
+        """
         self._step = max(self._step, step)
         self._share = max(self._share, self._step / self._total if share is None else share)
         now = time.monotonic()
-        if now - self._shown_at < self._pause and not force:
+        if now - self._shown_at < self._interval and not force:
             return
         self._shown_at, self._shown_step = now, self._step
-        self._past.append((now, self._step, self.updates, self._share))
-        while len(self._past) > 2 and now - self._past[0][0] > 60:
-            self._past.popleft()
+        self._history.append((now, self._step, self.updates, self._share))
+        while len(self._history) > 2 and now - self._history[0][0] > 60:
+            self._history.popleft()
         if self._live:
             width = shutil.get_terminal_size().columns - 1  # a full row would wrap
             print("\r" + self.line(width) + "\x1b[K", end="", flush=True)
@@ -49,16 +52,15 @@ class Console:
             print(self.line(), flush=True)
 
     def line(self, width: int | None = None) -> str:
-        """The line; where it is wider than `width`, without what matters least."""
-        then, step, updates, share = self._past[0]
-        now, step_now, updates_now, share_now = self._past[-1]
+        """The line; where it is wider than `width`, the least important parts are left out."""
+        then, step, updates, share = self._history[0]
+        now, step_now, updates_now, share_now = self._history[-1]
         seconds = max(1e-9, now - then)
         speed = (step_now - step) / seconds
         parts = [f"{100 * self._share:3.0f}%  {_short(self._step)}/{_short(self._total)}"]
         if self.returns:
             recent = list(self.returns)
-            bars = sparkline(recent, 8, self._blocks)
-            parts.append(f"return {bars} {np.mean(recent[-10:]):.4g}")
+            parts.append(f"return {sparkline(recent, 8, self._unicode)} {np.mean(recent[-10:]):.4g}")
         if self.eval_return is not None:
             parts.append(f"eval {self.eval_return:.4g}")
         if self.loops is not None:
@@ -67,17 +69,10 @@ class Console:
             left = (1.0 - self._share) * seconds / max(1e-9, share_now - share)
             parts += [f"{(updates_now - updates) / seconds:.1f} updates/s", f"{_short(speed)} steps/s"]
             parts.append(f"eta {_clock(left)}")
-        for least in ("steps/s", "updates/s", "loops", "eval", "eta"):
+        for optional in ("steps/s", "updates/s", "loops", "eval", "eta"):  # least important first
             if width is not None and len("  ".join(parts)) > width:
-                parts = [part for part in parts if least not in part]
+                parts = [part for part in parts if optional not in part]
         return "  ".join(parts)[:width]
-
-    def message(self, text: str) -> None:
-        if self._live and self._shown_step is not None:
-            print("\r\x1b[K" + text)
-            self.show(self._step, force=True)
-        else:
-            print(text, flush=True)
 
     def finish(self) -> None:
         """Show the final state and leave the live line."""
@@ -88,16 +83,16 @@ class Console:
 
 
 def sparkline(values: list[float], width: int, blocks: bool = True) -> str:
-    """Draw the last values as `width` or fewer characters of growing height, each the mean of its share."""
+    """Draw the values as at most `width` bars, each the mean of equally many of them; blocks False: in ASCII."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return ""
     groups = np.array_split(np.asarray(finite), min(width, len(finite)))
     means = np.array([group.mean() for group in groups])
-    marks = "▁▂▃▄▅▆▇█" if blocks else "_.-~=+*#"
+    bars = "▁▂▃▄▅▆▇█" if blocks else "_.-~=+*#"
     low, high = means.min(), means.max()
-    places = (means - low) / (high - low) if high > low else np.full(len(means), 0.5)
-    return "".join(marks[int(round(place * (len(marks) - 1)))] for place in places)
+    heights = (means - low) / (high - low) if high > low else np.full(len(means), 0.5)
+    return "".join(bars[int(round(height * (len(bars) - 1)))] for height in heights)
 
 
 def _short(number: float) -> str:

@@ -1,7 +1,7 @@
-"""Where a run writes what happens: TensorBoard, metrics.jsonl, episodes.csv, eval.csv and the terminal.
+"""The log of a run: TensorBoard, metrics.jsonl, episodes.csv, eval.csv and the terminal.
 
-`step` counts environment steps everywhere. The trainer hands losses to `add` as they come; `write`
-averages them, copies them to the host once, and stores them.
+`step` counts simulator steps everywhere. The trainer gives the metrics of each update to `add`; `write` averages
+them, copies them to the host once, and stores them.
 """
 
 import csv
@@ -24,28 +24,29 @@ EVAL_COLUMNS = ("step", "episode", "seed", "return", "length", "mean_loops")
 FILES = {"metrics.jsonl": None, "episodes.csv": EPISODE_COLUMNS, "eval.csv": EVAL_COLUMNS}
 LOOPS_METRIC = "loop/dream_depth"  # shown in the terminal as "loops"
 
-FRONT_PAGE = {
+CUSTOM_SCALARS = {
     "Looped Dreamer": {
         "Return": ["episode/return", "eval/return"],
         "Loops per step": [LOOPS_METRIC, "eval/loops"],
         "World model": ["world/reconstruction_loss", "world/kl", "world/reward_loss"],
-        "Behaviour": ["behavior/entropy", "behavior/spread", "behavior/advantage_scale"],
-        "Dreamt and real": ["behavior/imagined_return", "behavior/value"],
+        "Actor and critic": ["behavior/entropy", "behavior/spread", "behavior/advantage_scale"],
+        "Imagined return and value": ["behavior/imagined_return", "behavior/value"],
         "Speed": ["speed/updates", "speed/steps"],
     }
 }
-"""TensorBoard's page of custom scalars: what to look at first."""
+"""Layout of TensorBoard's Custom Scalars page: {title: {chart: tags}}."""
 
-FOLD = 256  # adds kept apart before they are summed; bounds memory between two writes
+MAX_PENDING = 256
+"""Calls of `add` that are kept before they are summed: bounds memory between two writes."""
 
 
 class Logger:
     """Log of one run. Call `close` at the end.
 
-    `run_dir` is made when missing, `total_steps` is the goal that progress is measured against.
-    `start_step` > 0 continues a run: what was logged after that step is dropped, so that curves do
-    not run back and forth. With `start_step` 0 logs found in the folder are kept as `*.old`.
-    `console` False prints nothing. Raises ValueError when a log found there has other columns.
+    `run_dir` is made when missing; progress is shown relative to `total_steps`.
+    `start_step` > 0 continues a run: what was logged after that step is removed, so that steps increase throughout.
+    With `start_step` 0 logs that lie in the folder are renamed to `*.old`.
+    `console` False prints nothing. Raises ValueError when a log in the folder is damaged or has other columns.
     """
 
     def __init__(
@@ -55,45 +56,47 @@ class Logger:
 
         self.run_dir = Path(run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        kept: dict[str, list[str]] = {}
+        rows: dict[str, list[str]] = {}
         self._files: dict[str, TextIO] = {}
         for name, columns in FILES.items():
-            kept[name] = _cut(self.run_dir / name, start_step, columns)
+            rows[name] = _truncate_log(self.run_dir / name, start_step, columns)
             self._files[name] = (self.run_dir / name).open("a", encoding="utf-8", newline="")
         # TensorBoard drops events from purge_step on; those of start_step itself stay, as in the files.
-        self._evaluated = int(kept["eval.csv"][-1].split(",")[0]) if kept["eval.csv"] else -1
+        self._eval_step = int(rows["eval.csv"][-1].split(",")[0]) if rows["eval.csv"] else -1
         purge_step = start_step + 1 if start_step else 0
         self._board: Any = SummaryWriter(str(self.run_dir), purge_step=purge_step, flush_secs=20)
         if not start_step:
-            page = {tab: {chart: ["Multiline", tags] for chart, tags in charts.items()}
-                    for tab, charts in FRONT_PAGE.items()}  # fmt: skip
-            self._board.add_custom_scalars(page)
+            layout = {
+                title: {chart: ["Multiline", tags] for chart, tags in charts.items()}
+                for title, charts in CUSTOM_SCALARS.items()
+            }
+            self._board.add_custom_scalars(layout)
         self._pending: list[Mapping[str, torch.Tensor | float]] = []
         self._sums: dict[str, torch.Tensor | float] = {}
         self._counts: dict[str, int] = {}
         self._scalars: dict[str, float] = {}
         self._step = start_step
-        # The clock goes on where the last kept line stopped, so time never runs backwards in a log.
-        elapsed = json.loads(kept["metrics.jsonl"][-1])["wall"] if kept["metrics.jsonl"] else 0.0
+        # The clock continues from the last line that was kept, so that wall time increases throughout the log.
+        elapsed = json.loads(rows["metrics.jsonl"][-1])["wall"] if rows["metrics.jsonl"] else 0.0
         self._start = time.monotonic() - elapsed
         self._console = Console(total_steps, start_step) if console else None
         if self._console:
-            self._console.returns.extend(float(row.split(",")[2]) for row in kept["episodes.csv"][-40:])
+            self._console.returns.extend(float(row.split(",")[2]) for row in rows["episodes.csv"][-40:])
 
     def add(self, metrics: Mapping[str, torch.Tensor | float]) -> None:
-        """Take the metrics of one update into the means of the next `write`; never waits for the device.
+        """Add the metrics of one update to the means of the next `write`; does not synchronise with the device.
 
         Values are numbers or detached 0-d tensors, which must not be overwritten afterwards; another shape
-        raises ValueError when the mean is made. A metric that is missing from some calls is averaged over
+        raises ValueError when the mean is computed. A metric that is missing from some calls is averaged over
         the calls that had it. Each call counts as one update in the terminal's updates per second.
         """
         self._pending.append(metrics)
         if self._console:
             self._console.updates += 1
-        if len(self._pending) >= FOLD:
-            self._fold()
+        if len(self._pending) >= MAX_PENDING:
+            self._sum_pending()
 
-    def _fold(self) -> None:
+    def _sum_pending(self) -> None:
         """Sum the pending metrics by name, tensors on their device."""
         columns: dict[str, list] = {}
         for metrics in self._pending:
@@ -112,19 +115,19 @@ class Logger:
             self._counts[name] = self._counts.get(name, 0) + len(values)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Log numbers as they are: to TensorBoard at `step`, to metrics.jsonl with the next `write`."""
+        """Log numbers without averaging: to TensorBoard at `step`, to metrics.jsonl with the next `write`."""
         for name, value in values.items():
             self._scalars[name] = float(value)
             self._board.add_scalar(name, float(value), step)
         self._step = max(self._step, step)
 
     def write(self, step: int) -> dict[str, float]:
-        """Average what was added since the last call, store it under `step`, return it.
+        """Average what was added since the last call, store it at `step`, return it.
 
-        The result also holds the numbers given to `scalars` since then. One copy from the device to the
-        host. NaN is written to metrics.jsonl as null, infinities as "Infinity" and "-Infinity".
+        The result also holds the numbers given to `scalars` since then. Copies from the device to the host once.
+        NaN is written to metrics.jsonl as null, infinities as "Infinity" and "-Infinity".
         """
-        self._fold()
+        self._sum_pending()
         on_device = {name: value for name, value in self._sums.items() if isinstance(value, torch.Tensor)}
         if on_device:
             device = next(iter(on_device.values())).device
@@ -146,16 +149,16 @@ class Logger:
         return result
 
     def progress(self, step: int, share: float | None = None) -> None:
-        """Refresh the terminal's line; cheap enough for every step, nothing else is logged.
+        """Refresh the terminal's line and log nothing; cheap enough for every step.
 
-        share in [0, 1]: how much of the run is over, where that is not the share of its steps.
+        share in [0, 1]: the done part of the run, where that is not the fraction of its steps.
         """
         if self._console:
             self._console.show(step, share)
 
     def episode(self, step: int, env: int, ret: float, length: int) -> None:
-        """Log a finished training episode of environment number `env`: its return and length in steps."""
-        self._rows("episodes.csv", [(step, env, float(ret), length)])
+        """Log a finished training episode of environment number `env`: its return and its length in simulator steps."""
+        self._append("episodes.csv", [(step, env, float(ret), length)])
         if self._console:
             self._console.returns.append(float(ret))
             self._console.show(step)
@@ -167,18 +170,18 @@ class Logger:
         Raises KeyError when one is missing.
         """
         rows = list(rows)
-        if step == self._evaluated:  # the final evaluation, right after one on the way
+        if step == self._eval_step:  # the final evaluation, at the step of the last interim one
             self._files["eval.csv"].close()
             path = self.run_dir / "eval.csv"
-            _cut(path, step - 1, EVAL_COLUMNS, keep=True)
+            _truncate_log(path, step - 1, EVAL_COLUMNS, move_aside=False)
             self._files["eval.csv"] = path.open("a", encoding="utf-8", newline="")
-        self._evaluated = step
-        self._rows("eval.csv", [(step, *(row[key] for key in EVAL_COLUMNS[1:])) for row in rows])
+        self._eval_step = step
+        self._append("eval.csv", [(step, *(row[key] for key in EVAL_COLUMNS[1:])) for row in rows])
         if self._console and rows:
             self._console.eval_return = float(np.mean([row["return"] for row in rows]))
             self._console.show(step)
 
-    def _rows(self, name: str, rows: list[tuple]) -> None:
+    def _append(self, name: str, rows: list[tuple]) -> None:
         # .item() turns numpy numbers into plain ones, so that float32 is not cut to its short form
         plain = [[value.item() if isinstance(value, np.generic) else value for value in row] for row in rows]
         csv.writer(self._files[name], lineterminator="\n").writerows(plain)
@@ -191,29 +194,28 @@ class Logger:
             self._board.add_histogram(tag, values, step)
 
     def image(self, step: int, tag: str, picture: np.ndarray) -> None:
-        """Log one picture, uint8 (H, W, 3). Raises ValueError for anything else."""
+        """Log one image, uint8 (H, W, 3). Raises ValueError for anything else."""
         picture = np.asarray(picture)
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
             raise ValueError(f"pictures must be uint8 (H, W, 3), got {picture.dtype} {picture.shape}")
         self._board.add_image(tag, picture, step, dataformats="HWC")
 
     def gif(self, step: int, tag: str, frames: np.ndarray, fps: float) -> None:
-        """Log a moving picture, uint8 (T, H, W, 3), that TensorBoard plays at `fps` frames per second.
+        """Log a GIF, uint8 (T, H, W, 3), that TensorBoard plays at `fps` frames per second.
 
-        Written as an image summary by hand: SummaryWriter.add_video does not work with moviepy 2.
+        It is written as an image summary, because SummaryWriter.add_video does not work with moviepy 2.
         """
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        encoded = encode_gif(frames, fps)
         height, width = frames.shape[1:3]
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encode_gif(frames, fps))
         summary = Summary(value=[Summary.Value(tag=tag, image=image)])
         self._board.file_writer.add_summary(summary, step)
 
     def hparams(self, settings: Mapping[str, object], metrics: Mapping[str, float | None]) -> None:
         """Fill TensorBoard's HParams page: `settings` of the run beside the named `metrics`.
 
-        A metric given as None is only named, its column then shows what `scalars` or `write` log later.
+        A metric given as None is only declared; its column shows what `scalars` or `write` log.
         SummaryWriter.add_hparams is not used: it opens a second event file in the folder, after which
         TensorBoard may stop reading the first one.
         """
@@ -223,11 +225,6 @@ class Logger:
         for summary in hparams(plain, dict.fromkeys(metrics, 0.0)):
             self._board.file_writer.add_summary(summary)
         self.scalars(self._step, {name: value for name, value in metrics.items() if value is not None})
-
-    def message(self, text: str) -> None:
-        """Print a line of its own, above the live line."""
-        if self._console:
-            self._console.message(text)
 
     def close(self) -> None:
         """Write what is pending and close all files; a second call does nothing."""
@@ -251,17 +248,17 @@ def _jsonable(value: float) -> float | str | None:
     return None if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
 
 
-def _cut(path: Path, start_step: int, columns: tuple[str, ...] | None, keep: bool = False) -> list[str]:
-    """Cut a log back to rows up to `start_step` and return these rows; make a CSV with its header.
+def _truncate_log(path: Path, start_step: int, columns: tuple[str, ...] | None, move_aside: bool = True) -> list[str]:
+    """Remove the rows of a log after `start_step` and return the others; make the file where there is none.
 
-    `columns` names the columns of a CSV whose first is the step, None stands for lines of JSON. The last
-    line is dropped when it has no line end: the run was stopped while writing it. With start_step 0 what is
-    there moves aside, unless `keep`. Raises ValueError when the file is damaged.
+    `columns`: the columns of a CSV whose first is the step, None for lines of JSON. The last line is removed when it
+    has no line end: the run was stopped while writing it. With start_step 0 an old file is renamed to *.old if
+    `move_aside`. Raises ValueError when the file is damaged.
     """
     header = [",".join(columns)] if columns else []
     lines = []
     if path.exists() and path.stat().st_size > 0:
-        if start_step == 0 and not keep:
+        if start_step == 0 and move_aside:
             os.replace(path, path.with_name(path.name + ".old"))
         else:
             lines = path.read_text(encoding="utf-8").split("\n")[:-1]
@@ -271,7 +268,7 @@ def _cut(path: Path, start_step: int, columns: tuple[str, ...] | None, keep: boo
     try:
         steps = [int(row.split(",")[0]) if columns else int(json.loads(row)["step"]) for row in rows]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: a line begins with no step; repair it, or move it away") from error
+        raise ValueError(f"{path} is damaged: a line has no step; repair it, or move it away") from error
     kept = [row for row, step in zip(rows, steps, strict=True) if step <= start_step]
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(row + "\n" for row in header + kept), encoding="utf-8")

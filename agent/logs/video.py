@@ -1,4 +1,4 @@
-"""Moving pictures: .mp4 files, GIF bytes, and the strip that shows how many loops each step took.
+"""Videos: .mp4 files, GIFs, and a strip below the frames that shows how many loops each step took.
 
 Frames are always uint8 arrays (T, H, W, 3): time, height, width, red-green-blue.
 """
@@ -25,8 +25,8 @@ _MAGMA = np.array(
     ],
     dtype=np.float64,
 )
-_EMPTY = np.array([40, 44, 52], dtype=np.uint8)  # strip colour of steps that are still to come
-_MARK = np.array([255, 255, 255], dtype=np.uint8)  # strip colour of the current step
+_FUTURE = np.array([40, 44, 52], dtype=np.uint8)  # strip colour of later steps
+_CURRENT = np.array([255, 255, 255], dtype=np.uint8)  # strip colour of the current step
 
 
 def check_frames(frames: np.ndarray) -> np.ndarray:
@@ -50,7 +50,7 @@ def encode_gif(frames: np.ndarray, fps: float) -> bytes:
 
 
 def write_video(path: Path | str, frames: np.ndarray, fps: float) -> Path:
-    """Write frames (T, H, W, 3) uint8 at `fps` frames per second and return the path really written.
+    """Write frames (T, H, W, 3) uint8 at `fps` frames per second and return the path that was written.
 
     The suffix of `path` chooses .mp4 (H.264) or .gif. Where no working ffmpeg is found an .mp4 becomes
     a .gif beside it. The file appears under its name only when it is complete; missing folders are made.
@@ -101,8 +101,8 @@ def loop_colours(loops: np.ndarray, max_loops: float) -> np.ndarray:
     """
     if max_loops < 1:
         raise ValueError(f"max_loops must be at least 1, got {max_loops}")
-    place = np.clip(np.asarray(loops, dtype=np.float64) / max_loops, 0.0, 1.0) * (len(_MAGMA) - 1)
-    channels = [np.interp(place, np.arange(len(_MAGMA)), _MAGMA[:, c]) for c in range(3)]
+    position = np.clip(np.asarray(loops, dtype=np.float64) / max_loops, 0.0, 1.0) * (len(_MAGMA) - 1)
+    channels = [np.interp(position, np.arange(len(_MAGMA)), _MAGMA[:, c]) for c in range(3)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
@@ -123,8 +123,8 @@ def depth_strip(frames: np.ndarray, loops: np.ndarray, max_loops: float) -> np.n
     shown_step = np.arange(width) * steps // width  # (W,) the step that each pixel column shows
     colours = loop_colours(loops, max_loops)[shown_step]  # (W, 3)
     now = np.arange(steps)[:, None]
-    line = np.where((shown_step <= now)[..., None], colours, _EMPTY)  # (T, W, 3)
+    line = np.where((shown_step <= now)[..., None], colours, _FUTURE)  # (T, W, 3)
     marker = np.arange(steps) * width // steps  # (T,) pixel column of the current step
-    line[np.arange(steps), marker] = _MARK
+    line[np.arange(steps), marker] = _CURRENT
     strip = np.broadcast_to(line[:, None], (steps, rows, width, 3))
     return np.concatenate([frames, strip], axis=1)

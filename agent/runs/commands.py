@@ -9,6 +9,7 @@ import tyro
 
 from agent.evaluation.episodes import EvalConfig
 from agent.runs.config import Config
+from agent.seeds import COLLECTION, MODEL_RECORDING
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,7 @@ class ModelArgs:
         for name in ("horizon", "episodes", "windows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"--seed must be 0 or more, got {self.seed}")
+        MODEL_RECORDING.episodes(self.seed, self.episodes)
         if any(loops < 1 for loops in self.max_loops):
             raise ValueError(f"--max-loops must be 1 or more, got {self.max_loops}")
 
@@ -139,8 +139,7 @@ class CollectArgs:
     def __post_init__(self) -> None:
         if self.episodes < 1:
             raise ValueError(f"--episodes must be at least 1, got {self.episodes}")
-        if self.seed < 0:
-            raise ValueError(f"--seed must be 0 or more, got {self.seed}")
+        COLLECTION.episodes(self.seed, self.episodes)
 
 
 @dataclass(frozen=True)

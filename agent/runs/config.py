@@ -7,9 +7,10 @@ from typing import Literal
 
 import tyro
 
-from agent.evaluation.episodes import EVAL_SEEDS, EvalConfig
+from agent.evaluation.episodes import EvalConfig
 from agent.learning.actor_critic import BehaviorConfig
 from agent.learning.optimizer import OptimizerConfig
+from agent.seeds import TRAINING
 from agent.training.offline import OfflineConfig
 from agent.training.trainer import TrainConfig
 from world_model import ModelConfig
@@ -67,8 +68,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"--seed must be 0 or more, got {self.seed}")
-        if self.seed >= EVAL_SEEDS:
-            raise ValueError(f"--seed must be below {EVAL_SEEDS:,}, where the evaluations' seeds begin")
+        if self.seed >= TRAINING.size:
+            raise ValueError(f"--seed must be below {TRAINING.size:,}, where the seeds of evaluations begin")
         if self.model_only != bool(self.dataset):
             raise ValueError("--dataset DIR and --model-only belong together: give both or neither")
         if self.dream and self.agent == "dreamer":

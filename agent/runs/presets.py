@@ -57,7 +57,7 @@ def preset(name: str) -> Config:
                 save_every=300,
                 threads=1,
             ),  # fmt: skip
-            eval=replace(small.eval, interim_episodes=2, video_frames=50),
+            eval=replace(small.eval, interim_episodes=2),
         )
     raise UsageError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
 

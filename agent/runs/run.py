@@ -14,8 +14,9 @@ import torch
 
 from agent.data.checkpoint import Store, make_store
 from agent.errors import EnvironmentFailure, NonFiniteError, UsageError
-from agent.evaluation.episodes import Actor, Episode, save_video
+from agent.evaluation.episodes import Agent, Episode
 from agent.evaluation.plots import draw_curves
+from agent.evaluation.video import save_video
 from agent.logs.logger import Logger
 from agent.runs.cli import save_yaml
 from agent.runs.config import Config
@@ -126,7 +127,7 @@ def train_to_end(run: Run, trainer: AgentTrainer, config: Config, resumes: bool 
 
 
 def show_results(
-    run: Run, trainer: AgentTrainer, config: Config, task: str, unit: str, agent: Actor,
+    run: Run, trainer: AgentTrainer, config: Config, task: str, unit: str, agent: Agent,
     make_env: Callable[[], Any], cannot_draw: str | None,
 ) -> None:  # fmt: skip
     """After the last step: the numbers, the curve and a video."""

@@ -13,8 +13,8 @@ from agent.data.checkpoint import Store
 from agent.data.dataset import Dataset, pad_episodes
 from agent.data.replay import ReplayBuffer
 from agent.errors import UsageError
-from agent.evaluation.normalised_error import Yardstick
-from agent.evaluation.open_loop import exit_rule, open_loop, usable_horizons, watch_rows
+from agent.evaluation.normalised_error import NormalisedError
+from agent.evaluation.open_loop import exit_rule, open_loop, posterior_rows, usable_horizons
 from agent.execution import Eager
 from agent.learning.dreamer import Dreamer
 from agent.logs.logger import Logger
@@ -83,9 +83,9 @@ class OfflineTrainer:
         rows = len(dataset.train["reward"])
         self.replay = ReplayBuffer(rows, 1, dataset.spaces.obs, dataset.spaces.action.size, *latent, seed)
         with execution.uncompiled():
-            self.replay.fill(dataset.train, watch_rows(agent.world, dataset.train, agent.device))
+            self.replay.fill(dataset.train, posterior_rows(agent.world, dataset.train, agent.device))
         self.episodes = pad_episodes(dataset.held_out).to(agent.device)
-        self.yardstick = Yardstick.of(agent.world.senses, [self.episodes])
+        self.metric = NormalisedError.fit(agent.world.senses, [self.episodes])
         self.horizons = usable_horizons(self.episodes, cfg.horizons)
         self.step, self.finished = 0, False
         self.results: dict[str, float] = {}
@@ -128,7 +128,7 @@ class OfflineTrainer:
         world = self.agent.evaluated.world
         with exit_rule(world, None if depth is None else ExitRule()), self.execution.uncompiled():
             found = open_loop(
-                world, self.episodes, self.horizons, self.cfg.windows, max_loops=depth, yardstick=self.yardstick
+                world, self.episodes, self.horizons, self.cfg.windows, max_loops=depth, metric=self.metric
             ).means()
         path = Path(self.logger.run_dir) / "open_loop.csv"
         fresh = not path.exists()

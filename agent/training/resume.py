@@ -28,7 +28,7 @@ def check_fits(saved: Mapping[str, Any], run_dir: Path, agent: Dreamer, replay: 
         if missing or not isinstance(saved["step"], int):
             raise KeyError(", ".join(missing) or "step")
         agent.load_state_dict(saved["agent"])
-        replay.keep_images(images_folder(run_dir), exists=True)
+        replay.open_image_store(images_folder(run_dir), exists=True)
         replay.load_state_dict(saved["replay"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         what = str(error).splitlines()[0]

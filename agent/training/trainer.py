@@ -14,13 +14,14 @@ import tyro
 from agent.data.checkpoint import Store
 from agent.data.replay import FLAGS, ReplayBuffer
 from agent.errors import EnvironmentFailure, Interrupted
-from agent.evaluation.episodes import EVAL_SEEDS, Episode
+from agent.evaluation.episodes import Episode
 from agent.evaluation.plots import log_open_loop
 from agent.execution import Eager
 from agent.learning.dreamer import Dreamer, Update
 from agent.learning.policy import Memory
 from agent.logs.logger import Logger
 from agent.runtime import Stopwatch, random_states, restore_random_states
+from agent.seeds import TRAINING
 from agent.spaces import from_env
 from agent.training.env_stepper import EnvStepper
 from agent.training.monitor import EpisodeCounter, Monitor
@@ -176,7 +177,7 @@ class Trainer:
             self.replay.add({**self.row, "is_last": np.ones_like(self.row["is_last"])}, memory.state)
         count = self.envs.num_envs
         # Mixed, so that runs with neighbouring seeds share no episode; a resumed run sees new ones.
-        seed = np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0] % EVAL_SEEDS
+        seed = np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0] % TRAINING.size
         obs = self.stepper.reset(int(seed))
         none = np.zeros(count, bool)
         action = np.zeros((count, self.agent.spaces.action.size), np.float32)

@@ -1,0 +1,35 @@
+"""The agent of a checkpoint, whatever trained it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from agent.errors import UsageError
+from agent.evaluation.episodes import Agent
+from agent.learning.dreamer import Dreamer
+from agent.spaces import Spaces
+
+
+def load_agent(saved: dict[str, Any], device: str) -> Agent:
+    """The agent of a checkpoint that `read_checkpoint` returned, a Dreamer or a baseline. Raises UsageError."""
+    if saved["config"]["agent"] == "dreamer":
+        return Dreamer.from_checkpoint(saved, device)
+    from agent.interop.baselines import Baseline  # takes a second to import
+
+    return Baseline.from_checkpoint(saved, device)
+
+
+def load_sb3_agent(file: str, saved: Mapping[str, Any]) -> Agent:
+    """An agent saved by stable-baselines3, to act in the task of a checkpoint. Raises UsageError."""
+    from agent.interop.baselines import Baseline  # takes a second to import
+
+    return Baseline.from_sb3(file, Spaces.of(saved["spaces"]))
+
+
+def load_dreamer(saved: dict[str, Any], run: str) -> Dreamer:
+    """The Dreamer of a checkpoint, on the CPU. Raises UsageError for a baseline, which has no world model."""
+    kind = saved["config"]["agent"]
+    if kind != "dreamer":
+        raise UsageError(f"{run} is a run of {kind}, which has no world model")
+    return Dreamer.from_checkpoint(saved, "cpu")
