@@ -301,6 +301,60 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_trainer, tmp_path):
     assert weights(Dreamer.from_checkpoint(saved, "cpu")).isfinite().all()
 
 
+def test_the_final_evaluation_does_not_choose_the_best_agent(make_trainer, tmp_path):
+    """It plays other episodes, and more of them: its mean and those of the evaluations before do not compare."""
+    trainer = make_trainer(tmp_path / "with", steps=300, eval_every=120, ratio=0.02)
+    evaluate = trainer.evaluate
+
+    def scored(final, stop):
+        return [{**episode, "return": 5.0 if final else 1.0 / trainer.step} for episode in evaluate(final, stop)]
+
+    trainer.evaluate = scored
+    assert trainer.run()
+    assert read_checkpoint(find_checkpoint(tmp_path / "with", "best"))["step"] == 120
+    assert make_trainer(tmp_path / "without", steps=150, eval_every=0, ratio=0.02).run()
+    assert read_checkpoint(find_checkpoint(tmp_path / "without", "best"))["step"] == 150
+
+
+def test_a_resumed_run_writes_no_row_that_is_first_and_last(make_trainer, tmp_path):
+    """Of several environments some may be at the first row of an episode when the run stops."""
+
+    class Short(Metronome):
+        """Every second episode has three steps."""
+
+        made = 0
+
+        def __init__(self):
+            super().__init__()
+            Short.made += 1
+            self.length = 7 + 2 * (Short.made % 2)
+
+    def make_envs(count):
+        return metronomes(count, Short)
+
+    options = {"envs": 2, "eval_every": 0, "ratio": 0.02}
+    whole = make_trainer(tmp_path, make_envs, steps=400, **options)
+    progress, firsts = whole.logger.progress, []
+
+    def stop_at_a_reset(step, share):
+        first = whole.row["is_first"]
+        if step > 200 and first.any() and not first.all():
+            firsts.append(first.copy())
+            whole.stop()
+        progress(step, share)
+
+    whole.logger.progress = stop_at_a_reset
+    assert whole.run() is False
+    assert firsts
+    saved = read_checkpoint(find_checkpoint(tmp_path))
+    part = make_trainer(tmp_path, make_envs, saved=saved, steps=400, **options)
+    assert part.run()
+    rows = {name: part.replay.rows[name][:, : part.replay.count] for name in ("is_first", "is_last")}
+    assert not (rows["is_first"] & rows["is_last"]).any()
+    ends = rows["is_last"][:, whole.replay.count]
+    assert np.array_equal(ends, ~firsts[0])  # the others are cut off there
+
+
 # ---------------------------------------------------------------------- learning
 
 

@@ -62,15 +62,18 @@ class BaselineTrainer:
     def finish(self) -> None:
         """The final evaluation."""
         self.episodes = self.log_evaluation(final=True)
+        if self.best == -np.inf:  # nothing was evaluated before
+            self.save("best")
         self.finished = True
 
     def log_evaluation(self, final: bool) -> list[Episode]:
-        """Evaluate, log the episodes, and save the agent where it is the best so far."""
+        """Evaluate, log the episodes, and save the agent where it is the best so far; the final evaluation judges and
+        does not choose."""
         episodes = self.evaluate(final, lambda: self.stopping)
         mean = float(np.mean([episode["return"] for episode in episodes]))
         self.logger.evaluation(self.step, cast(list[dict[str, float]], episodes))
         self.logger.scalars(self.step, {"eval/return": mean})
-        if mean >= self.best:
+        if not final and mean >= self.best:
             self.best = mean
             self.save("best")
         if not final:

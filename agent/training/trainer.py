@@ -253,18 +253,23 @@ class Trainer:
             self.evaluations.pop()
         self.save()
         self.episodes = self.log_episodes(final=True)
+        if self.best == -np.inf:  # nothing was evaluated before
+            self.store("best", self.agent_content())
         self.monitor.write(self.step, self.last_batch, self.last_update)
         self.finished = True
         self.save()
 
     def log_episodes(self, final: bool) -> list[Episode]:
-        """Evaluate, keep the best agent, draw an open-loop prediction."""
+        """Evaluate, keep the best agent, draw an open-loop prediction.
+
+        The final evaluation judges and does not choose: it plays other episodes, and more of them.
+        """
         with self.clock.timed("evaluate"):
             episodes = self.evaluate(final, lambda: self.stopping)
         mean, loops = (float(np.mean([episode[name] for episode in episodes])) for name in ("return", "mean_loops"))
         self.logger.evaluation(self.step, cast(list[dict[str, float]], episodes))
         self.logger.scalars(self.step, {"eval/return": mean, "eval/loops": loops})
-        if mean >= self.best:
+        if not final and mean >= self.best:
             self.best = mean
             self.store("best", self.agent_content())
         with self.clock.timed("log"):
