@@ -171,10 +171,13 @@ class Trainer:
     # ------------------------------------------------------------------ interaction
 
     def begin_episodes(self) -> None:
-        """Start new episodes. Those that a stopped run left open end where they were, truncated."""
+        """Start new episodes. Those that a stopped run left open end where they were, truncated.
+
+        Of several environments some may have been at the first row of an episode: it stays a row without a successor.
+        """
         if self.row and not self.row["is_first"].all():
             _, memory, _ = self.act()
-            self.replay.add({**self.row, "is_last": np.ones_like(self.row["is_last"])}, memory.state)
+            self.replay.add({**self.row, "is_last": ~self.row["is_first"]}, memory.state)
         count = self.envs.num_envs
         # Mixed, so that runs with neighbouring seeds share no episode; a resumed run sees new ones.
         seed = np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0] % TRAINING.size
