@@ -59,3 +59,29 @@ def test_an_environment_that_fails_to_begin_is_named_and_the_run_can_go_on(make_
             trainer.run()
     trainer.load_state_dict(read_checkpoint(find_checkpoint(tmp_path)))
     assert trainer.run()
+
+
+@pytest.mark.parametrize("words", [(), ("--agent", "ppo")])
+def test_whatever_fails_the_environments_are_closed(tmp_path, monkeypatch, words):
+    """The run cannot begin, because its folder is taken; nothing that was opened before stays open."""
+    import train_agent
+
+    made, closed = [], []
+
+    def counted(make):
+        def wrapped(*args, **settings):
+            envs = make(*args, **settings)
+            made.append(envs)
+            close = envs.close
+            envs.close = lambda: (closed.append(envs), close())[1]
+            return envs
+
+        return wrapped
+
+    for name in ("make_vector_env", "make_env"):
+        monkeypatch.setattr(train_agent, name, counted(getattr(train_agent, name)))
+    (tmp_path / "taken").write_text("something")
+    argv = ["gym:CartPole-v1", "--preset", "debug", "--run-dir", str(tmp_path), "--no-video", *words]
+    assert train_agent.main(argv) == 2
+    assert made
+    assert {id(envs) for envs in made} == {id(envs) for envs in closed}
