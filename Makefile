@@ -1,6 +1,6 @@
 # Commands of the project. `make` alone lists them.
 #
-# Both `make train` and `make test` first see to it that .venv is there and complete. The files
+# `make train`, `make test` and `make docs` first see to it that .venv is there and complete. The files
 # .venv/.installed-* hold a copy of the requirements that were installed: while they match,
 # nothing is installed and a command starts at once.
 
@@ -15,13 +15,14 @@ ARGS ?=
 VENV := .venv
 CHECKED := envs world_model agent train_agent.py evaluate.py
 
-.PHONY: help train test clean ready-train ready-test
+.PHONY: help train test docs clean ready-train ready-test ready-docs
 
 help:
 	@echo "make train   train an agent; the first call installs what is needed into $(VENV)"
 	@echo "             TASK=$(TASK)  SEED=$(SEED)  STEPS=(environment steps)  ARGS=(more options)"
 	@echo "             MINUTES=$(MINUTES) ends the training early where the machine is slow; 0: no limit"
 	@echo "make test    check style and types, then run the tests"
+	@echo "make docs    build the documentation into site/"
 	@echo "make clean   remove caches; $(VENV) and runs/ stay"
 	@echo "PYTHON=python3.12 chooses the Python that $(VENV) is made with (3.11 or newer)"
 
@@ -34,6 +35,12 @@ test: ready-test
 	$(VENV)/bin/python -m mypy $(CHECKED)
 	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4
 
+# The variable silences a notice on the end of life of Material for MkDocs (May 2027); versions are pinned.
+docs: ready-docs
+	$(VENV)/bin/python -m docs.configuration
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
+	@echo "read it: site/index.html"
+
 clean:
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
@@ -43,6 +50,9 @@ ready-train:
 
 ready-test:
 	@$(call ready,test,requirements.txt requirements-dev.txt,requirements-dev.txt)
+
+ready-docs:
+	@$(call ready,docs,requirements.txt requirements-docs.txt,requirements-docs.txt)
 
 # $(call fail,text): say why, once, and stop.
 fail = { echo "$(1)" >&2; exit 1; }

@@ -36,7 +36,7 @@ esac
 @pytest.fixture
 def project(tmp_path):
     """A copy of the Makefile and the requirements, without any environment."""
-    for name in ("Makefile", "requirements.txt", "requirements-dev.txt"):
+    for name in ("Makefile", "requirements.txt", "requirements-dev.txt", "requirements-docs.txt"):
         shutil.copy(ROOT / name, tmp_path / name)
     fake_python(tmp_path)
     return tmp_path
@@ -68,6 +68,7 @@ def test_help_is_the_default(project):
     assert result.returncode == 0
     assert "make train" in result.stdout
     assert "make test" in result.stdout
+    assert "make docs" in result.stdout
     assert not (project / ".venv").exists()
 
 
@@ -125,6 +126,17 @@ def test_second_call_installs_nothing(project):
     assert make(project, "test").returncode == 0
     assert not calls(project, "pip install")
     assert not calls(project, "-m venv")
+
+
+def test_documentation_has_a_stamp_of_its_own(project):
+    assert make(project, "docs").returncode == 0
+    assert any("-r requirements-docs.txt" in line for line in calls(project, "pip install"))
+    assert make(project, "docs").returncode == 0
+    seen = calls(project, "")
+    assert any("mkdocs build --strict" in line for line in seen)
+    assert not any("pip install" in line for line in seen)
+    assert make(project, "train").returncode == 0  # the runtime packages are there
+    assert not calls(project, "pip install")
 
 
 def test_changed_requirements_are_installed(project):
@@ -208,8 +220,9 @@ def test_two_calls_at_once_install_once(project):
 
 
 def test_versions_are_pinned_and_agree():
-    pins = re.findall(r"^[^#\s-].*", (ROOT / "requirements.txt").read_text(), flags=re.M)
+    texts = [(ROOT / name).read_text() for name in ("requirements.txt", "requirements-docs.txt")]
+    pins = [pin for text in texts for pin in re.findall(r"^[^#\s-].*", text, flags=re.M)]
     assert pins
-    assert all(re.match(r"[A-Za-z0-9-]+==[0-9.]+", pin) for pin in pins)
+    assert all(re.match(r"[A-Za-z0-9_-]+==[0-9.]+", pin) for pin in pins)
     alone = re.search(r"^ALONE := (\S+)", (ROOT / "Makefile").read_text(), flags=re.M)
     assert any(pin.startswith(alone.group(1)) for pin in pins)

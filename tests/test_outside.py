@@ -1,4 +1,4 @@
-"""Cores and exit rules of a person's own, named on the command line: those of the README."""
+"""Cores and exit rules of a person's own, named on the command line: those of docs/python.md."""
 
 import os
 import re
@@ -15,8 +15,8 @@ from world_model import LoopConfig, ModelConfig, WorldModel, make_rule
 
 ROOT = Path(__file__).resolve().parents[1]
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLES = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "from world_model import" in block]
+PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+EXAMPLES = [block for block in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "from world_model import" in block]
 
 
 @pytest.fixture
