@@ -1,8 +1,8 @@
 # Commands of the project. `make` alone lists them.
 #
 # `make train`, `make test` and `make docs` first see to it that .venv is there and complete. The files
-# .venv/.installed-* hold a copy of the requirements that were installed: while they match,
-# nothing is installed and a command starts at once.
+# .venv/.installed-* hold a copy of the requirements that were installed, and the folder of the project, which is
+# installed there in editable form: while they match, nothing is installed and a command starts at once.
 
 PYTHON ?= python3
 TASK ?= dmc:cartpole_swingup
@@ -71,7 +71,7 @@ ALONE := dm-control==1.0.50 ; python_version >= "3.13"
 # was cut off; pip would take half-copied packages for whole ones, so $(VENV) is made anew.
 define ready
 stamp=$(VENV)/.installed-$(1); lock=$(VENV).lock; waited=0; \
-if $(usable) && cat $(2) | cmp -s - $$stamp; then exit 0; fi; \
+if $(usable) && { cat $(2); pwd; } | cmp -s - $$stamp; then exit 0; fi; \
 [ -w . ] || $(call fail,$(VENV) cannot be made: this folder is not writable); \
 until (set -C; echo $$$$ > $$lock) 2>/dev/null; do \
   [ $$waited -gt 0 ] || echo "waiting for another make to finish installing"; \
@@ -84,7 +84,7 @@ until (set -C; echo $$$$ > $$lock) 2>/dev/null; do \
 done; \
 trap 'rm -f $(VENV).lock' EXIT; \
 trap 'rm -rf $(VENV); exit 130' INT TERM HUP; \
-if $(usable) && cat $(2) | cmp -s - $$stamp; then exit 0; fi; \
+if $(usable) && { cat $(2); pwd; } | cmp -s - $$stamp; then exit 0; fi; \
 if ! $(usable); then \
   command -v $(PYTHON) >/dev/null || $(call fail,$(PYTHON) was not found: install Python 3.11 or newer); \
   $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -96,8 +96,8 @@ if ! $(usable); then \
 fi; \
 rm -f $$stamp; \
 echo "installing $(3) into $(VENV) (a minute or more, once)"; \
-{ $(pip) -r $(3) && $(pip) --no-deps '$(ALONE)'; } || \
+{ $(pip) -r $(3) && $(pip) --no-deps '$(ALONE)' && $(pip) --no-deps --editable .; } || \
   $(call fail,the installation failed; the lines above say why); \
-cp requirements.txt $(VENV)/.installed-train; \
-cat $(2) > $$stamp
+{ cat requirements.txt; pwd; } > $(VENV)/.installed-train; \
+{ cat $(2); pwd; } > $$stamp
 endef

@@ -25,16 +25,14 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from agent.data.checkpoint import find_checkpoint, read_checkpoint  # noqa: E402
-from agent.data.dataset import Rows, check_dataset, load_dataset, pad_episodes  # noqa: E402
-from agent.errors import UsageError  # noqa: E402
-from agent.evaluation.normalised_error import NormalisedError, targets_at  # noqa: E402
-from agent.evaluation.open_loop import SAMPLES, posterior_states  # noqa: E402
-from agent.learning.dreamer import Dreamer  # noqa: E402
-from world_model import LatentState, LoopedCore, WorldModel  # noqa: E402
-from world_model.latent import kl_divergence, sample_onehot  # noqa: E402
+from agent.data.checkpoint import find_checkpoint, read_checkpoint
+from agent.data.dataset import Rows, check_dataset, load_dataset, pad_episodes
+from agent.errors import UsageError
+from agent.evaluation.normalised_error import NormalisedError, targets_at
+from agent.evaluation.open_loop import SAMPLES, posterior_states
+from agent.learning.dreamer import Dreamer
+from world_model import LatentState, LoopedCore, WorldModel
+from world_model.latent import kl_divergence, sample_onehot
 
 BLOCK = 25
 """Steps in a row of an episode count as one in a standard error: neighbours are alike."""

@@ -26,14 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from agent.data.checkpoint import find_checkpoint, read_checkpoint  # noqa: E402
-from agent.errors import UsageError  # noqa: E402
-from agent.learning.dreamer import Dreamer  # noqa: E402
-from envs import TaskError, TaskId, prepare_rendering  # noqa: E402
-from envs.dmc import TASKS, DMControl  # noqa: E402
-from world_model import LatentState  # noqa: E402
+from agent.data.checkpoint import find_checkpoint, read_checkpoint
+from agent.errors import UsageError
+from agent.learning.dreamer import Dreamer
+from envs import TaskError, TaskId, prepare_rendering
+from envs.dmc import TASKS, DMControl
+from world_model import LatentState
 
 EPISODES, ROWS = 20, 200
 SETTLED = 10  # rows after which an agent has seen enough of an episode for its latents to be read

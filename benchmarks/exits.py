@@ -28,19 +28,17 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from agent.data.checkpoint import find_checkpoint, read_checkpoint  # noqa: E402
-from agent.data.dataset import Episodes, check_dataset, load_dataset, pad_episodes  # noqa: E402
-from agent.errors import UsageError  # noqa: E402
-from agent.evaluation.open_loop import choose_windows, exit_rule, open_loop, posterior_states, usable_horizons  # noqa: E402
+from agent.data.checkpoint import find_checkpoint, read_checkpoint
+from agent.data.dataset import Episodes, check_dataset, load_dataset, pad_episodes
+from agent.errors import UsageError
+from agent.evaluation.open_loop import choose_windows, exit_rule, open_loop, posterior_states, usable_horizons
 from agent.learning.dreamer import Dreamer
-from agent.learning.policy import Memory  # noqa: E402
-from agent.runs.config import Config  # noqa: E402
-from agent.runtime import keep_memory  # noqa: E402
-from agent.settings import from_dict  # noqa: E402
-from envs import make_env  # noqa: E402
-from world_model import ExitRule, LatentState, RandomExit, WorldModel, make_rule  # noqa: E402
+from agent.learning.policy import Memory
+from agent.runs.config import Config
+from agent.runtime import keep_memory
+from agent.settings import from_dict
+from envs import make_env
+from world_model import ExitRule, LatentState, RandomExit, WorldModel, make_rule
 
 HORIZON = 15
 DRAWS = 4

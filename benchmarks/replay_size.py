@@ -14,7 +14,6 @@ import argparse
 import mmap
 import os
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,11 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from agent.data.replay import FLAGS, ReplayBuffer  # noqa: E402
-from agent.settings import parse_count  # noqa: E402
-from world_model import LatentState  # noqa: E402
+from agent.data.replay import FLAGS, ReplayBuffer
+from agent.settings import parse_count
+from world_model import LatentState
 
 SHAPE, DETER, STOCH = (64, 64, 3), (1, 128), (16, 8)
 """Sizes of an image and of the latents of the small preset."""

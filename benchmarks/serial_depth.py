@@ -25,13 +25,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from agent.data.checkpoint import check_spaces, find_checkpoint, read_checkpoint  # noqa: E402
-from agent.errors import UsageError  # noqa: E402
-from agent.learning.dreamer import Dreamer  # noqa: E402
-from agent.spaces import spaces_of  # noqa: E402
-from envs import make_vector_env  # noqa: E402
+from agent.data.checkpoint import check_spaces, find_checkpoint, read_checkpoint
+from agent.errors import UsageError
+from agent.learning.dreamer import Dreamer
+from agent.spaces import spaces_of
+from envs import make_vector_env
 
 EPISODES = 20
 

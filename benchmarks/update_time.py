@@ -19,27 +19,23 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from agent.execution import CudaGraphs, make_execution  # noqa: E402
-from agent.execution.cuda_graphs import WARM_UPDATES  # noqa: E402
-from agent.learning.dreamer import Dreamer  # noqa: E402
-from agent.runs.config import Config  # noqa: E402
-from agent.runs.presets import PRESETS, preset  # noqa: E402
-from agent.runtime import keep_memory, set_threads  # noqa: E402
+from agent.execution import CudaGraphs, make_execution
+from agent.execution.cuda_graphs import WARM_UPDATES
+from agent.learning.dreamer import Dreamer
+from agent.runs.config import Config
+from agent.runs.presets import PRESETS, preset
+from agent.runtime import keep_memory, set_threads
 from agent.spaces import (
-    ActionSpec,  # noqa: E402
-    Spaces,  # noqa: E402
+    ActionSpec,
+    Spaces,
 )
-from world_model import Batch, LoopConfig  # noqa: E402
+from world_model import Batch, LoopConfig
 
 SPACES = Spaces({"state": 5}, ActionSpec(1, False))  # those of dmc:cartpole_swingup
 IMAGES = {
