@@ -153,6 +153,7 @@ def train_baseline(config: Config, task: TaskId, device: torch.device) -> int:
         finished = trainer.run()
         logger.hparams(chosen(config), {"eval/return": None})
     finally:
+        agent.close()
         logger.close()
         meta.update(step=trainer.step, finished=trainer.finished)
     if not finished:
