@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,8 +46,15 @@ from agent.runs.report import write_report
 from agent.runs.run_record import find_runs, load_run
 from agent.seeds import COLLECTION, MODEL_RECORDING
 from agent.settings import from_dict
-from agent.spaces import spaces_of
+from agent.spaces import Spaces, spaces_of
 from envs import TaskError, TaskId, make_env, make_vector_env, position_entries, prepare_rendering
+
+
+def task_spaces(task: TaskId) -> Spaces:
+    """The sizes of a task's observations and actions."""
+    with closing(make_vector_env(task, 1, seed=0)) as envs:
+        return spaces_of(envs)
+
 
 # ---------------------------------------------------------------------- evaluate.py policy
 
@@ -68,9 +76,7 @@ def policy(args: PolicyArgs, write: Write) -> None:
     torch.set_num_threads(config.train.threads or 1)  # batches of ten rows: more threads do not help
     cannot_draw = prepare_rendering(task.draws or (args.video and task.suite == "dmc"))
 
-    envs = make_vector_env(task, 1, args.seed)
-    envs.close()
-    check_spaces(saved, spaces_of(envs))
+    check_spaces(saved, task_spaces(task))
     make_envs = partial(make_vector_env, task, seed=cfg.first_seed, asynchronous=task.is_parallel)
     episodes = Evaluator(cfg, agent, make_envs, task.action_repeat, task.evaluation_episodes)(final=True)
     result, shares = summarise(episodes), loop_shares(episodes)
@@ -121,7 +127,7 @@ def model(args: ModelArgs, write: Write) -> None:
         raise UsageError(f"the core of {args.run} is {config.model.core}, it has no loops: leave --max-loops out")
     torch.set_num_threads(config.train.threads or 1)
     make_envs = partial(make_vector_env, task, seed=args.seed, asynchronous=task.is_parallel)
-    check_spaces(saved, spaces_of(make_envs(1)))
+    check_spaces(saved, task_spaces(task))
     seeds = MODEL_RECORDING.episodes(args.seed, args.episodes)
     players = (None,) if config.model_only else (agent, None)
     recordings = [record(player, agent.spaces, make_envs, seeds) for player in players]
@@ -163,7 +169,7 @@ def collect(args: CollectArgs, write: Write) -> None:
     """Record a data set."""
     task = TaskId.parse(args.task)
     make_envs = partial(make_vector_env, task, seed=args.seed, asynchronous=task.is_parallel)
-    spaces, agent = spaces_of(make_envs(1)), None
+    spaces, agent = task_spaces(task), None
     if args.run:
         saved = read_checkpoint(find_checkpoint(args.run))
         check_spaces(saved, spaces)

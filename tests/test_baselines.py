@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Metronome, metronomes
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agent.data.checkpoint import make_store, read_checkpoint
 from agent.errors import UsageError
@@ -43,6 +44,13 @@ def test_a_baseline_learns_with_our_files(tmp_path):
         assert len(list(csv.DictReader(file))) == 120
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert "train/critic_loss" in lines[-2]
+    assert {line["episode/length"] for line in lines[:-1]} == {10.0}
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    with (tmp_path / "episodes.csv").open() as file:
+        episodes = [(int(row["step"]), float(row["return"])) for row in csv.DictReader(file)]
+    logged = [(event.step, event.value) for event in events.Scalars("episode/return")]
+    assert logged == [(step, pytest.approx(ret)) for step, ret in episodes]
     again = Baseline.from_checkpoint(read_checkpoint(tmp_path / "checkpoints" / "latest.pt"))
     episodes = run_episodes(again, metronomes, 10, Config().eval.first_seed)
     assert [row["return"] for row in episodes] == [row["return"] for row in trainer.episodes]

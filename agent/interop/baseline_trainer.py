@@ -120,6 +120,7 @@ class TrainerCallback(BaseCallback):
         ret, length = float(episode["r"]), int(episode["l"]) * self.trainer.repeat
         self.trainer.returns.append(ret)
         self.trainer.logger.episode(step, 0, ret, length)
+        self.trainer.logger.scalars(step, {"episode/return": ret, "episode/length": length})
 
     def _log(self, step: int) -> None:
         """The library's own metrics, and the speed since the last call."""

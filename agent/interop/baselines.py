@@ -38,7 +38,12 @@ LOADABLE: tuple[type[BaseAlgorithm], ...] = (PPO, A2C, SAC, TD3, DDPG, DQN)
 
 def make_sb3_env(make_env: Callable[[], gym.Env[Any, Any]]) -> VecEnv:
     """One environment as the library's MlpPolicy takes it: observations flattened to a vector (1, O)."""
-    return DummyVecEnv([lambda: Monitor(gym.wrappers.FlattenObservation(make_env()))])
+    env = make_env()
+    try:
+        return DummyVecEnv([lambda: Monitor(gym.wrappers.FlattenObservation(env))])
+    except BaseException:
+        env.close()
+        raise
 
 
 def observation_size(spaces: Spaces) -> int:
@@ -126,32 +131,48 @@ class PlaceholderEnv(gym.Env[dict[str, np.ndarray], Any]):
 # ---------------------------------------------------------------------- the agent
 
 
+def check_algorithm(name: str, spaces: Spaces) -> None:
+    """Raise UsageError where the algorithm cannot act in these spaces."""
+    needed = {"sac": "continuous", "dqn": "discrete"}
+    actions = "discrete" if spaces.action.discrete else "continuous"
+    if needed.get(name, actions) != actions:
+        fitting = "ppo or dqn" if spaces.action.discrete else "ppo or sac"
+        raise UsageError(f"--agent {name} cannot act here: the task's actions are {actions}; use {fitting}")
+    observation_size(spaces)
+
+
 class Baseline:
     """One algorithm of stable-baselines3. env: where it learns, None where it only acts.
 
-    repeat: simulator steps per action. Raises UsageError where the algorithm does not fit the task's spaces.
+    The baseline owns `env`: `close` closes it, and so does a constructor that fails. repeat: simulator steps per
+    action. Raises UsageError where the algorithm does not fit the task's spaces.
     """
 
     run_cap = 1
+    env: VecEnv | None = None
 
     def __init__(
         self, name: str, spaces: Spaces, env: VecEnv | None, cfg: TrainConfig,
         seed: int = 0, device: str | torch.device = "cpu", repeat: int = 1,
     ):  # fmt: skip
-        needed = {"sac": "continuous", "dqn": "discrete"}
-        actions = "discrete" if spaces.action.discrete else "continuous"
-        if needed.get(name, actions) != actions:
-            fitting = "ppo or dqn" if spaces.action.discrete else "ppo or sac"
-            raise UsageError(f"--agent {name} cannot act here: the task's actions are {actions}; use {fitting}")
-        observation_size(spaces)
-        self.name, self.spaces = name, spaces
-        env = env or make_sb3_env(lambda: PlaceholderEnv(spaces))
-        settings: dict[str, Any] = {"seed": seed, "device": device}
-        if name == "ppo":  # its first update comes after n_steps, which a short run may not reach
-            settings["n_steps"] = min(2048, max(64, cfg.steps // repeat // 256 * 64)) // env.num_envs
-        else:  # the library's default, or all steps of the run
-            settings["buffer_size"] = min(1_000_000, cfg.steps // repeat + 1)
-        self.model = ALGORITHMS[name]("MlpPolicy", env, **settings)
+        self.name, self.spaces, self.env = name, spaces, env
+        try:
+            check_algorithm(name, spaces)
+            env = env or make_sb3_env(lambda: PlaceholderEnv(spaces))
+            settings: dict[str, Any] = {"seed": seed, "device": device}
+            if name == "ppo":  # its first update comes after n_steps, which a short run may not reach
+                settings["n_steps"] = min(2048, max(64, cfg.steps // repeat // 256 * 64)) // env.num_envs
+            else:  # the library's default, or all steps of the run
+                settings["buffer_size"] = min(1_000_000, cfg.steps // repeat + 1)
+            self.model = ALGORITHMS[name]("MlpPolicy", env, **settings)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the environment where it learns."""
+        if self.env is not None:
+            self.env.close()
 
     def act(
         self,
