@@ -2,6 +2,7 @@
 
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,3 +32,20 @@ def test_a_row_of_times(update_time, monkeypatch, capsys):
     assert parameters > 0
     assert loops == 2.0
     assert 0.0 < sum(parts) <= total + 0.5  # each is rounded to a tenth
+
+
+def test_two_checkouts_are_timed_in_turn(monkeypatch, capsys, tmp_path):
+    module = benchmark("interleaved")
+    calls = []
+
+    def run(command, cwd, **_):
+        calls.append(cwd.name)
+        total = 10.0 if cwd.name == "before" else 12.5
+        row = f"{'2 fixed loops':34s} {1234:>9,} {total / 2:13.1f} {total:13.1f} {2.0:10.2f}"
+        return SimpleNamespace(stdout=f"x86_64, 2 cores\n{'median ms of an update':34s}    params total\n{row}\n")
+
+    monkeypatch.setattr(module.subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["interleaved.py", "before", "after", "--rounds", "2", "--", "--threads", "1"])
+    module.main()
+    assert calls == ["before", "after", "after", "before"]
+    assert capsys.readouterr().out.splitlines()[1].split() == ["2", "fixed", "loops", "10.0", "12.5", *["1.250"] * 3]

@@ -127,7 +127,7 @@ class OfflineTrainer:
         """Open-loop errors of the averaged weights, at a fixed depth or with the exit rule, into open_loop.csv."""
         world = self.agent.evaluated.world
         with exit_rule(world, None if depth is None else ExitRule()), self.execution.uncompiled():
-            found = open_loop(
+            errors = open_loop(
                 world, self.episodes, self.horizons, self.cfg.windows, max_loops=depth, metric=self.metric
             ).means()
         path = Path(self.logger.run_dir) / "open_loop.csv"
@@ -137,8 +137,8 @@ class OfflineTrainer:
             if fresh:
                 writer.writerow(COLUMNS)
             for h in self.horizons:
-                values = found["loops"], h, found[f"error_{h}"], found[f"reward_{h}"], found[f"energy_{h}"]
+                values = errors["loops"], h, errors[f"error_{h}"], errors[f"reward_{h}"], errors[f"energy_{h}"]
                 writer.writerow((self.step, depth or "exit", *(f"{value:.6g}" for value in values)))
         if depth is None:
-            self.logger.scalars(self.step, {f"open_loop/{name}": value for name, value in found.items()})
-        return found
+            self.logger.scalars(self.step, {f"open_loop/{name}": value for name, value in errors.items()})
+        return errors
