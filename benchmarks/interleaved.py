@@ -35,14 +35,14 @@ def totals(checkout: Path, words: list[str]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path, help="checkout of the older commit")
-    parser.add_argument("after", type=Path, help="checkout of the newer commit")
+    parser.add_argument("after", type=Path, help="checkout of the newer commit; behind -- the options of update_time.py")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("words", nargs="*", help="options of update_time.py, after --")
-    args = parser.parse_args()
+    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    args, words = parser.parse_args(sys.argv[1:cut]), sys.argv[cut + 1 :]
     taken: dict[Path, dict[str, list[float]]] = {args.before: {}, args.after: {}}
     for number in range(args.rounds):
         for checkout in (args.before, args.after) if number % 2 == 0 else (args.after, args.before):
-            for label, total in totals(checkout, args.words).items():
+            for label, total in totals(checkout, words).items():
                 taken[checkout].setdefault(label, []).append(total)
     print(f"{'median ms of an update':34s} {'before':>9s} {'after':>9s} {'ratio':>7s}   ratios by round")
     for label, before in taken[args.before].items():
