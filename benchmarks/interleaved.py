@@ -35,7 +35,7 @@ def totals(checkout: Path, words: list[str]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path, help="checkout of the older commit")
-    parser.add_argument("after", type=Path, help="checkout of the newer commit; behind -- the options of update_time.py")
+    parser.add_argument("after", type=Path, help="of the newer one; behind --: options of update_time.py")
     parser.add_argument("--rounds", type=int, default=5)
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     args, words = parser.parse_args(sys.argv[1:cut]), sys.argv[cut + 1 :]
