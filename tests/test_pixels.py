@@ -201,12 +201,24 @@ def test_who_brings_images_is_told_of_their_preset(preset, size, said):
     assert said == ("--preset pixels" in " ".join(words))
 
 
+TRAIN_WITH_A_SHORT_VIDEO = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+if __name__ == "__main__":
+    from agent.evaluation import video
+    from train_agent import main
+    video.VIDEO_FRAMES = 20
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.parametrize("task", ["atari100k:pong", pytest.param("dmc:cartpole_balance@fast_pixels", marks=drawing)])
 def test_the_tasks_of_images_train_and_are_judged(tmp_path, monkeypatch, task):
     monkeypatch.delenv("MUJOCO_GL", raising=False)  # tests of state tasks have switched drawing off
     words = ("--preset", "debug", "--eval.episodes", 1, "--steps", 220)
     more = ("--train.eval-every", 0, "--train.prefill", 100, "--run-dir", "run")
-    done = spawn(tmp_path, "train_agent.py", task, *words, *more)
+    (tmp_path / "train.py").write_text(TRAIN_WITH_A_SHORT_VIDEO)
+    done = spawn(tmp_path, tmp_path / "train.py", task, *words, *more)
     assert done.returncode == 0, done.stderr
     assert "over 1 episode" in done.stdout
     assert ("human-normalised" in done.stdout) == task.startswith("atari100k")

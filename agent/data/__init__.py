@@ -1,1 +1,1 @@
-"""Rows and files: replay, images on disk, checkpoints, data sets. No networks."""
+"""Replay buffer, image files, checkpoint files, data sets. No networks."""

@@ -1,1 +1,1 @@
-"""Measuring an agent and its world model. Nothing here learns."""
+"""Evaluation of an agent and its world model. Nothing here learns."""

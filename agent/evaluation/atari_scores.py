@@ -1,4 +1,4 @@
-"""What a return in an Atari game is worth: between random play (0) and a human (1)."""
+"""Human-normalised scores of Atari games: 0 is random play, 1 a human."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 SCORES = Path(__file__).with_name("atari_scores.csv")
-"""Random and human scores of the 26 games of Atari 100k, as all papers have them (Mnih et al. 2015, in Kaiser et al.,
+"""Random and human scores of the 26 games of Atari 100k (Mnih et al. 2015, as printed in Kaiser et al.,
 arXiv 1903.00374)."""
 
 
@@ -19,7 +19,7 @@ def scores() -> dict[str, tuple[float, float]]:
 
 
 def human_normalised(task: str, score: float) -> float | None:
-    """(score - random) / (human - random) of "atari:GAME" or "atari100k:GAME"; None where nobody published both."""
+    """(score - random) / (human - random) of "atari:GAME" or "atari100k:GAME"; None for other tasks and games."""
     suite, _, game = task.partition(":")
     if suite not in ("atari", "atari100k") or game not in scores():
         return None

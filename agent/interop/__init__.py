@@ -1,1 +1,1 @@
-"""Other people's interfaces: stable-baselines3, Gymnasium, torch.export."""
+"""Interfaces to stable-baselines3, Gymnasium and torch.export."""
