@@ -106,7 +106,7 @@ def image_rows(loop: LoopConfig) -> list[tuple[str, LoopConfig, float | None]]:
     """Label, core and what the gate says: 1, 2 and 4 fixed loops, then sampled depth with exits."""
     fixed = [replace(loop, depth="fixed", exit="fixed", mean_loops=float(loops)) for loops in (1, 2, 4)]
     rows: list[tuple[str, LoopConfig, float | None]] = [(f"{each.train_cap} fixed loops", each, None) for each in fixed]
-    sampled = replace(loop, depth="update", exit="gate", mean_loops=2.0, min_loops=1)
+    sampled = replace(loop, depth="update", exit="gate", mean_loops=2.0)
     return [*rows, ("sampled, all exit after one", sampled, -1.0), ("sampled, none exits", sampled, 1e3)]
 
 

@@ -1,19 +1,13 @@
-"""Dreams that are trusted only so far: the budget, what it does to returns, and the surprise that a model expects."""
-
-import dataclasses
+"""Dreams that are trusted only so far: the budget, and what it does to returns."""
 
 import pytest
 import torch
-from small import make_batch, make_world
 
 from agent.learning.actor_critic import ActorCritic, BehaviorConfig, lambda_return
 from agent.learning.scales import Budget, trust_of
-from agent.runs.cli import parse_cli
-from agent.runs.config import Config
 from agent.spaces import ActionSpec
-from world_model import LatentState, WorldModel
+from world_model import LatentState
 from world_model.core import LoopStats
-from world_model.surprise import Surprise
 from world_model.types import Rollout
 
 
@@ -41,7 +35,7 @@ def test_the_budget_is_half_of_the_horizon_at_the_usual_pace():
     assert budget.update(torch.full((2, 8), 5.0)) == pytest.approx(16.0)
 
 
-def rollout_of(size=4, horizon=6, surprise=None, depth=None):
+def rollout_of(size=4, horizon=6, depth=None):
     gen = torch.Generator().manual_seed(1)
     deter = torch.randn(size, horizon + 1, 2, 8, generator=gen)
     stoch = torch.rand(size, horizon + 1, 3, 4, generator=gen)
@@ -50,7 +44,7 @@ def rollout_of(size=4, horizon=6, surprise=None, depth=None):
     return Rollout(
         states, torch.rand(size, horizon, 2, generator=gen), torch.rand(size, horizon, generator=gen),
         torch.ones(size, horizon), LoopStats(depth, torch.zeros(size, horizon, 2)), torch.ones(size),
-        states.feat().transpose(0, 1), surprise,
+        states.feat().transpose(0, 1),
     )  # fmt: skip
 
 
@@ -61,12 +55,12 @@ def actor_critic(adaptive):
 
 
 def test_steps_beyond_the_budget_teach_nothing():
-    surprise = torch.ones(4, 6)
-    surprise[:, 3:] = 100.0
-    ac = actor_critic("surprise")
+    depth = torch.ones(4, 6, dtype=torch.long)
+    depth[:, 3:] = 100
+    ac = actor_critic("loops")
     ac.budget.pace.fill_(1.0)
     ac.budget.rate = 0.0  # a budget of 3
-    rollout = rollout_of(surprise=surprise)
+    rollout = rollout_of(depth=depth)
     _, _, returns, metrics = ac.loss(rollout)
     assert metrics["behavior/dream_length"] == pytest.approx(3.0)
     changed = rollout._replace(rewards=rollout.rewards + torch.tensor([0.0] * 4 + [9.0] * 2))  # r_5, r_6
@@ -87,56 +81,9 @@ def test_dreams_differ_in_length_by_what_they_cost():
     assert plain.last_lengths is None
 
 
-def test_the_read_out_learns_how_surprised_the_model_will_be():
-    torch.manual_seed(0)
-    surprise, deter = Surprise(16), torch.randn(64, 8, 2, 8)
-    kl = torch.expm1(torch.nn.functional.softplus(deter.flatten(2) @ torch.randn(16) * 0.3 + 1))
-    adam = torch.optim.Adam(surprise.parameters(), 0.05)
-    first = surprise.loss(deter, kl).mean().item()
-    for _ in range(200):
-        adam.zero_grad()
-        loss = surprise.loss(deter, kl).mean()
-        loss.backward()
-        adam.step()
-    assert loss.item() < 0.05 * first
-    assert torch.allclose(surprise(deter).mean(), kl.mean(), rtol=0.1)
-
-
-def test_the_read_out_changes_nothing_that_it_judges():
-    plain = make_world()
-    torch.manual_seed(0)
-    with_surprise = WorldModel(dataclasses.replace(plain.cfg, surprise=True), plain.obs_sizes, plain.action_size)
-    torch.manual_seed(0)
-    without = WorldModel(plain.cfg, plain.obs_sizes, plain.action_size)
-    for name, value in without.named_parameters():
-        assert torch.equal(value, dict(with_surprise.named_parameters())[name]), name
-    batch = make_batch(plain)
-    grads = []
-    for world in (with_surprise, without):
-        torch.manual_seed(1)
-        loss, _, metrics = world.loss(batch)
-        names, params = zip(*world.named_parameters(), strict=True)
-        grads.append(dict(zip(names, torch.autograd.grad(loss, params, allow_unused=True), strict=True)))
-    assert "world/surprise_loss" not in metrics
-    for name, grad in grads[1].items():
-        other = grads[0][name]
-        assert (grad is None and other is None) or torch.allclose(grad, other), name
-    assert grads[0]["surprise.read.weight"].abs().max() > 0
-
-
-def test_surprise_needs_its_read_out(capsys):
-    with pytest.raises(SystemExit):
-        parse_cli(["toy:cue", "--behavior.adaptive", "surprise"])
-    assert "add --model.surprise" in " ".join(capsys.readouterr().err.replace("│", " ").split())
-    config = parse_cli(["toy:cue", "--device", "cpu", "--behavior.adaptive", "surprise", "--model.surprise"])[0]
-    assert isinstance(config, Config)
-    assert config.model.surprise
-
-
 def test_a_run_with_an_adaptive_horizon(script, tmp_path):
     words = ("toy:cue5", "--preset", "debug", "--steps", 300, "--no-video", "--train.eval-every", 0, "--run-dir", "run")
-    done = script("train_agent.py", *words, "--behavior.adaptive", "surprise", "--model.surprise")
+    done = script("train_agent.py", *words, "--behavior.adaptive", "loops")
     assert done.returncode == 0, done.stderr
     last = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-2]
     assert "behavior/dream_length" in last
-    assert "world/surprise_loss" in last

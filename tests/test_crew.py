@@ -17,18 +17,17 @@ from agent.learning.learner import OptimizerConfig
 from agent.runs.presets import preset
 from agent.spaces import ActionSpec, Spaces
 from world_model import Batch, LatentState, LoopConfig, ModelConfig
-from world_model.vision import ImageConfig
+from world_model.images import ImageConfig
 
 SIZE, LENGTH, HORIZON = 6, 5, 3
 
 
-def make(workers, depth="update", **behavior):
+def make(workers, **behavior):
     """A small agent of which every part learns, with an adaptive horizon: all running numbers are in use."""
     torch.manual_seed(0)
-    loop = LoopConfig(tokens=2, width=8, heads=2, units=16, depth=depth, mean_loops=2.0)
-    image = ImageConfig(ease=True, ease_begin=0, ease_end=2)
-    model = ModelConfig(loop, image=image, groups=3, classes=4, units=16, bins=21, surprise=True)
-    behavior = {"adaptive": "surprise", "spread": 0.5, "starts": 4 * SIZE, "units": 16, "layers": 1} | behavior
+    loop = LoopConfig(tokens=2, width=8, heads=2, units=16, mean_loops=2.0)
+    model = ModelConfig(loop, image=ImageConfig(anneal=True), groups=3, classes=4, units=16)
+    behavior = {"adaptive": "loops", "spread": 0.5, "starts": 4 * SIZE, "units": 16, "layers": 1} | behavior
     cfg = BehaviorConfig(horizon=HORIZON, **behavior)
     spaces = Spaces({"state": 3, "sight": (64, 64, 3)}, ActionSpec(2, False))
     agent = Dreamer(model, cfg, OptimizerConfig(warmup=1, workers=workers), spaces)
@@ -67,13 +66,12 @@ def make_batch(agent, seed=1):
     )
 
 
-@pytest.mark.parametrize("depth", ["update", "sequence"])
-def test_the_gradient_is_the_mean_of_the_parts(crews, depth):
+def test_the_gradient_is_the_mean_of_the_parts(crews):
     """What the others did is done again here, with the same weights and random numbers, and averaged."""
-    agent = crews(3, depth)
+    agent = crews(3)
     batch = make_batch(agent)
     agent.update(batch)  # the processes begin, and every running number has seen something
-    loops = 2 if depth == "update" else torch.tensor([1, 2, 3, 4, 1, 2])
+    loops = 2
     here, theirs = torch.get_rng_state(), agent.crew.random_states()
     lent = {name: value.clone() for name, value in agent.policy.state_dict().items()}
     losses = agent.shared(batch, loops)
@@ -85,7 +83,7 @@ def test_the_gradient_is_the_mean_of_the_parts(crews, depth):
         agent.policy.load_state_dict(lent)
         torch.set_rng_state(random)
         part = slice(2 * number, 2 * number + 2)
-        each.append(alone.losses(part_of(batch, part), loops if isinstance(loops, int) else loops[part]))
+        each.append(alone.losses(part_of(batch, part), loops))
         alone.differentiate(each[-1])
         for total, flat in zip(expected, agent.flats, strict=True):
             total += flat / 3

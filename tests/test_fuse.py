@@ -10,7 +10,7 @@ from test_graphs import make, with_start
 from agent.execution.cuda_graphs import UpdateGraphs
 from agent.learning.learner import compiles, fuse
 
-WORLD, SHELL = {"reset", "posterior", "prior_probs", "draw"}, {"prelude", "finish"}
+WORLD, SHELL = {"reset", "posterior", "prior_probs", "draw"}, {"prelude", "readout"}
 REAL = torch.compile
 
 
@@ -27,9 +27,9 @@ def clean():
 @pytest.mark.parametrize(
     ("core", "parts"),
     [
-        ("looped", WORLD | SHELL | {"refine", "settle"}),
-        ("stacked", WORLD | SHELL | {"settle"}),
-        ("gru", WORLD | {"settle"}),
+        ("looped", WORLD | SHELL | {"refine", "adaptive_step"}),
+        ("stacked", WORLD | SHELL | {"adaptive_step"}),
+        ("gru", WORLD | {"adaptive_step"}),
     ],
 )
 def test_the_parts_of_a_step_are_handed_over_and_used(monkeypatch, core, parts):

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from agent.data.dataset import Episodes
-from world_model import Senses
+from world_model import ObservationModel
 
 AT_ONCE = 512
 """Observations that are held as floating-point numbers at once."""
 
 
-def truth_at(senses: Senses, episodes: Episodes, episode: Tensor, row: Tensor) -> Tensor:
+def truth_at(observation_model: ObservationModel, episodes: Episodes, episode: Tensor, row: Tensor) -> Tensor:
     """(W,) places -> (W, P) what was observed there."""
-    return senses.truth({name: value[episode, row] for name, value in episodes.obs.items()})
+    return observation_model.targets({name: value[episode, row] for name, value in episodes.obs.items()})
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,22 @@ class Yardstick:
     counts: Tensor
 
     @classmethod
-    def of(cls, senses: Senses, recorded: Sequence[Episodes]) -> Yardstick:
+    def of(cls, observation_model: ObservationModel, recorded: Sequence[Episodes]) -> Yardstick:
         """Of all rows of the episodes."""
         count, total, squares = 0, torch.zeros(()), torch.zeros(())
         for episodes in recorded:
             for episode, length in enumerate(episodes.length.tolist()):
                 for rows in torch.arange(length, device=episodes.reward.device).split(AT_ONCE):
-                    seen = truth_at(senses, episodes, torch.full_like(rows, episode), rows).double()
+                    seen = truth_at(observation_model, episodes, torch.full_like(rows, episode), rows).double()
                     count, total, squares = count + len(seen), seen.sum(0) + total, seen.square().sum(0) + squares
         mean = total / count
         variance = ((squares - count * mean.square()) / max(1, count - 1)).clamp(min=0.0).float()
         # An entry that hardly moves would decide the mean by its noise.
         return cls(mean.float(), variance, variance > 1e-3 * variance.max())
 
-    def judge(self, senses: Senses, feat: Tensor, samples: int, truth: Tensor) -> tuple[Tensor, Tensor]:
+    def judge(
+        self, observation_model: ObservationModel, feat: Tensor, samples: int, truth: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """What `samples` dreams each say about W places, (W * samples, F), against the truth (W, P).
 
         -> the `error` of their mean (W,), and their energy score (W,): E|x - y| - E|x - x'| / 2 over dreams x, x' and
@@ -57,7 +59,7 @@ class Yardstick:
         parts, step = [], max(1, AT_ONCE // samples)
         scale = self.variance[self.counts].sqrt()
         for dreams, real in zip(feat.split(step * samples), truth.split(step), strict=True):
-            guess = senses.guess(dreams).unflatten(0, (-1, samples))  # (w, samples, P)
+            guess = observation_model.predictions(dreams).unflatten(0, (-1, samples))  # (w, samples, P)
             x, y = guess[..., self.counts] / scale, real[:, None, self.counts] / scale
             away, apart = torch.cdist(x, y).mean((1, 2)), torch.cdist(x, x).sum((1, 2)) / (samples * (samples - 1))
             parts.append((self.error(guess.mean(1), real), (away - apart / 2.0) / len(scale) ** 0.5))

@@ -124,11 +124,11 @@ def open_loop(
         states = watch(world, episodes, max_loops)[0] if watched is None else watched
         start = states.map(lambda leaf: leaf[episode, row].repeat_interleave(SAMPLES, 0))
         dream = world.imagine(start, actions.repeat_interleave(SAMPLES, 0), longest, max_loops=max_loops)
-    yardstick = yardstick or Yardstick.of(world.senses, [episodes])
+    yardstick = yardstick or Yardstick.of(world.observation_model, [episodes])
     wrong, energy = {}, {}
     for h in horizons:
-        truth = truth_at(world.senses, episodes, episode, ahead[:, h - 1])
-        wrong[h], energy[h] = yardstick.judge(world.senses, dream.feat[h], SAMPLES, truth)
+        truth = truth_at(world.observation_model, episodes, episode, ahead[:, h - 1])
+        wrong[h], energy[h] = yardstick.judge(world.observation_model, dream.feat[h], SAMPLES, truth)
     reward = dream.rewards.unflatten(0, (windows, SAMPLES)).mean(1)
     missed = (reward - episodes.reward[episode[:, None], ahead]).abs()
     return OpenLoop(wrong, energy, {h: missed[:, h - 1] for h in horizons}, dream.loops.depth)

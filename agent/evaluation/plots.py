@@ -14,7 +14,7 @@ from agent.data.replay import ReplayBuffer
 from agent.learning.dreamer import Dreamer
 from agent.logs.logger import LOOPS_METRIC, Logger
 from agent.logs.video import depth_strip, write_video
-from world_model import Batch
+from world_model import Batch, sample_depth
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,14 +77,14 @@ def predict_open_loop(agent: Dreamer, replay: ReplayBuffer, seed: int, length: i
     world = agent.averaged.world
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        states = world.observe_sequence(part).states
+        states = world.observe_sequence(part, sample_depth(world.cfg.loop)).states
         actions = batch.prev_action[pick : pick + 1, context:span]
         rollout = world.imagine(states.map(lambda leaf: leaf[:, -1]), actions, span - context)
         dreamt = world.decode(rollout.states.map(lambda leaf: leaf[:, 1:]))
     lines: list[tuple[str, np.ndarray, np.ndarray]] = []
     strips, films, loops = [], {}, rollout.loops.depth[0].numpy(force=True)
     for name, value in batch.obs.items():
-        if name not in world.senses.vectors:
+        if name not in world.observation_model.vectors:
             if name in dreamt:
                 parts = compared(value[pick, context:span], dreamt[name][0])
                 strips.append(film_strip(parts))

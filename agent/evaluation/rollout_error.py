@@ -75,7 +75,7 @@ def rollout_errors(
     All predictions start from the same states, watched with the exit rule. Raises ValueError when no episode is
     long enough for any prediction.
     """
-    found, yardstick = RolloutErrors(), Yardstick.of(world.senses, [each.episodes for each in recordings])
+    found, yardstick = RolloutErrors(), Yardstick.of(world.observation_model, [each.episodes for each in recordings])
     mean_reward = float(torch.cat([rewards_of(each) for each in recordings]).mean())
     usable = longest_horizon(recordings)
     if usable < 1:
@@ -120,12 +120,12 @@ def measure(
     start = states.map(lambda leaf: leaf[episode, row].repeat_interleave(SAMPLES, 0))
     actions = recording.episodes.prev_action[episode[:, None], ahead].repeat_interleave(SAMPLES, 0)
     dream = world.imagine(start, actions, horizon, max_loops=max_loops)
-    episodes, senses = recording.episodes, world.senses
-    last, rewards = truth_at(senses, episodes, episode, row), episodes.reward
+    episodes, observation_model = recording.episodes, world.observation_model
+    last, rewards = truth_at(observation_model, episodes, episode, row), episodes.reward
     real_reward, wrong = rewards[episode[:, None], ahead], []
     for k in range(horizon):  # step by step, because images of all steps would fill the memory
-        real = truth_at(senses, episodes, episode, ahead[:, k])
-        error, _ = yardstick.judge(senses, dream.feat[k + 1], SAMPLES, real)
+        real = truth_at(observation_model, episodes, episode, ahead[:, k])
+        error, _ = yardstick.judge(observation_model, dream.feat[k + 1], SAMPLES, real)
         wrong.append(torch.stack([error, yardstick.error(last, real), yardstick.error(yardstick.mean, real)]))
     observation, copy, mean = torch.stack(wrong, -1)  # (W, H) each
     reward = dream.rewards.unflatten(0, (windows, SAMPLES)).mean(1)

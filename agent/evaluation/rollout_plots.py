@@ -101,14 +101,14 @@ def example(world: WorldModel, recording: Recording, horizon: int) -> Example:
 @torch.no_grad()
 def draw_truth(world: WorldModel, recording: Recording, shown: Example, entries: int = 6) -> Figure:
     """What happened and what dreams with the same actions said, for the entries that move most."""
-    episodes, senses, (pick, row, dream) = recording.episodes, world.senses, shown
+    episodes, observation_model, (pick, row, dream) = recording.episodes, world.observation_model, shown
     horizon = dream.rewards.shape[1]
-    if senses.decoder:
-        guess = symexp(senses.decoder(dream.feat[1:])).transpose(0, 1).numpy()  # (SAMPLES, H, O)
-        truth = senses.flatten(episodes.obs)[pick, : row + 1 + horizon].numpy()
+    if observation_model.decoder:
+        guess = symexp(observation_model.decoder(dream.feat[1:])).transpose(0, 1).numpy()  # (SAMPLES, H, O)
+        truth = observation_model.flatten(episodes.obs)[pick, : row + 1 + horizon].numpy()
     else:  # images have films
         guess, truth = np.zeros((SAMPLES, horizon, 0)), np.zeros((row + 1 + horizon, 0))
-    names = [f"{name}[{i}]" for name, size in senses.vectors.items() for i in range(size)]
+    names = [f"{name}[{i}]" for name, size in observation_model.vectors.items() for i in range(size)]
     chosen = sorted(np.argsort(-truth.std(0), kind="stable")[:entries])
     figure, axes = new_figure(9.0, 1.2 * (len(chosen) + 1), len(chosen) + 1, share_x=True)
     ahead = np.arange(row + 1, row + 1 + horizon)
@@ -134,7 +134,7 @@ def save_films(world: WorldModel, recording: Recording, shown: Example, folder: 
     first, row = shown.dream.states.map(lambda leaf: leaf[:1, 1:]), shown.row + 1
     loops = shown.dream.loops.depth[0].numpy(force=True)
     for name, guess in world.decode(first).items():
-        if name not in world.senses.vectors:
+        if name not in world.observation_model.vectors:
             truth = recording.episodes.obs[name][shown.pick, row : row + len(loops)]
             parts = compared(truth, guess[0])
             imsave(folder / f"truth_{recording.policy}_{name}.png", film_strip(parts))

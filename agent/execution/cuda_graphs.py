@@ -67,9 +67,9 @@ class UpdateGraphs:
         self.bad = torch.zeros((), device=learner.device)
         for adam in learner.adams.values():
             adam.skip_where(self.bad)
-        learner.world.core.static = True
+        learner.world.core.static_shapes = True
 
-    def __call__(self, batch: Batch, loops: int | Tensor, progress: float) -> Losses:
+    def __call__(self, batch: Batch, loops: int, progress: float) -> Losses:
         self.take(batch, loops)
         self.learner.advance(progress)
         key = loops if isinstance(loops, int) else 0
@@ -88,7 +88,7 @@ class UpdateGraphs:
         metrics = dict(zip(outcome.names, values.unbind(), strict=True))
         return Losses(self.bad, self.bad, outcome.states, outcome.depths, outcome.lengths, metrics)
 
-    def take(self, batch: Batch, loops: int | Tensor) -> None:
+    def take(self, batch: Batch, loops: int) -> None:
         """Copy the batch to where the graphs read it."""
         if self.batch is None:
             self.batch, self.depth = copied(batch), loops.clone() if isinstance(loops, Tensor) else None
@@ -101,9 +101,8 @@ class UpdateGraphs:
     def run(self, key: int) -> Outcome:
         """An update that looks at no number."""
         assert self.batch is not None
-        learner, loops = self.learner, key or self.depth
-        assert loops is not None
-        losses = learner.losses(self.batch, loops)
+        learner = self.learner
+        losses = learner.losses(self.batch, key)
         learner.differentiate(losses)
         norms = torch.stack(list(learner.clip(losses.metrics).values()))
         self.bad.copy_(~torch.isfinite(losses.total + losses.policy + norms.sum()))

@@ -87,7 +87,7 @@ class Crew:
             other.close()
             self.pipes.append(mine)
 
-    def begin(self, batch: Batch, loops: int | Tensor) -> tuple[Batch, int | Tensor]:
+    def begin(self, batch: Batch, loops: int) -> tuple[Batch, int]:
         """Send everybody's part of the batch, and return ours, with the loops of its sequences."""
         size = len(batch.reward) // (len(self.pipes) + 1)
         lent = tuple(plain(module.state_dict()) for module in running(self.policy))
@@ -213,7 +213,7 @@ def serve(pipe: Connection, policy: Policy, grads: list[Tensor], half: bool, par
 
 
 def contribute(
-    gradients: Gradients, batch: tuple[Any, ...], loops: int | Tensor, lent: tuple[dict[str, Tensor], ...]
+    gradients: Gradients, batch: tuple[Any, ...], loops: int, lent: tuple[dict[str, Tensor], ...]
 ) -> dict[str, Any]:
     """Gradients of one part, and what `Losses` says of it as plain values; bad names a metric that is not finite."""
     for module, values in zip(running(gradients.policy), lent, strict=True):

@@ -84,7 +84,7 @@ class Dreams:
     def show(self) -> dict[str, np.ndarray]:
         """The decoded observations; colours are 0 to 255, as in the task."""
         seen = {name: value.numpy() for name, value in self.world.decode(self.state).items()}
-        images = self.world.senses.images.shapes if self.world.senses.images else {}
+        images = self.world.observation_model.images.shapes if self.world.observation_model.images else {}
         return seen | {name: np.rint(255.0 * seen[name]).astype(np.uint8) for name in images}
 
 
@@ -103,7 +103,7 @@ def fall_asleep(run: str | Path, vectors_only: bool = False) -> Sleeper:
     if saved["config"].get("agent", "dreamer") != "dreamer":
         raise UsageError(f"{run} is a run of {saved['config']['agent']}, which has no world model to dream with")
     agent = Dreamer.from_checkpoint(saved, "cpu")
-    images = agent.world.senses.images
+    images = agent.world.observation_model.images
     if images and vectors_only:
         raise UsageError(f"{run} dreams of images, and the baselines see vectors only")
     if images and not images.decodes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,7 +38,7 @@ class ActingPath(nn.Module):
         self, obs: Tensor | dict[str, Tensor], action: Tensor, first: Tensor, deter: Tensor, stoch: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         world = self.policy.world
-        sizes = world.senses.vectors
+        sizes = world.observation_model.vectors
         if isinstance(obs, Tensor):
             obs = dict(zip(sizes, obs.split(list(sizes.values()), -1), strict=True))
         state, _ = world.observe(obs, action, first, LatentState(deter, stoch), sample=False, max_loops=self.loops)
@@ -54,12 +53,12 @@ def export_policy(agent: Dreamer, path: Path, loops: int) -> ActingPath:
     """
     acting = ActingPath(copy.deepcopy(agent.averaged).cpu(), loops).eval()
     world = acting.policy.world
-    if world.senses.images:  # the program may run on machines that compute in other numbers than this one
-        world.senses.images.cfg = replace(world.senses.images.cfg, precision="float32")
+    if world.observation_model.images:  # the program may run on machines that compute in other numbers than this one
+        world.observation_model.images.precision = "float32"
     example = (_observations(world, 3), *_with_first(acting, 3))
     with exit_rule(world, ExitRule()), torch.no_grad():
         batch = {0: torch.export.Dim("envs", min=1, max=1024)}
-        seen = dict.fromkeys(world.obs_sizes, batch) if world.senses.images else batch
+        seen = dict.fromkeys(world.obs_sizes, batch) if world.observation_model.images else batch
         program = torch.export.export(acting, example, dynamic_shapes=[seen, *[batch] * (len(example) - 1)])
         for count in (2, 5):  # other sizes than that of the example
             obs = _observations(world, count)
@@ -75,8 +74,8 @@ def export_policy(agent: Dreamer, path: Path, loops: int) -> ActingPath:
 
 def _observations(world: WorldModel, count: int) -> Tensor | dict[str, Tensor]:
     """Noise in the form that the program takes."""
-    if not world.senses.images:
-        return torch.randn(count, sum(world.senses.vectors.values()))
+    if not world.observation_model.images:
+        return torch.randn(count, sum(world.observation_model.vectors.values()))
 
     def noise(size: ObsSize) -> Tensor:
         return torch.randn(count, size) if isinstance(size, int) else torch.randint(256, (count, *size)).byte()

@@ -31,10 +31,9 @@ class BehaviorConfig:
 
     horizon: int = 10
     """H, imagined steps per rollout."""
-    adaptive: Literal["none", "surprise", "loops"] = "none"
-    """Trust a dream only as far as it has not spent its budget, of the surprise that the world model expects of itself
-    (needs --model.surprise) or of loops: half of the horizon times the running mean of a step. From there on its
-    rewards count less and the critic more, down to nothing at twice the budget."""
+    adaptive: Literal["none", "loops"] = "none"
+    """Trust a dream only as far as it has not spent its budget of loops: half of the horizon times the running mean of
+    a step. From there on its rewards count less and the critic more, down to nothing at twice the budget."""
     starts: int | None = None
     """Start states per update, taken from the end of every replayed sequence, at least two of each; 0 = all of them.
     By default 64 where the actor learns through the world model, and 128 by the likelihood, whose gradient is noisier
@@ -248,9 +247,7 @@ class ActorCritic(nn.Module):
         """(B, H) how far each imagined step is trusted; None where all are."""
         if self.budget is None:
             return None
-        cost = rollout.loops.depth.float() if self.cfg.adaptive == "loops" else rollout.surprise
-        if cost is None:
-            raise ValueError("--behavior.adaptive surprise needs a world model that expects it: add --model.surprise")
+        cost = rollout.loops.depth.float()
         trust = trust_of(cost, self.budget.update(cost))
         self.last_lengths = trust.cumprod(1).sum(1)
         return trust

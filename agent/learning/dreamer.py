@@ -17,6 +17,7 @@ from agent.runtime import resolve_device
 from agent.settings import from_dict
 from agent.spaces import Spaces, to_env
 from world_model import LoopedCore, ModelConfig, WorldModel, make_rule
+from world_model.distributions import BIN_LIMIT, BINS
 
 
 class Dreamer(Learner):
@@ -32,7 +33,7 @@ class Dreamer(Learner):
     ):
         self.spaces = spaces
         world = WorldModel(model, spaces.obs, spaces.action.size)
-        actor_critic = ActorCritic(behavior, world.feat_size, spaces.action, model.bins, model.bin_limit)
+        actor_critic = ActorCritic(behavior, world.feat_size, spaces.action, BINS, BIN_LIMIT)
         super().__init__(Policy(world, actor_critic), optimizer, device)
 
     # ------------------------------------------------------------------ acting

@@ -46,13 +46,14 @@ class Gradients:
         self.flats, self.half, self.parts = flats, half, parts
         self.seconds: dict[str, float] = {}  # time spent in each part of the updates
 
-    def losses(self, batch: Batch, loops: int | Tensor) -> Losses:
+    def losses(self, batch: Batch, loops: int) -> Losses:
         """Everything that is computed forwards; gradients are zeroed."""
         clock = time.perf_counter()
         for flat in self.flats:
             flat.zero_()
         with torch.autocast(batch.reward.device.type, torch.bfloat16, enabled=self.half):
-            world_loss, post, metrics = self.world.loss(batch, loops)
+            post = self.world.observe_sequence(batch, loops)
+            world_loss, metrics = self.world.loss(post, batch)
             clock = self.lap("world_model", clock)
             size, length = batch.reward.shape
             count = self.behavior.starts // self.parts or size * length
@@ -67,9 +68,6 @@ class Gradients:
                 1.0 - terminal.flatten().float(),
                 grad=self.behavior.through,
             )
-            if self.world.surprise is not None:
-                expected = self.world.surprise(rollout.states.deter[:, 1:].detach()).detach()
-                rollout = rollout._replace(surprise=expected)
             clock = self.lap("imagination", clock)
             policy_loss, value_loss, returns, behavior_metrics = self.behavior.loss(rollout)
             boot = returns[:, 0].view(size, tail)

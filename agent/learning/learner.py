@@ -83,7 +83,7 @@ def fuse(world: WorldModel) -> None:
     torch._dynamo.config.recompile_limit = 64
     parts: dict[torch.nn.Module, tuple[str, ...]] = {
         world: ("reset", "posterior", "prior_probs", "draw"),
-        world.core: ("prelude", "refine", "finish", "settle"),
+        world.core: ("prelude", "refine", "readout", "adaptive_step"),
     }
     for part, names in parts.items():
         kind = type(part)
@@ -125,7 +125,7 @@ class Learner(Gradients):
         states for the replay's write-back, good until the next update, and detached metrics. Raises NonFiniteError
         before any weight is touched when a loss is not finite.
         """
-        loops = sample_depth(self.world.cfg.loop, len(batch.reward), self.device)
+        loops = sample_depth(self.world.cfg.loop)
         if self.graphs is not None:
             clock = time.perf_counter()
             losses = self.graphs(batch, loops, progress)
@@ -142,14 +142,14 @@ class Learner(Gradients):
         self.last_depths, self.last_lengths = losses.depths, losses.lengths
         return losses.states, losses.metrics
 
-    def alone(self, batch: Batch, loops: int | Tensor) -> Losses:
+    def alone(self, batch: Batch, loops: int) -> Losses:
         """Losses and gradients of a batch. Raises NonFiniteError before anything is differentiated."""
         losses = self.losses(batch, loops)
         finite(losses)
         self.differentiate(losses)
         return losses
 
-    def shared(self, batch: Batch, loops: int | Tensor) -> Losses:
+    def shared(self, batch: Batch, loops: int) -> Losses:
         """The same, by several processes, which begin with the first batch."""
         if self.crew is None:
             seed = torch.initial_seed() + 1_000_000_007  # far from those of other runs
@@ -176,10 +176,10 @@ class Learner(Gradients):
 
         Does nothing where there are no images, or where something was learned already.
         """
-        if self.updates == 0 and self.world.senses.images:
+        if self.updates == 0 and self.world.observation_model.images:
             batch, _ = sample(FIRST_LOOKS, 1, self.device)
             for policy in (self.policy, self.averaged):
-                policy.world.senses.get_used_to(batch.obs)
+                policy.world.observation_model.fit_normaliser(batch.obs)
 
     def clip(self, metrics: Metrics) -> Metrics:
         """Clip the gradients; their norms before that go to the metrics, and are returned."""
@@ -190,7 +190,7 @@ class Learner(Gradients):
     def advance(self, progress: float) -> None:
         """Count an update, and set the rates of its steps and what images weigh."""
         self.updates += 1
-        self.world.senses.ease(self.updates)
+        self.world.observation_model.anneal(self.updates)
         for adam in self.adams.values():
             adam.set_rate(self.schedule(progress))
         self.average_rate.fill_(max(1.0 - self.optimizer.average, 1.0 / self.updates))
@@ -209,7 +209,8 @@ class Learner(Gradients):
         for adam in self.adams.values():
             adam.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            loss, post, metrics = self.world.loss(batch)
+            post = self.world.observe_sequence(batch, sample_depth(self.world.cfg.loop))
+            loss, metrics = self.world.loss(post, batch)
         if not torch.isfinite(loss):
             raise NonFiniteError(next((name for name, value in metrics.items() if not value.isfinite()), "total loss"))
         loss.backward(inputs=self.policy.parts()["world"])

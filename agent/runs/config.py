@@ -68,8 +68,6 @@ class Config:
             raise ValueError(f"--seed must be below {EVAL_SEEDS:,}, where the evaluations' seeds begin")
         if self.model_only != bool(self.dataset):
             raise ValueError("--dataset DIR and --model-only belong together: give both or neither")
-        if self.behavior.adaptive == "surprise" and not self.model.surprise:
-            raise ValueError("--behavior.adaptive surprise needs a world model that expects it: add --model.surprise")
         always_alike = self.model.core in ("stacked", "gru") or self.model.loop.exit == "fixed"
         if self.behavior.adaptive == "loops" and always_alike:
             raise ValueError("--behavior.adaptive loops needs dreams of unequal loops: a looped core and an exit rule")

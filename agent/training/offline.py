@@ -80,7 +80,7 @@ class OfflineTrainer:
         with agent.as_written():
             self.replay.fill(dataset.train, watch_rows(agent.world, dataset.train, agent.device))
         self.episodes = pad_episodes(dataset.held_out).to(agent.device)
-        self.yardstick = Yardstick.of(agent.world.senses, [self.episodes])
+        self.yardstick = Yardstick.of(agent.world.observation_model, [self.episodes])
         self.horizons = usable_horizons(self.episodes, cfg.horizons)
         self.step, self.finished = 0, False
         self.results: dict[str, float] = {}

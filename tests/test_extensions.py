@@ -1,4 +1,4 @@
-"""Cores and exit rules of a person's own, named on the command line: those of the README."""
+"""Cores and exit rules of a user's own, named on the command line: those of the README."""
 
 import os
 import re
