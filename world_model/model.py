@@ -88,10 +88,7 @@ class WorldModel(nn.Module):
         self.post_deter = linear(flat, units)
         self.post_embed = linear(units, units)
         self.post_norm = Norm(units)
-        self.post_out = linear(units, stoch, bias=True)
-        if self.observation_model.images:
-            with torch.no_grad():
-                self.post_out.weight.mul_(FIRST_LOGITS)
+        self.post_out = linear(units, stoch, bias=True, scale=FIRST_LOGITS if self.observation_model.images else 1.0)
         self.prior = MLP(flat, units, 1, stoch)
         self.twohot = TwoHot()
         self.reward = MLP(self.feat_size, units, 1, BINS, out_scale=0.0)
