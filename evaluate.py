@@ -121,7 +121,7 @@ def model(args: ModelArgs, write: Write) -> None:
     task, config = TaskId.parse(saved["task"]), from_dict(Config, saved["config"])
     agent = load_dreamer(saved, args.run)
     world, behavior = agent.averaged.world, agent.averaged.behavior
-    if world.senses.blind:
+    if not world.observation_model.decodes:
         raise UsageError(f"{args.run} was trained without a decoder: its dreams show nothing to compare")
     if args.max_loops and not world.core.looping:
         raise UsageError(f"the core of {args.run} is {config.model.core}, it has no loops: leave --max-loops out")

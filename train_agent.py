@@ -151,7 +151,7 @@ def train_model(config: Config, task: TaskId, device: torch.device) -> int:
     keep_memory()
     seed_everything(config.seed)
     agent = make_agent(config, dataset.spaces, device)
-    if agent.world.senses.blind:
+    if not agent.world.observation_model.decodes:
         raise UsageError("without a decoder no error can be measured: leave --model.image.objective redundancy out")
     folder = new_folder(config, task.slug, f"model-{config.model.core.rpartition(':')[2]}")
     counts, updates = agent.parameter_counts(), config.offline.updates

@@ -70,17 +70,19 @@ def predict(world: WorldModel, rows: Rows, loops: int, most: int) -> Steps:
     state = states.map(lambda leaf: leaf[episode, now])
     inputs = world.inputs(state, episodes.prev_action[episode, now + 1])
     _, trace = core(state.deter, inputs, loops, core.prepare())
-    seen = world.senses({name: value[episode, now + 1] for name, value in episodes.obs.items()})
-    own, _ = core.settle(state.deter, inputs, core.prepare(), log_prior=world.log_prior)
-    posterior = torch.log(world.posterior(own, world.post_embed(seen)))
+    observation_model = world.observation_model
+    embed = observation_model({name: value[episode, now + 1] for name, value in episodes.obs.items()})
+    own, _ = core.adaptive_step(state.deter, inputs, core.prepare(), log_prior=world.log_prior)
+    posterior = torch.log(world.posterior(own, world.post_embed(embed)))
     levels = torch.rand(SAMPLES, len(episode), world.cfg.groups, 1)  # the same for every depth
-    targets = targets_at(world.senses, episodes, episode, now + 1)
-    metric = NormalisedError.fit(world.senses, [episodes])
+    targets = targets_at(observation_model, episodes, episode, now + 1)
+    metric = NormalisedError.fit(observation_model, [episodes])
     error, kl = [], []
     for x in trace.states[1:]:
-        deter = core.finish(state.deter, x, trace.gate)
+        deter = core.readout(state.deter, x, trace.gate)
         probs = world.prior_probs(deter)
-        guess = sum(world.senses.guess(LatentState(deter, sample_onehot(probs, level)).feat()) for level in levels)
+        feats = [LatentState(deter, sample_onehot(probs, level)).feat() for level in levels]
+        guess = sum(observation_model.predictions(feat) for feat in feats)
         error.append(metric.error(guess / SAMPLES, targets))
         kl.append(kl_divergence(posterior, torch.log(probs)))
     assert trace.e is not None

@@ -150,7 +150,7 @@ class Bench:
 def events(world: WorldModel, episodes: Episodes) -> dict[str, torch.Tensor]:
     """(E, T) sizes of what happened between a row and the one before; the first rows are left out by the caller."""
     seen = torch.arange(episodes.reward.shape[1]) < episodes.length[:, None]
-    obs = world.senses.truth(episodes.obs)
+    obs = world.observation_model.targets(episodes.obs)
     obs = obs / obs[seen].std(0).clamp(min=1e-3)
     step = obs.diff(dim=1, prepend=obs[:, :1])
     bend = step.diff(dim=1, prepend=step[:, :1])
@@ -233,7 +233,7 @@ def main() -> None:
         check_dataset(dataset, saved["task"])
         agent = Dreamer.from_checkpoint(saved, "cpu")
         world = agent.averaged.world
-        if args.play and world.senses.images:
+        if args.play and world.observation_model.images:
             raise UsageError("--play is for tasks with vectors as observations")
         if not world.core.looping:
             raise UsageError(f"the core of {args.run} is {world.cfg.core}, it has no loops")

@@ -4,7 +4,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from world_model import Batch, CoreSizes, LatentState, LoopConfig, LoopedCore, ModelConfig, WorldModel
+from world_model import (
+    Batch,
+    CoreSizes,
+    LatentState,
+    LoopConfig,
+    LoopedCore,
+    ModelConfig,
+    Posterior,
+    WorldModel,
+    sample_depth,
+)
 
 CORE_INPUTS = 5
 SIZES = {"joints": 3, "touch": 2}
@@ -27,6 +37,13 @@ def core_input(core: LoopedCore, batch: int, seed: int = 1) -> tuple[Tensor, Ten
     return deter, torch.randn(batch, CORE_INPUTS, generator=gen, dtype=dtype)
 
 
+def forward_at(core: LoopedCore, deter: Tensor, inputs: Tensor, depth: Tensor) -> Tensor:
+    """The next deter where sample i runs depth[i] loops: read out of a run of the deepest."""
+    _, trace = core(deter, inputs, int(depth.max()), core.prepare())
+    x = torch.stack(trace.states)[depth, torch.arange(len(deter))]
+    return core.readout(deter, x, trace.gate)
+
+
 def exit_bias(core: LoopedCore, value: float) -> LoopedCore:
     with torch.no_grad():
         core.rule.state.bias.fill_(value)
@@ -37,7 +54,7 @@ def make_world(seed: int = 0, sizes: dict[str, int] | None = None, **loop) -> Wo
     """A tiny world model; loop settings by keyword. Reward and exit heads are not left at zero."""
     torch.manual_seed(seed)
     loop = {"tokens": 2, "width": 8, "heads": 2, "units": 16, "mean_loops": 2.0, "depth": "fixed"} | loop
-    cfg = ModelConfig(LoopConfig(**loop), groups=3, classes=4, units=16, bins=21)
+    cfg = ModelConfig(LoopConfig(**loop), groups=3, classes=4, units=16)
     world = WorldModel(cfg, sizes or SIZES, ACTIONS)
     with torch.no_grad():
         world.reward.out.weight.normal_()
@@ -58,6 +75,19 @@ def make_batch(world: WorldModel, size: int = 3, length: int = 6, seed: int = 1)
         off.clone(),
         off.clone(),
     )
+
+
+def observe(world: WorldModel, batch: Batch, loops: int | None = None) -> Posterior:
+    """The posterior of a batch, at a sampled depth where none is given."""
+    return world.observe_sequence(batch, sample_depth(world.cfg.loop) if loops is None else loops)
+
+
+def world_loss(
+    world: WorldModel, batch: Batch, loops: int | None = None
+) -> tuple[Tensor, Posterior, dict[str, Tensor]]:
+    post = observe(world, batch, loops)
+    loss, metrics = world.loss(post, batch)
+    return loss, post, metrics
 
 
 def random_state(world: WorldModel, size: int = 3, seed: int = 2) -> LatentState:

@@ -258,8 +258,8 @@ def test_tasks_of_images_have_a_preset_of_their_own_on_a_cpu(monkeypatch):
     pixels = chosen("--seed", "3", "dmc:walker_walk@pixels")
     assert pixels == replace(preset("pixels"), task="dmc:walker_walk@pixels", seed=3)
     assert pixels.preset == "pixels"
-    assert pixels.model.image.ease
-    assert preset("base").model.image.ease
+    assert pixels.model.image.anneal
+    assert preset("base").model.image.anneal
     assert chosen("atari100k:pong", "--train.length", "12").train.length == 12
     for words in (["dmc:walker_walk"], ["gym:CartPole-v1"], ["atari:pong", "--preset", "small"], ["--seed", "1"]):
         assert chosen(*words).preset == "small"

@@ -2,24 +2,25 @@
 
 import pytest
 import torch
-from small import make_batch, random_state
+from small import make_batch, observe, random_state, world_loss
 from torch.utils.flop_counter import FlopCounterMode
 
 from world_model import ModelConfig, WorldModel, cost
-from world_model.controls import make_core, nearest
+from world_model.controls import gru
+from world_model.controls.gru import GRUConfig, GRUCore
+from world_model.controls.matching import make_core, nearest
+from world_model.controls.stacked import StackConfig, StackedCore
 from world_model.core import CoreSizes
-from world_model.gru import GRUConfig, GRUCore
 from world_model.looped import LoopConfig, LoopedCore
-from world_model.stacked import StackConfig, StackedCore
 
 SIZES = CoreSizes(groups=16, classes=8, actions=6)
 LOOP = LoopConfig()
 WIDE = LoopConfig(tokens=4, width=64)
 
 
-def build(name, match="none", loop=LOOP, **gru):
+def build(name, match="none", loop=LOOP, **settings):
     torch.manual_seed(0)
-    return make_core(name, loop, StackConfig(), GRUConfig(**gru), SIZES, match)
+    return make_core(name, loop, StackConfig(), GRUConfig(**settings), SIZES, match)
 
 
 def step(core, loops=2, batch=3):
@@ -49,8 +50,9 @@ def test_a_stack_whose_layers_are_copies_is_the_looped_core():
         assert torch.allclose(a, b, atol=1e-6)
 
 
-def test_the_gru_is_the_cell_of_dreamerv3():
-    core = build("gru", loop=LoopConfig(width=16), units=5, blocks=4)
+def test_the_gru_is_the_cell_of_dreamerv3(monkeypatch):
+    monkeypatch.setattr(gru, "BLOCKS", 4)
+    core = build("gru", loop=LoopConfig(width=16), units=5)
     deter, inputs, (found, trace) = step(core)
 
     def read(part, x):
@@ -89,10 +91,10 @@ def test_the_recurrence_of_dreamerv3_12m_has_as_many_parameters_as_its_code_make
 def test_a_control_trains_dreams_and_reports_one_loop(kind):
     torch.manual_seed(0)
     loop = LoopConfig(tokens=2, width=8, heads=2, units=16)
-    cfg = ModelConfig(core=kind, loop=loop, gru=GRUConfig(units=12, blocks=4), groups=3, classes=4, units=16, bins=21)
+    cfg = ModelConfig(core=kind, loop=loop, gru=GRUConfig(units=12), groups=3, classes=4, units=16)
     world = WorldModel(cfg, {"state": 4}, 2)
     batch = make_batch(world)
-    loss, _, metrics = world.loss(batch)
+    loss, _, metrics = world_loss(world, batch)
     loss.backward()
     assert all(value.isfinite() for value in metrics.values())
     assert not any(name.startswith("loop/exit") for name in metrics)
@@ -102,7 +104,7 @@ def test_a_control_trains_dreams_and_reports_one_loop(kind):
     assert (dream.loops.depth == 1).all()
     assert world.run_cap == 1
     # Memory: the first row still matters to the last one.
-    last = world.observe_sequence(batch).states.deter[:, -1].mul(torch.linspace(-1, 1, 8)).sum()
+    last = observe(world, batch).states.deter[:, -1].mul(torch.linspace(-1, 1, 8)).sum()
     (grad,) = torch.autograd.grad(last, world.core.start)
     assert grad.abs().max() > 1e-6
 
@@ -157,7 +159,7 @@ def test_the_exit_rule_costs_nothing_and_moves_no_other_weight():
 def test_a_control_that_cannot_be_so_small_is_refused():
     with pytest.raises(ValueError, match="no stacked core is as small"):
         make_core("stacked", LoopConfig(mean_loops=30), StackConfig(), GRUConfig(), SIZES, "params")
-    with pytest.raises(ValueError, match="divide"):
+    with pytest.raises(ValueError, match="tokens \\* width = 12: give a --model.loop.width"):
         make_core("gru", LoopConfig(width=12), StackConfig(), GRUConfig(), SIZES)
 
 

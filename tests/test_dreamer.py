@@ -341,5 +341,5 @@ def test_both_copies_are_fitted_to_images_once_and_a_checkpoint_remembers_it():
     assert asked == [(256, 1)]
     other.load_state_dict(agent.state_dict())
     for policy in (agent.policy, agent.averaged, other.policy, other.averaged):
-        assert (policy.world.observation.images.encoders["image"].mean == 200.0).all()
+        assert (policy.world.observation_model.images.encoders["image"].mean == 200.0).all()
     make().fit_image_normaliser(None)  # without images nothing is asked

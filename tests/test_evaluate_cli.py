@@ -159,7 +159,7 @@ def test_what_training_refuses_leaves_runs_alone(finished, refused, tmp_path):
     assert "holds the agent alone" in refused(train, "--resume", best, "--steps", "1k")
     assert "is not a run folder" in refused(train, "--resume", tmp_path)
     control = "toy:cue5", "--preset", "debug", "--model.core", "gru", "--run-dir", tmp_path / "new"
-    assert "must divide" in refused(train, *control, "--model.gru.blocks", "7")
+    assert "must divide" in refused(train, *control, "--model.loop.width", "6")
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
     assert not (tmp_path / "runs").exists()
 
@@ -234,7 +234,7 @@ def test_steps_within_the_random_ones_are_refused(refused):
     [
         ["--model.loop.heads", "0"], ["--model.groups", "0"], ["--model.units", "0"], ["--behavior.layers", "-1"],
         ["--train.ratio", "inf"], ["--seed", "9" * 23], ["--optimizer.average", "2"], ["--optimizer.clip", "0"],
-        ["--behavior.min-std", "2"], ["--behavior.entropy", "nan"], ["--model.bins", "4"], ["--model.unimix", "2"],
+        ["--behavior.min-std", "2"], ["--behavior.entropy", "nan"], ["--model.classes", "1"],
         ["--behavior.advantage-floor", "0"], ["--model.loop.mean-loops", "1e9"],
     ],
 )  # fmt: skip

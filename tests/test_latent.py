@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from world_model.latent import (
+    UNIMIX,
     LatentState,
     kl_balance,
     kl_divergence,
@@ -35,6 +36,18 @@ def test_probabilities_are_a_softmax_mixed_with_the_uniform(unimix):
 def test_probabilities_survive_huge_logits():
     probs = probabilities(torch.tensor([[1e30, -1e30, 0.0, 1e4]]), 0.04)
     assert torch.allclose(probs, torch.tensor([[0.97, 0.01, 0.01, 0.01]]))
+
+
+@pytest.mark.parametrize("size", [1e4, 1e30, 3e38])
+def test_log_probabilities_of_extreme_logits_are_finite(size):
+    logits = torch.tensor([[size, -size, 0.0, 0.0], [-size, -size, -size, size]], requires_grad=True)
+    post, prior = torch.log(probabilities(logits)), torch.log(probabilities(-logits))
+    assert post.isfinite().all()
+    assert post.min() >= np.log(UNIMIX / 4) - 1e-5
+    kl = kl_divergence(post[:, None], prior[:, None])
+    assert kl.isfinite().all()
+    kl.sum().backward()
+    assert logits.grad.isfinite().all()
 
 
 def test_probabilities_have_the_gradient_of_a_softmax():

@@ -92,14 +92,14 @@ def test_the_normalised_error_is_fitted_to_mean_and_variance_of_all_rows():
                  torch.tensor([700, 30]))
         for _ in range(2)
     ]  # fmt: skip
-    rows = torch.cat([world.senses.truth(e.obs)[i, :n] for e in episodes for i, n in enumerate((700, 30))])
-    metric = NormalisedError.fit(world.senses, episodes)
+    rows = torch.cat([world.observation_model.targets(e.obs)[i, :n] for e in episodes for i, n in enumerate((700, 30))])
+    metric = NormalisedError.fit(world.observation_model, episodes)
     assert torch.allclose(metric.mean, rows.mean(0), atol=1e-6)
     assert torch.allclose(metric.variance, rows.var(0), rtol=1e-5)
 
 
 class Parrot:
-    """Senses whose guess is the feature itself."""
+    """ObservationModel whose guess is the feature itself."""
 
     def guess(self, feat):
         return feat

@@ -169,7 +169,7 @@ def test_an_agent_learns_from_images_and_leaves_what_can_be_looked_at(script, tm
     gym.register("Blinker-v0", entry_point=Blinker)
     run = tmp_path / "run"
     words = ("train_agent.py", "gym:Blinker-v0", "--preset", "debug", "--no-video", "--eval.episodes", 1)
-    done = script(*words, "--steps", 200, "--train.eval-every", 150, "--run-dir", run, "--model.image.depth", 2)
+    done = script(*words, "--steps", 200, "--train.eval-every", 150, "--run-dir", run, "--model.image.base-channels", 2)
     assert done.returncode == 0, done.stderr
     assert "eye (64, 64, 3)" in done.stdout
     assert (run / "videos" / "open_loop_eye.gif").exists()

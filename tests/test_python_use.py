@@ -19,7 +19,7 @@ from agent.learning.actor_critic import BehaviorConfig
 from agent.learning.dreamer import Dreamer
 from agent.spaces import ActionSpec, Spaces
 from world_model import ExitRule, LoopConfig, ModelConfig
-from world_model.vision import ImageConfig
+from world_model.images import ImageConfig
 
 
 def lively(make_envs=metronomes):
@@ -88,10 +88,11 @@ def test_the_exported_program_acts_like_the_agent(tmp_path, loops):
 def test_the_exported_program_of_an_agent_that_sees_images_acts_like_it(tmp_path):
     torch.manual_seed(0)
     loop = LoopConfig(tokens=2, width=8, heads=2, units=16)
-    model = ModelConfig(loop, groups=3, classes=4, units=16, bins=21, image=ImageConfig(depth=2, precision="float32"))
+    model = ModelConfig(loop, groups=3, classes=4, units=16, image=ImageConfig(base_channels=2))
     behavior = BehaviorConfig(horizon=3, starts=8, units=16, layers=1)
     spaces = Spaces({"camera": (16, 32, 3), "joints": 3}, ActionSpec(4, True))
     agent = Dreamer(model, behavior, OptimizerConfig(), spaces)
+    agent.averaged.world.observation_model.images.precision = "float32"  # as the exported program
     torch.nn.init.normal_(agent.averaged.behavior.actor.net.out.weight)
     acting = export_policy(agent, tmp_path / "policy.pt2", 2)
     program = torch.export.load(tmp_path / "policy.pt2").module()

@@ -160,11 +160,11 @@ def test_horizons_beyond_the_episodes_are_cut_with_a_note(measured):
 def test_the_mean_has_an_error_of_one(measured):
     agent, recordings, _ = measured
     world = agent.averaged.world
-    metric = NormalisedError.fit(world.senses, [recording.episodes for recording in recordings])
+    metric = NormalisedError.fit(world.observation_model, [recording.episodes for recording in recordings])
     errors = []
     for recording in recordings:
         real = torch.arange(recording.episodes.reward.shape[1]) < recording.episodes.length[:, None]
-        errors.append(metric.error(metric.mean, world.senses.truth(recording.episodes.obs)[real]))
+        errors.append(metric.error(metric.mean, world.observation_model.targets(recording.episodes.obs)[real]))
     assert float(torch.cat(errors).mean()) == pytest.approx(1.0, rel=0.02)
 
 

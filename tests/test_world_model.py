@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from small import ACTIONS, gradients, make_batch, make_world, random_state
+from small import ACTIONS, gradients, make_batch, make_world, observe, random_state, world_loss
 from torch import Tensor
 
 from world_model import Batch
@@ -24,7 +24,7 @@ def test_shapes_of_states_and_decoded_observations():
     assert world.initial(4).deter.shape == (4, 2, 8)
     assert world.initial(4).stoch.shape == (4, 3, 4)
     assert world.initial(4).feat().shape == (4, world.feat_size)
-    post = world.observe_sequence(make_batch(world))
+    post = observe(world, make_batch(world))
     assert post.states.deter.shape == (3, 6, 2, 8)
     assert post.post_logp.shape == post.prior_logp.shape == (3, 6, 3, 4)
     decoded = world.decode(post.states)
@@ -36,7 +36,7 @@ def test_shapes_of_states_and_decoded_observations():
 @pytest.mark.parametrize("name", ["state", "position"])
 def test_a_single_observation_may_have_any_name(name):
     world = make_world(sizes={name: 3})
-    loss, _, _ = world.loss(make_batch(world))
+    loss, _, _ = world_loss(world, make_batch(world))
     assert loss.isfinite()
 
 
@@ -44,18 +44,18 @@ def test_is_first_forgets_everything_before(fixed_levels):
     world = make_world()
     batch = make_batch(world)
     batch.is_first[:, 3] = True
-    base = world.observe_sequence(batch)
+    base = observe(world, batch)
     other = make_batch(world, seed=9)
     mixed = batch._replace(
         obs={k: torch.cat([other.obs[k][:, :3], v[:, 3:]], 1) for k, v in batch.obs.items()},
         prev_action=torch.cat([other.prev_action[:, :4], batch.prev_action[:, 4:]], 1),  # row 3 holds junk
         start=random_state(world),
     )
-    changed = world.observe_sequence(mixed)
+    changed = observe(world, mixed)
     assert not torch.allclose(base.states.deter[:, 2], changed.states.deter[:, 2])
     assert torch.equal(base.states.deter[:, 3:], changed.states.deter[:, 3:])
     assert torch.equal(base.states.stoch[:, 3:], changed.states.stoch[:, 3:])
-    fresh = world.observe_sequence(cut(batch, 3))
+    fresh = observe(world, cut(batch, 3))
     assert torch.allclose(base.states.deter[:, 3:], fresh.states.deter, atol=1e-5)
     assert torch.equal(base.states.stoch[:, 3:], fresh.states.stoch)
 
@@ -63,9 +63,9 @@ def test_is_first_forgets_everything_before(fixed_levels):
 def test_resets_begin_at_the_learned_start(fixed_levels):
     world = make_world()
     batch = make_batch(world)._replace(start=random_state(world))
-    untouched = gradients(world, world.loss(batch)[0])["core.start"]
+    untouched = gradients(world, world_loss(world, batch)[0])["core.start"]
     batch.is_first[1, 3] = True
-    learning = gradients(world, world.loss(batch)[0])["core.start"]
+    learning = gradients(world, world_loss(world, batch)[0])["core.start"]
     assert untouched is None or not untouched.any()
     assert learning.any()
     assert torch.equal(world.initial(2).deter, world.core.start.expand(2, -1, -1))
@@ -88,9 +88,9 @@ def test_the_first_step_of_an_episode_has_a_gradient_of_ordinary_size():
 def test_is_first_resets_only_its_own_row(fixed_levels):
     world = make_world()
     batch = make_batch(world)
-    base = world.observe_sequence(batch)
+    base = observe(world, batch)
     batch.is_first[1, 3] = True
-    reset = world.observe_sequence(batch)
+    reset = observe(world, batch)
     assert torch.equal(base.states.deter[[0, 2]], reset.states.deter[[0, 2]])
     assert torch.equal(base.states.deter[1, :3], reset.states.deter[1, :3])
     assert not torch.allclose(base.states.deter[1, 3], reset.states.deter[1, 3])
@@ -99,17 +99,16 @@ def test_is_first_resets_only_its_own_row(fixed_levels):
 def test_a_sequence_continues_from_its_start_state(fixed_levels):
     world = make_world()
     batch = make_batch(world)
-    whole = world.observe_sequence(batch)
+    whole = observe(world, batch)
     rest = cut(batch, 2)._replace(start=whole.states.map(lambda leaf: leaf[:, 1]))
-    assert torch.allclose(world.observe_sequence(rest).states.deter, whole.states.deter[:, 2:], atol=1e-5)
+    assert torch.allclose(observe(world, rest).states.deter, whole.states.deter[:, 2:], atol=1e-5)
 
 
-@pytest.mark.parametrize("carry", ["gate", "replace", "cut"])
-def test_acting_equals_the_training_scan(carry, fixed_levels):
-    world = make_world(carry=carry, exit="fixed")
+def test_acting_equals_the_training_scan(fixed_levels):
+    world = make_world(exit="fixed")
     batch = make_batch(world)
     batch.is_first[0, 0] = batch.is_first[1, 4] = True
-    expected = world.observe_sequence(batch).states
+    expected = observe(world, batch).states
     state = world.initial(3)
     for t in range(6):
         obs = {k: v[:, t] for k, v in batch.obs.items()}
@@ -127,23 +126,10 @@ def test_acting_without_sampling_takes_the_most_probable_latents():
     state, _ = world.observe(*args, sample=False)
     again, _ = world.observe(*args, sample=False)
     assert torch.equal(state.stoch, again.stoch)
-    probs = world.posterior(state.deter, world.post_embed(world.senses(obs)))
+    probs = world.posterior(state.deter, world.post_embed(world.observation_model(obs)))
     assert torch.equal(state.stoch.argmax(-1), probs.argmax(-1))
     draws = {str(world.observe(*args)[0].stoch.argmax(-1).tolist()) for _ in range(20)}
     assert len(draws) > 1
-
-
-@pytest.mark.parametrize("carry", ["cut", "gate"])
-def test_cut_memory_cannot_see_the_past(carry, fixed_levels):
-    world = make_world(carry=carry)
-    batch, other = make_batch(world), make_batch(world, seed=9)
-    mixed = batch._replace(
-        obs={k: torch.cat([other.obs[k][:, :4], v[:, 4:]], 1) for k, v in batch.obs.items()},
-        start=random_state(world),
-    )
-    first, second = (world.observe_sequence(b).states for b in (batch, mixed))
-    assert not torch.allclose(first.stoch[:, :4], second.stoch[:, :4])
-    assert torch.equal(first.deter[:, 4:], second.deter[:, 4:]) == (carry == "cut")
 
 
 def test_actions_beyond_the_bounds_count_as_the_bounds(fixed_levels):
@@ -158,7 +144,7 @@ def test_actions_beyond_the_bounds_count_as_the_bounds(fixed_levels):
     acted = [world.observe(obs, a, batch.is_first[:, 0], state)[0].deter for a in (wild, tame)]
     assert torch.equal(*acted)
     rows = [batch._replace(prev_action=a[:, None].expand(-1, 6, -1)) for a in (wild, tame)]
-    assert torch.equal(*(world.observe_sequence(r).states.deter for r in rows))
+    assert torch.equal(*(observe(world, r).states.deter for r in rows))
 
 
 # ---------------------------------------------------------------------- imagination

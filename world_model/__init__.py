@@ -1,16 +1,17 @@
 """The looped world model. Torch only; knows sizes, not spaces."""
 
-from world_model.controls import Cost, cost
+from world_model.controls.exit_rules import RandomExit
+from world_model.controls.gru import GRUConfig
+from world_model.controls.matching import Cost, cost
+from world_model.controls.stacked import StackConfig
 from world_model.core import Core, CoreSizes, LoopStats, Trace
-from world_model.diagnostics import stability
 from world_model.distributions import TwoHot, symexp, symlog
-from world_model.exits import ExitRule, Moment, RandomExit, make_rule
-from world_model.gru import GRUConfig
+from world_model.exits import ExitRule, HaltingBatch, HaltingState, make_rule
 from world_model.latent import LatentState
 from world_model.looped import LoopConfig, LoopedCore, sample_depth
 from world_model.model import ModelConfig, WorldModel
-from world_model.senses import ObsSize, Senses
-from world_model.stacked import StackConfig
+from world_model.observation import ObservationModel, ObsSize
+from world_model.stability import stability
 from world_model.types import Batch, Posterior, Rollout
 
 __all__ = [
@@ -20,17 +21,18 @@ __all__ = [
     "Cost",
     "ExitRule",
     "GRUConfig",
+    "HaltingBatch",
+    "HaltingState",
     "LatentState",
     "LoopConfig",
     "LoopStats",
     "LoopedCore",
     "ModelConfig",
-    "Moment",
     "ObsSize",
+    "ObservationModel",
     "Posterior",
     "RandomExit",
     "Rollout",
-    "Senses",
     "StackConfig",
     "Trace",
     "TwoHot",

@@ -1,8 +1,6 @@
-"""The transformer block of a loop: attention over the N tokens of one state, then a gated MLP."""
+"""The transformer block of a loop: attention over the N tokens of one state, then a gated MLP; pre-norm, residual."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,30 +11,6 @@ from world_model.nets import Norm, linear
 FEW = 8
 """Most tokens for which attention is written out."""
 
-NormPlace = Literal["pre", "sandwich", "post"]
-
-
-class Sublayer(nn.Module):
-    """x + f(x) with the normalisation before f, before and after it, or after the sum."""
-
-    def __init__(self, width: int, place: NormPlace):
-        super().__init__()
-        self.place = place
-        self.norm = Norm(width)
-        if place == "sandwich":
-            self.after = Norm(width)
-            nn.init.constant_(self.after.gain, 0.1)  # as small a first step as the other two make
-
-    def before(self, x: Tensor) -> Tensor:
-        """What f sees."""
-        return x if self.place == "post" else self.norm(x)
-
-    def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """x and y = f(before(x)) brought together."""
-        if self.place == "post":
-            return self.norm(x + y)
-        return x + (self.after(y) if self.place == "sandwich" else y)
-
 
 class Block(nn.Module):
     """(B, N, D) -> (B, N, D). `hidden` is the width of the gated MLP.
@@ -45,34 +19,33 @@ class Block(nn.Module):
     on a CPU, and the fused kernel of a GPU works on tiles of 64 x 64.
     """
 
-    def __init__(self, tokens: int, width: int, heads: int, hidden: int, place: NormPlace = "pre"):
+    def __init__(self, tokens: int, width: int, heads: int, hidden: int):
         super().__init__()
         self.tokens, self.heads = tokens, heads
         self.attends = tokens > 1  # one token would attend to itself alone: a linear map
         if self.attends:
-            self.around_attention = Sublayer(width, place)
+            self.attention_norm = Norm(width)
             self.qkv = linear(width, 3 * width)
             self.merge = linear(width, width, scale=0.1)
-        self.around_mlp = Sublayer(width, place)
+        self.mlp_norm = Norm(width)
         self.up = linear(width, 2 * hidden)
         self.down = linear(hidden, width, scale=0.1)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.attends:
-            around = self.around_attention
-            x = around.add(x, self.merge(self.attention(self.qkv(around.before(x)))))
-        gate, value = self.up(self.around_mlp.before(x)).chunk(2, -1)
-        return self.around_mlp.add(x, self.down(F.silu(gate) * value))
+            x = x + self.merge(self.attention(self.qkv(self.attention_norm(x))))
+        gate, value = self.up(self.mlp_norm(x)).chunk(2, -1)  # (B, N, hidden) each
+        return x + self.down(F.silu(gate) * value)
 
     def attention(self, qkv: Tensor) -> Tensor:  # (B, N, 3D) -> (B, N, D)
         batch, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
         shape = (batch, tokens, 3, self.heads, width // self.heads)
         query, key, value = qkv.view(shape).permute(2, 0, 3, 1, 4)  # (B, heads, N, d) each
         if tokens > FEW:
-            mixed = F.scaled_dot_product_attention(query, key, value)
+            mixed = F.scaled_dot_product_attention(query, key, value)  # (B, heads, N, d)
         else:
             scores = (query.unsqueeze(3) * key.unsqueeze(2)).sum(-1) * shape[-1] ** -0.5  # (B, heads, N, N)
-            mixed = (probabilities(scores).to(value.dtype).unsqueeze(-1) * value.unsqueeze(2)).sum(3)
+            mixed = (probabilities(scores, 0.0).to(value.dtype).unsqueeze(-1) * value.unsqueeze(2)).sum(3)
         return mixed.transpose(1, 2).reshape(batch, tokens, width)
 
     def flops(self) -> float:

@@ -1,27 +1,20 @@
-"""What every dynamics core is: the previous state, latents and action go in, the next deterministic state comes out.
+"""The interface of a dynamics core: previous state, latents and action in, next deterministic state out.
 
-    looped    one shared block, applied again and again                      `looped.py`
-    stacked   the same block with separate weights per application (control) `stacked.py`
-    gru       DreamerV3's block GRU (control)                                `gru.py`
+    looped    one shared block, applied again and again                      `looped.py` (the default)
+    stacked   the same block with separate weights per application           `controls/stacked.py`
+    gru       DreamerV3's block GRU                                          `controls/gru.py`
 
-Shapes: B batch, N tokens, D token width, S*K latents, A actions, R loops or layers.
+Symbols as in `types.py`.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-
-from world_model.nets import Norm, linear
-
-if TYPE_CHECKING:
-    from world_model.looped import LoopConfig
 
 LogPrior = Callable[[Tensor], Tensor]
 """(B, N, D) next deter -> (B, S, K) log-probabilities of the prior, for the exit rules that ask it."""
@@ -35,8 +28,8 @@ class LoopStats(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """How a step came about: states x_0 .. x_R, each (B, N, D); the previous deter, the outer gate and, where the core
-    has one, the input e that every loop is given again, (B, N, D)."""
+    """How a step came about: states x_0 .. x_R, (B, N, D) each; the previous deter and the outer gate (B, N, D); and
+    the input e (B, N, D) that every loop is given again, where the core has one."""
 
     states: list[Tensor]
     deter: Tensor
@@ -52,6 +45,14 @@ class Traces(NamedTuple):
     gate: Tensor
     e: Tensor | None = None
 
+    @classmethod
+    @torch.no_grad()
+    def stack(cls, steps: Sequence[Trace]) -> Traces:
+        """Of the T steps of a sequence."""
+        states = torch.stack([torch.stack(x, 1) for x in zip(*(step.states for step in steps), strict=True)])
+        parts = zip(*(step[1:] for step in steps), strict=True)
+        return cls(states, *(torch.stack(part, 1) for part in parts if part[0] is not None))
+
 
 class CoreSizes(NamedTuple):
     """Sizes from outside of the core: groups S, classes K, actions A."""
@@ -66,8 +67,8 @@ class Core(nn.Module, ABC):
 
     looping = False
     """Whether the number of loops means anything."""
-    static = False
-    """Whether nothing that is computed may depend on a number that a GPU would have to tell first; more is computed."""
+    static_shapes = False
+    """Whether shapes and control flow must not depend on computed values, as in a CUDA graph; more is then computed."""
     start: nn.Parameter
     """(N, D) state before the first observation. Learned, and not zero: see `Norm`."""
 
@@ -76,10 +77,10 @@ class Core(nn.Module, ABC):
         """What depends on the weights alone."""
 
     @abstractmethod
-    def forward(self, deter: Tensor, inputs: Tensor, loops: int | Tensor, prepared: Any) -> tuple[Tensor, Trace]:
-        """One step with gradient: deter (B, N, D), inputs (B, S*K + A) -> the next deter, and its trace."""
+    def forward(self, deter: Tensor, inputs: Tensor, loops: int, prepared: Any) -> tuple[Tensor, Trace]:
+        """One training step, with gradient: deter (B, N, D), inputs (B, S*K + A) -> the next deter, and its trace."""
 
-    def settle(
+    def adaptive_step(
         self,
         deter: Tensor,
         inputs: Tensor,
@@ -88,7 +89,7 @@ class Core(nn.Module, ABC):
         *,
         log_prior: LogPrior | None = None,
     ) -> tuple[Tensor, LoopStats]:
-        """One step outside of world-model training. A core without loops reports one of depth 1."""
+        """One step of dreams, acting and evaluation, where each sample may stop by itself. Without loops: depth 1."""
         out, _ = self(deter, inputs, 1, prepared)
         depth = torch.ones(deter.shape[0], dtype=torch.long, device=deter.device)
         return out, LoopStats(depth, deter.new_zeros(deter.shape[0], 1))
@@ -96,52 +97,3 @@ class Core(nn.Module, ABC):
     @abstractmethod
     def flops(self, loops: float = 1.0) -> float:
         """Floating-point operations of one step of one sample: two per multiply-add of a matrix product."""
-
-    def undecayed(self) -> list[nn.Parameter]:
-        """Parameters that weight decay must leave alone."""
-        return []
-
-
-class GatedCore(Core):
-    """What the looped core and its stacked control share: prelude, coda, output norm and outer gate."""
-
-    def __init__(self, cfg: LoopConfig, sizes: CoreSizes):
-        super().__init__()
-        self.cfg, (groups, classes, actions) = cfg, sizes
-        flat = cfg.tokens * cfg.width
-        self.prelude_in = linear(flat + groups * classes + actions, cfg.units)
-        with torch.no_grad():  # state, latents (of which `groups` are 1) and action start with an equal say
-            for columns, size in zip(
-                self.prelude_in.weight.split([flat, groups * classes, actions], 1), (flat, groups, actions), strict=True
-            ):
-                columns.mul_((self.prelude_in.in_features / size / 3) ** 0.5)
-        self.prelude_norm = Norm(cfg.units)
-        self.prelude_out = linear(cfg.units, flat)
-        self.input_norm = Norm(cfg.width)
-        self.coda = nn.Parameter(torch.eye(cfg.width))
-        self.coda_norm = Norm(cfg.width)
-        self.update_gate = linear(cfg.units, flat, bias=True, scale=0.5)
-        with torch.no_grad():  # spread over time constants from about 1.4 steps to the longest
-            slowest = -math.log(cfg.longest_memory - 1.0)
-            self.update_gate.bias.copy_(torch.linspace(slowest, 1.0, flat)[torch.randperm(flat)])
-        self.start = nn.Parameter(torch.randn(cfg.tokens, cfg.width))
-
-    def prelude(self, deter: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """-> injected input e (B, N, D), and the outer gate u (B, N, D).
-
-        The previous state enters here with gradient, so that learning reaches back through time whatever the
-        loops forget of their start.
-        """
-        hidden = F.silu(self.prelude_norm(self.prelude_in(torch.cat([deter.flatten(1), inputs], -1))))
-        e = self.input_norm(self.prelude_out(hidden).view_as(deter))
-        return e, torch.sigmoid(self.update_gate(hidden)).view_as(deter)
-
-    def finish(self, deter: Tensor, x: Tensor, gate: Tensor) -> Tensor:
-        """Coda, output norm and outer gate: the state that goes on to the next environment step."""
-        out = self.coda_norm(x @ self.coda.t()).to(deter.dtype)
-        return torch.lerp(deter, out, gate.to(deter.dtype)) if self.cfg.carry == "gate" else out
-
-    def shell_flops(self) -> float:
-        """Operations outside of the loop: prelude, outer gate and coda."""
-        layers = self.prelude_in, self.prelude_out, self.update_gate
-        return 2.0 * (sum(layer.weight.numel() for layer in layers) + self.cfg.tokens * self.coda.numel())

@@ -10,6 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+BINS = 95
+"""Bins of the two-hot reward and value heads (odd: one of them is 0)."""
+BIN_LIMIT = 20_000.0
+"""Largest reward or value that the bins can express."""
+
 
 def symlog(x: Tensor) -> Tensor:
     """sign(x) * log(1 + |x|), elementwise."""
@@ -34,7 +39,7 @@ class TwoHot(nn.Module):
 
     bins: Tensor
 
-    def __init__(self, bins: int = 95, limit: float = 20_000.0):
+    def __init__(self, bins: int = BINS, limit: float = BIN_LIMIT):
         super().__init__()
         if bins < 3 or bins % 2 == 0:
             raise ValueError(f"two-hot needs an odd number of bins, at least 3, got {bins}")

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+UNIMIX = 0.01
+"""Share of the uniform distribution in every categorical of the world model (DreamerV3)."""
+
 
 class LatentState(NamedTuple):
     """What the world model knows at one moment.
@@ -32,7 +35,7 @@ class LatentState(NamedTuple):
         return self.map(torch.Tensor.detach)
 
 
-def probabilities(logits: Tensor, unimix: float = 0.0) -> Tensor:
+def probabilities(logits: Tensor, unimix: float = UNIMIX) -> Tensor:
     """Softmax over the last axis, mixed with `unimix` of the uniform distribution.
 
     The mixture keeps every class possible, so that no KL divergence is infinite (DreamerV3). Written out
@@ -71,6 +74,11 @@ def onehot_at(probs: Tensor, level: Tensor) -> Tensor:
         cumulative = probs @ sums
     passed = cumulative[..., :-1] > level * cumulative[..., -1:]  # 0 .. 0 1 .. 1
     return F.linear(passed.to(probs.dtype), weight, bias)
+
+
+def random_level(probs: Tensor) -> Tensor:
+    """(..., S, K) -> (..., S, 1) uniform random levels at which to sample."""
+    return torch.rand(*probs.shape[:-1], 1, device=probs.device, dtype=probs.dtype)
 
 
 def onehot_mode(probs: Tensor) -> Tensor:

@@ -1,11 +1,10 @@
-"""The linear part of a loop: how much of its state it keeps, and how its input enters.
+"""The linear part of a loop, Abar x + Bbar e: how much of its state it keeps, and how its input enters.
 
-    constrained   Abar = exp(-Delta * exp(a)) in (0, 1) by construction      Looped World Models, eq. 4
+    constrained   Abar = exp(-Delta * exp(a)) in (0, 1) by construction      Looped World Models, eq. 4 (the default)
     free          Abar is any vector (the control: nothing keeps it below 1)
 
     gain          Bbar
     euler         Delta * B                         the paper's and Parcae's
-    zoh           (1 - Abar) / exp(a) * B           exact zero-order hold of dh/ds = -exp(a) h + B e
     leaky         (1 - Abar) * B                    a channel takes its input in as slowly as it forgets
 """
 
@@ -54,10 +53,6 @@ class Retention(nn.Module):
         delta = F.softplus(self.delta.float())
         speed = self.log_rate.float().clamp(max=60.0).exp()  # beyond 60, exp would overflow
         forgotten = (delta * speed).clamp(1e-4, 20.0)
-        gain = delta
-        if self.gain != "euler":
-            gain = -torch.expm1(-forgotten)
-            if self.gain == "zoh":
-                gain = gain * delta / forgotten  # (1 - Abar) / exp(a), bounded by Delta where it is clamped
-        decay = self.decay if self.free else torch.exp(-forgotten).to(self.matrix.dtype)
-        return Dynamics(decay, gain.to(self.matrix.dtype)[:, None] * self.matrix)
+        gain = delta if self.gain == "euler" else -torch.expm1(-forgotten)
+        decay = self.decay if self.free else torch.exp(-forgotten).to(self.matrix.dtype)  # (D,)
+        return Dynamics(decay, gain.to(self.matrix.dtype)[:, None] * self.matrix)  # (D, D)

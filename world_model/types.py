@@ -1,7 +1,9 @@
 """What passes between replay, world model and actor-critic: Batch, Posterior, Rollout.
 
-Symbols: B batch, T time, H horizon, O observation size, A action size, N tokens, D token width, S groups,
-K classes, R loops.
+    B  batch (sequences)              N  tokens of the deterministic state    R  loops
+    T  rows of a sequence             D  width of a token                     A  size of an action
+    H  imagined steps (horizon)       S  categorical latents (groups)         U  hidden units
+    O  size of a vector observation   K  classes of each latent               F  features of a state, N*D + S*K
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from world_model.latent import LatentState
 class Batch(NamedTuple):
     """Arrival rows (B, T, ...): row t is what the agent knows on arrival at observation t.
 
-    obs {name: (B, T, O)}, prev_action (B, T, A), the rest (B, T); start is the state before the first row.
+    obs {name: (B, T, O) or (B, T, H, W, C)}, prev_action (B, T, A), the rest (B, T); start is the state before the
+    first row.
     """
 
     obs: dict[str, Tensor]
@@ -48,16 +51,16 @@ class Posterior(NamedTuple):
 
     trace holds the loop states of every step, detached, for the exit rule and the metrics.
     deters are the states' deter (B, N, D) row by row, as later rows were computed from them.
-    seen (B, T, U) is what the encoder made of the observations.
+    embed (B, T, U) is the encoder's embedding of the observations.
     """
 
     states: LatentState
     post_logp: Tensor
     prior_logp: Tensor
     trace: Traces
-    loops: int | Tensor
+    loops: int
     deters: list[Tensor]
-    seen: Tensor
+    embed: Tensor
 
 
 class Rollout(NamedTuple):
@@ -70,7 +73,6 @@ class Rollout(NamedTuple):
     loops     depth (B, H) and residual (B, H, R)
     alive     (B,)             1 - is_terminal of the start row
     feat      (H+1, B, F)      features of s_0 .. s_H, time first: all but the first or last need no copy
-    surprise  (B, H)           nats that the model expects to be wrong by at s_1 .. s_H, where it is trained to say so
     """
 
     states: LatentState
@@ -80,4 +82,3 @@ class Rollout(NamedTuple):
     loops: LoopStats
     alive: Tensor
     feat: Tensor
-    surprise: Tensor | None = None

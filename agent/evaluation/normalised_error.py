@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from agent.data.dataset import Episodes
-from world_model import Senses
+from world_model import ObservationModel
 
 BLOCK_ROWS = 512
 """Observations that are held as floating-point numbers at once."""
 
 
-def targets_at(senses: Senses, episodes: Episodes, episode: Tensor, row: Tensor) -> Tensor:
+def targets_at(observation_model: ObservationModel, episodes: Episodes, episode: Tensor, row: Tensor) -> Tensor:
     """Observations at the given rows, in the form that the decoder predicts: indices (W,) -> (W, P)."""
-    return senses.truth({name: value[episode, row] for name, value in episodes.obs.items()})
+    return observation_model.targets({name: value[episode, row] for name, value in episodes.obs.items()})
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class NormalisedError:
     varies: Tensor
 
     @classmethod
-    def fit(cls, senses: Senses, recorded: Sequence[Episodes]) -> NormalisedError:
+    def fit(cls, observation_model: ObservationModel, recorded: Sequence[Episodes]) -> NormalisedError:
         """Mean and variance over all rows of the episodes."""
         count, total, squares = 0, torch.zeros(()), torch.zeros(())
         for episodes in recorded:
             for episode, length in enumerate(episodes.length.tolist()):
                 for rows in torch.arange(length, device=episodes.reward.device).split(BLOCK_ROWS):
-                    targets = targets_at(senses, episodes, torch.full_like(rows, episode), rows).double()
+                    targets = targets_at(observation_model, episodes, torch.full_like(rows, episode), rows).double()
                     count, total = count + len(targets), targets.sum(0) + total
                     squares = targets.square().sum(0) + squares
         mean = total / count
@@ -51,7 +51,9 @@ class NormalisedError:
         # The noise of an almost constant entry, divided by its tiny variance, would dominate the mean over entries.
         return cls(mean.float(), variance, variance > 1e-3 * variance.max())
 
-    def score(self, senses: Senses, feat: Tensor, dreams: int, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def score(
+        self, observation_model: ObservationModel, feat: Tensor, dreams: int, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Score `dreams` dreams of each window, feat (W * D, F), against targets (W, P).
 
         Returns the `error` of their mean (W,) and their energy score (W,): E|x - y| - E|x - x'| / 2 over dreams x, x'
@@ -63,7 +65,7 @@ class NormalisedError:
         scale = self.variance[self.varies].sqrt()
         for part, target in zip(feat.split(block * dreams), targets.split(block), strict=True):
             # (W * D, F) -> (W, D, P)
-            prediction = senses.guess(part).unflatten(0, (-1, dreams))
+            prediction = observation_model.predictions(part).unflatten(0, (-1, dreams))
             x, y = prediction[..., self.varies] / scale, target[:, None, self.varies] / scale
             # (W, D, 1) -> (W,) and (W, D, D) -> (W,)
             to_target, between = torch.cdist(x, y).mean((1, 2)), torch.cdist(x, x).sum((1, 2)) / (dreams * (dreams - 1))

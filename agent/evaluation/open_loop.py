@@ -177,11 +177,11 @@ def open_loop(
         # (E, T, ...) -> (W, ...) -> (W * D, ...)
         start = states.map(lambda leaf: leaf[episode, row].repeat_interleave(SAMPLES, 0))
         dream = world.imagine(start, actions.repeat_interleave(SAMPLES, 0), longest, max_loops=max_loops)
-    metric = metric or NormalisedError.fit(world.senses, [episodes])
+    metric = metric or NormalisedError.fit(world.observation_model, [episodes])
     error, energy = {}, {}
     for h in horizons:
-        targets = targets_at(world.senses, episodes, episode, ahead[:, h - 1])
-        error[h], energy[h] = metric.score(world.senses, dream.feat[h], SAMPLES, targets)
+        targets = targets_at(world.observation_model, episodes, episode, ahead[:, h - 1])
+        error[h], energy[h] = metric.score(world.observation_model, dream.feat[h], SAMPLES, targets)
     # (W * D, H) -> (W, H)
     reward = dream.rewards.unflatten(0, (windows, SAMPLES)).mean(1)
     reward_error = (reward - episodes.reward[episode[:, None], ahead]).abs()

@@ -15,7 +15,7 @@ from agent.data.replay import ReplayBuffer
 from agent.learning.dreamer import Dreamer
 from agent.logs.logger import LOOPS_METRIC, Logger
 from agent.logs.video import depth_strip, write_video
-from world_model import Batch
+from world_model import Batch, sample_depth
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,14 +80,14 @@ def predict_open_loop(agent: Dreamer, replay: ReplayBuffer, seed: int, length: i
     world = agent.averaged.world
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        states = world.observe_sequence(observed).states
+        states = world.observe_sequence(observed, sample_depth(world.cfg.loop)).states
         actions = batch.prev_action[pick : pick + 1, context:span]
         dream = world.imagine(states.map(lambda leaf: leaf[:, -1]), actions, span - context)
         decoded = world.decode(dream.states.map(lambda leaf: leaf[:, 1:]))
     curves: list[tuple[str, np.ndarray, np.ndarray]] = []
     strips, clips, loops = [], {}, dream.loops.depth[0].numpy(force=True)
     for name, value in batch.obs.items():
-        if name not in world.senses.vectors:
+        if name not in world.observation_model.vectors:
             if name in decoded:
                 parts = image_comparison(value[pick, context:span], decoded[name][0])
                 strips.append(frame_strip(parts))

@@ -93,7 +93,7 @@ def rollout_errors(
     episode is long enough for any prediction.
     """
     results = RolloutErrors()
-    metric = NormalisedError.fit(world.senses, [recording.episodes for recording in recordings])
+    metric = NormalisedError.fit(world.observation_model, [recording.episodes for recording in recordings])
     mean_reward = float(torch.cat([recorded_rewards(recording) for recording in recordings]).mean())
     usable = longest_horizon(recordings)
     if usable < 1:
@@ -147,12 +147,12 @@ def step_errors(
     start = states.map(lambda leaf: leaf[episode, row].repeat_interleave(SAMPLES, 0))
     actions = recording.episodes.prev_action[episode[:, None], ahead].repeat_interleave(SAMPLES, 0)
     dream = world.imagine(start, actions, horizon, max_loops=max_loops)
-    episodes, senses = recording.episodes, world.senses
-    last, rewards = targets_at(senses, episodes, episode, row), episodes.reward
+    episodes, observation_model = recording.episodes, world.observation_model
+    last, rewards = targets_at(observation_model, episodes, episode, row), episodes.reward
     by_step = []
     for k in range(horizon):  # one step at a time, because images of all steps would fill the memory
-        targets = targets_at(senses, episodes, episode, ahead[:, k])
-        error, _ = metric.score(senses, dream.feat[k + 1], SAMPLES, targets)
+        targets = targets_at(observation_model, episodes, episode, ahead[:, k])
+        error, _ = metric.score(observation_model, dream.feat[k + 1], SAMPLES, targets)
         by_step.append(torch.stack([error, metric.error(last, targets), metric.error(metric.mean, targets)]))
     # H tensors (3, W) -> 3 of (W, H)
     observation, copy, mean = torch.stack(by_step, -1)

@@ -110,14 +110,14 @@ def example_dream(world: WorldModel, recording: Recording, horizon: int) -> Exam
 @torch.no_grad()
 def draw_truth(world: WorldModel, recording: Recording, example: Example, entries: int = 6) -> Figure:
     """The recorded values and those of dreams with the same actions, for the `entries` that vary most."""
-    episodes, senses, (pick, row, dream) = recording.episodes, world.senses, example
+    episodes, observation_model, (pick, row, dream) = recording.episodes, world.observation_model, example
     horizon = dream.rewards.shape[1]
-    if senses.decoder:
-        dreamed = symexp(senses.decoder(dream.feat[1:])).transpose(0, 1).numpy()  # (SAMPLES, H, O)
-        recorded = senses.flatten(episodes.obs)[pick, : row + 1 + horizon].numpy()
+    if observation_model.decoder:
+        dreamed = symexp(observation_model.decoder(dream.feat[1:])).transpose(0, 1).numpy()  # (SAMPLES, H, O)
+        recorded = observation_model.flatten(episodes.obs)[pick, : row + 1 + horizon].numpy()
     else:  # images alone, which `save_clips` shows
         dreamed, recorded = np.zeros((SAMPLES, horizon, 0)), np.zeros((row + 1 + horizon, 0))
-    names = [f"{name}[{i}]" for name, size in senses.vectors.items() for i in range(size)]
+    names = [f"{name}[{i}]" for name, size in observation_model.vectors.items() for i in range(size)]
     chosen = sorted(np.argsort(-recorded.std(0), kind="stable")[:entries])
     figure, axes = new_figure(9.0, 1.2 * (len(chosen) + 1), len(chosen) + 1, share_x=True)
     ahead = np.arange(row + 1, row + 1 + horizon)
@@ -143,7 +143,7 @@ def save_clips(world: WorldModel, recording: Recording, example: Example, folder
     first_dream, row = example.dream.states.map(lambda leaf: leaf[:1, 1:]), example.row + 1
     loops = example.dream.loops.depth[0].numpy(force=True)
     for name, dreamed in world.decode(first_dream).items():
-        if name not in world.senses.vectors:
+        if name not in world.observation_model.vectors:
             recorded = recording.episodes.obs[name][example.episode, row : row + len(loops)]
             parts = image_comparison(recorded, dreamed[0])
             imsave(folder / f"truth_{recording.policy}_{name}.png", frame_strip(parts))

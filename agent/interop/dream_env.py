@@ -94,7 +94,7 @@ class DreamBatch:
     def observations(self) -> dict[str, np.ndarray]:
         """Decoded observations {name: (E, ...)}; images are uint8, as in the task."""
         decoded = {name: value.numpy() for name, value in self.world.decode(self.state).items()}
-        images = self.world.senses.images.shapes if self.world.senses.images else {}
+        images = self.world.observation_model.images.shapes if self.world.observation_model.images else {}
         return decoded | {name: np.rint(255.0 * decoded[name]).astype(np.uint8) for name in images}
 
 
@@ -116,7 +116,7 @@ def load_dream(run: str | Path, vectors_only: bool = False) -> DreamSource:
     if saved["config"]["agent"] != "dreamer":
         raise UsageError(f"{run} is a run of {saved['config']['agent']}, which has no world model to dream with")
     agent = Dreamer.from_checkpoint(saved, "cpu")
-    images = agent.world.senses.images
+    images = agent.world.observation_model.images
     if images and vectors_only:
         raise UsageError(f"{run} dreams of images, and the baselines see vectors only")
     if images and not images.decodes:

@@ -7,7 +7,6 @@ Symbols: E environments, O entries of an observation, A dimensions of the policy
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -43,7 +42,7 @@ class ExportablePolicy(nn.Module):
         self, obs: Tensor | dict[str, Tensor], action: Tensor, is_first: Tensor, deter: Tensor, stoch: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         world = self.policy.world
-        sizes = world.senses.vectors
+        sizes = world.observation_model.vectors
         if isinstance(obs, Tensor):
             obs = dict(zip(sizes, obs.split(list(sizes.values()), -1), strict=True))
         state, _ = world.observe(obs, action, is_first, LatentState(deter, stoch), sample=False, max_loops=self.loops)
@@ -57,12 +56,12 @@ def export_policy(agent: Dreamer, path: Path, loops: int) -> ExportablePolicy:
     """
     module = ExportablePolicy(copy.deepcopy(agent.averaged).cpu(), loops).eval()
     world = module.policy.world
-    if world.senses.images:  # the program may run on machines without bfloat16
-        world.senses.images.cfg = replace(world.senses.images.cfg, precision="float32")
+    if world.observation_model.images:  # the program may run on machines without bfloat16
+        world.observation_model.images.precision = "float32"
     example = (_random_observations(world, 3), *_first_inputs(module, 3))
     with exit_rule(world, ExitRule()), torch.no_grad():
         batch = {0: torch.export.Dim("envs", min=1, max=1024)}
-        obs_shapes = dict.fromkeys(world.obs_sizes, batch) if world.senses.images else batch
+        obs_shapes = dict.fromkeys(world.obs_sizes, batch) if world.observation_model.images else batch
         program = torch.export.export(module, example, dynamic_shapes=[obs_shapes, *[batch] * (len(example) - 1)])
         for count in (2, 5):  # other batch sizes than that of the example
             inputs = _random_observations(world, count), *_first_inputs(module, count)
@@ -78,8 +77,8 @@ def export_policy(agent: Dreamer, path: Path, loops: int) -> ExportablePolicy:
 
 def _random_observations(world: WorldModel, count: int) -> Tensor | dict[str, Tensor]:
     """Random observations in the form that the program takes."""
-    if not world.senses.images:
-        return torch.randn(count, sum(world.senses.vectors.values()))
+    if not world.observation_model.images:
+        return torch.randn(count, sum(world.observation_model.vectors.values()))
 
     def noise(size: ObsSize) -> Tensor:
         return torch.randn(count, size) if isinstance(size, int) else torch.randint(256, (count, *size)).byte()

@@ -160,7 +160,7 @@ class Dreamer:
     def begin_update(self, progress: float) -> int:
         """Before every update: learning rates and image weight for a share `progress` of the run; returns the depth."""
         depth = sample_depth(self.world.cfg.loop)
-        self.world.observation.anneal(self.updates)
+        self.world.observation_model.anneal(self.updates)
         self.updates += 1
         for adam in self.adams.values():
             adam.set_rate(self.optimizer.rate(progress))
@@ -184,10 +184,10 @@ class Dreamer:
 
     def fit_image_normaliser(self, sample: Callable[..., tuple[Batch, Any]]) -> None:
         """Fit mean and standard deviation of the images to rows of the replay, before the first update alone."""
-        if self.updates == 0 and self.world.observation.images:
+        if self.updates == 0 and self.world.observation_model.images:
             batch, _ = sample(NORMALISER_IMAGES, 1, self.device)
             for policy in (self.policy, self.averaged):
-                policy.world.observation.fit_normaliser(batch.obs)
+                policy.world.observation_model.fit_normaliser(batch.obs)
 
     # ------------------------------------------------------------------ acting
 

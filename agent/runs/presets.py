@@ -18,7 +18,7 @@ def preset(name: str) -> Config:
     small = Config()
     loop, model, behavior = small.model.loop, small.model, small.behavior
     # Images are seen first, and rewards and dynamics learned then.
-    sees = replace(model, image=replace(model.image, ease=True), reward_scale=2.0)
+    sees = replace(model, image=replace(model.image, anneal=True), reward_scale=2.0)
     if name == "small":
         return small
     if name == "pixels":
@@ -30,7 +30,9 @@ def preset(name: str) -> Config:
         return replace(
             small,
             preset="base",
-            model=replace(sees, loop=wide, groups=32, classes=16, units=256, image=replace(sees.image, halve="stride")),
+            model=replace(
+                sees, loop=wide, groups=32, classes=16, units=256, image=replace(sees.image, downsample="stride")
+            ),
             behavior=replace(behavior, units=256, starts=0, horizon=15),
             # As many rows and updates per step as DreamerV3's 16 x 64 and 0.25 on Atari-100k. Sequences that are apart
             # teach more, and a GPU waits for the length of a sequence, not for their number.

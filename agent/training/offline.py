@@ -85,7 +85,7 @@ class OfflineTrainer:
         with execution.uncompiled():
             self.replay.fill(dataset.train, posterior_rows(agent.world, dataset.train, agent.device))
         self.episodes = pad_episodes(dataset.held_out).to(agent.device)
-        self.metric = NormalisedError.fit(agent.world.senses, [self.episodes])
+        self.metric = NormalisedError.fit(agent.world.observation_model, [self.episodes])
         self.horizons = usable_horizons(self.episodes, cfg.horizons)
         self.step, self.finished = 0, False
         self.results: dict[str, float] = {}

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from world_model.block import Block
-from world_model.core import CoreSizes, GatedCore, Trace
+from world_model.core import CoreSizes, Trace
+from world_model.looped import GatedCore, LoopConfig
 from world_model.nets import Norm
+from world_model.ranges import NOT_NEGATIVE, require
 from world_model.retention import Dynamics, Retention
-
-if TYPE_CHECKING:
-    from world_model.looped import LoopConfig
 
 
 @dataclass(frozen=True)
@@ -22,13 +20,9 @@ class StackConfig:
 
     layers: int = 0
     """Number of layers; 0 = the looped core's mean number of loops."""
-    hidden: int = 0
-    """Hidden width of each layer's gated MLP; 0 = as in the looped core."""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "hidden"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        require(self, "", layers=NOT_NEGATIVE)
 
 
 class Layer(nn.Module):
@@ -37,7 +31,7 @@ class Layer(nn.Module):
     def __init__(self, cfg: LoopConfig, hidden: int):
         super().__init__()
         self.retention = Retention(cfg.width, cfg.gain, cfg.retention)
-        self.block = Block(cfg.tokens, cfg.width, cfg.heads, hidden, cfg.norm)
+        self.block = Block(cfg.tokens, cfg.width, cfg.heads, hidden)
         self.norm = Norm(cfg.width)
 
     def forward(self, x: Tensor, e: Tensor, dynamics: Dynamics) -> Tensor:
@@ -45,28 +39,26 @@ class Layer(nn.Module):
 
 
 class StackedCore(GatedCore):
-    """cfg: the `LoopConfig` that this is the control of. The number of loops asked for means nothing here."""
+    """cfg: the `LoopConfig` that this is the control of; hidden: width of the gated MLPs, by default as there.
 
-    def __init__(self, cfg: LoopConfig, sizes: CoreSizes, stack: StackConfig):
+    The number of loops asked for means nothing here.
+    """
+
+    def __init__(self, cfg: LoopConfig, sizes: CoreSizes, stack: StackConfig, hidden: int | None = None):
         super().__init__(cfg, sizes)
-        hidden = stack.hidden or cfg.hidden
-        self.layers = nn.ModuleList(Layer(cfg, hidden) for _ in range(stack.layers or round(cfg.mean_loops)))
-
-    def undecayed(self) -> list[nn.Parameter]:
-        retentions = [module for module in self.modules() if isinstance(module, Retention)]
-        return [parameter for module in retentions for parameter in module.parameters()] + [self.coda]
+        layers = stack.layers or round(cfg.mean_loops)
+        self.layers = nn.ModuleList(Layer(cfg, hidden or cfg.hidden) for _ in range(layers))
 
     def prepare(self) -> list[Dynamics]:
+        """Abar and Bbar of every layer."""
         return [module() for module in self.modules() if isinstance(module, Retention)]
 
-    def forward(
-        self, deter: Tensor, inputs: Tensor, loops: int | Tensor, prepared: list[Dynamics]
-    ) -> tuple[Tensor, Trace]:
-        e, gate = self.prelude(deter, inputs)
+    def forward(self, deter: Tensor, inputs: Tensor, loops: int, prepared: list[Dynamics]) -> tuple[Tensor, Trace]:
+        e, gate = self.prelude(deter, inputs)  # (B, N, D) each
         states = [deter]
         for layer, dynamics in zip(self.layers, prepared, strict=True):
             states.append(layer(states[-1], e, dynamics))
-        return self.finish(deter, states[-1], gate), Trace(states, deter, gate, e)
+        return self.readout(deter, states[-1], gate), Trace(states, deter, gate, e)
 
     def flops(self, loops: float = 1.0) -> float:
         """Every layer once, whatever `loops`."""

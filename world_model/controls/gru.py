@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from world_model.core import Core, CoreSizes, Trace
+from world_model.looped import LoopConfig
 from world_model.nets import Norm, linear
+from world_model.ranges import AT_LEAST_ONE, require
 
-if TYPE_CHECKING:
-    from world_model.looped import LoopConfig
+BLOCKS = 8
+"""Blocks of the recurrent matrices (DreamerV3)."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,9 @@ class GRUConfig:
 
     units: int = 128
     """Width of the layers that read state, latents and action."""
-    blocks: int = 8
-    """Blocks of the recurrent matrices; must divide the state's size."""
 
     def __post_init__(self) -> None:
-        for name in ("units", "blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        require(self, "", units=AT_LEAST_ONE)
 
 
 class BlockLinear(nn.Module):
@@ -71,28 +68,31 @@ class GRUCore(Core):
     def __init__(self, cfg: LoopConfig, sizes: CoreSizes, gru: GRUConfig):
         super().__init__()
         flat, latents = cfg.tokens * cfg.width, sizes.groups * sizes.classes
-        if flat % gru.blocks:
-            raise ValueError(f"the GRU's blocks ({gru.blocks}) must divide the size of the state ({flat})")
-        self.blocks, self.part, self.latents = gru.blocks, flat // gru.blocks, latents
+        if flat % BLOCKS:
+            raise ValueError(
+                f"the GRU has {BLOCKS} blocks, which must divide the size of the state, tokens * width = {flat}: "
+                f"give a --model.loop.width that is a multiple of {BLOCKS}"
+            )
+        self.part, self.latents = flat // BLOCKS, latents
         self.read_deter = Read(flat, gru.units)
         self.read_stoch = Read(latents, gru.units)
         self.read_action = Read(sizes.actions, gru.units)
-        self.hidden = BlockLinear(self.blocks, self.part + 3 * gru.units, self.part)
+        self.hidden = BlockLinear(BLOCKS, self.part + 3 * gru.units, self.part)
         self.hidden_norm = Norm(flat)
-        self.gates = BlockLinear(self.blocks, self.part, 3 * self.part)
+        self.gates = BlockLinear(BLOCKS, self.part, 3 * self.part)
         self.start = nn.Parameter(torch.randn(cfg.tokens, cfg.width))
 
     def prepare(self) -> None:
         """Nothing."""
 
-    def forward(self, deter: Tensor, inputs: Tensor, loops: int | Tensor, prepared: None) -> tuple[Tensor, Trace]:
+    def forward(self, deter: Tensor, inputs: Tensor, loops: int, prepared: None) -> tuple[Tensor, Trace]:
         latents, action = inputs[:, : self.latents], inputs[:, self.latents :]
-        parts = deter.reshape(-1, self.blocks, self.part)
-        said = torch.cat([self.read_deter(deter.flatten(1)), self.read_stoch(latents), self.read_action(action)], -1)
-        said = said[:, None].expand(-1, self.blocks, -1)
-        hidden = self.hidden(torch.cat([parts, said], -1))
+        parts = deter.reshape(-1, BLOCKS, self.part)  # (B, g, F/g)
+        read = torch.cat([self.read_deter(deter.flatten(1)), self.read_stoch(latents), self.read_action(action)], -1)
+        read = read[:, None].expand(-1, BLOCKS, -1)  # (B, g, 3U)
+        hidden = self.hidden(torch.cat([parts, read], -1))  # (B, g, F/g)
         hidden = F.silu(self.hidden_norm(hidden.flatten(1))).view_as(parts)
-        reset, candidate, update = self.gates(hidden).chunk(3, -1)
+        reset, candidate, update = self.gates(hidden).chunk(3, -1)  # (B, g, F/g) each
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
         gate = torch.sigmoid(update - 1.0)
         new = torch.lerp(parts, candidate.to(parts.dtype), gate.to(parts.dtype)).reshape(deter.shape)

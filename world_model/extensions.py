@@ -1,13 +1,15 @@
-"""Cores and exit rules from outside of the project, named module:Class."""
+"""Cores and exit rules loaded by name, as module:Class: those of a user, of `experiments/`, and the controls."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def check_name(what: str, name: str, known: Sequence[str]) -> None:
@@ -19,9 +21,9 @@ def check_name(what: str, name: str, known: Sequence[str]) -> None:
     raise ValueError(f"there is no {what} {name!r}; {hint}there are {', '.join(known)}, and module:Class of your own")
 
 
-def build_outside(name: str, base: type[Any], **given: Any) -> Any:
+def build_extension(name: str, base: type[T], **given: Any) -> T:
     """module:Class built with the given arguments, by their order. Raises ValueError where that is not possible."""
-    kind = outside(name, base)
+    kind = load_class(name, base)
     try:
         return kind(*given.values())
     except Exception as error:  # whatever a person's class does while it is built
@@ -31,14 +33,14 @@ def build_outside(name: str, base: type[Any], **given: Any) -> Any:
         raise ValueError(f"{name} cannot be built as {call}: {type(error).__name__}: {error}{place}") from error
 
 
-def outside(name: str, base: type[Any]) -> Any:
+def load_class(name: str, base: type[T]) -> Callable[..., T]:
     """The class that module:Class names. Raises ValueError when it is not there or not a subclass of `base`."""
     module, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        kind = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever a person's module does while it is imported
         hint = "; is its folder on PYTHONPATH?" if isinstance(error, ImportError) else ""
         raise ValueError(f"{name} cannot be loaded: {type(error).__name__}: {error}{hint}") from error
-    if not (isinstance(found, type) and issubclass(found, base)):
+    if not (isinstance(kind, type) and issubclass(kind, base)):
         raise ValueError(f"{name} must be a subclass of world_model.{base.__name__}")
-    return found
+    return kind

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
+from world_model.controls.gru import GRUConfig, GRUCore
+from world_model.controls.stacked import StackConfig, StackedCore
 from world_model.core import Core, CoreSizes
-from world_model.gru import GRUConfig, GRUCore
+from world_model.extensions import build_extension, check_name
 from world_model.looped import LoopConfig, LoopedCore
-from world_model.outside import build_outside, check_name
-from world_model.stacked import StackConfig, StackedCore
 
 
 class Cost(NamedTuple):
@@ -32,8 +31,8 @@ def make_core(
 ) -> Core:
     """The core called `core`: looped, stacked, gru, or module:Class, which is built as Class(loop, sizes).
 
-    match "params" or "flops" sizes a control to what the looped core of the same settings has or takes; the
-    settings of the control that decide its size (the stack's hidden width, the GRU's units) are then replaced.
+    match "params" or "flops" sizes a control to what the looped core of the same settings has or takes, by the hidden
+    width of the stack's layers, or the units of the GRU (`gru.units` then counts no more).
     Raises ValueError when even the smallest control is larger, and when there is no such core.
     """
     check_core(core)
@@ -42,13 +41,12 @@ def make_core(
     if ":" in core:
         if match != "none":
             raise ValueError(f"the size of {core} is its own: --model.match works with stacked and gru")
-        own: Core = build_outside(core, Core, loop=loop, sizes=sizes)
-        return own
+        return build_extension(core, Core, loop=loop, sizes=sizes)  # type: ignore[type-abstract]
 
     def build(size: int | None = None) -> Core:
         if core == "stacked":
-            return StackedCore(loop, sizes, stack if size is None else replace(stack, hidden=size))
-        return GRUCore(loop, sizes, gru if size is None else replace(gru, units=size))
+            return StackedCore(loop, sizes, stack, size)
+        return GRUCore(loop, sizes, gru if size is None else GRUConfig(size))
 
     if match == "none":
         return build()

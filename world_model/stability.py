@@ -1,42 +1,19 @@
-"""Health of latents and loop: what every update logs, and the closer look that is taken now and then.
+"""A closer look at a trained model, now and then: do loop, memory and dreams stay bounded?
 
-Symbols as in `model.py`. Nothing here changes what is learned.
+Symbols as in `types.py`. Nothing here changes what is learned.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from world_model.latent import kl_divergence
 from world_model.looped import LoopedCore
-from world_model.types import Batch, Posterior
+from world_model.model import WorldModel
+from world_model.types import Batch
 
-if TYPE_CHECKING:
-    from world_model.model import WorldModel
-
-
-SEEN = ("reconstruction", "image", "reward")
+OBSERVED = ("reconstruction", "image", "reward")
 """The losses of what a state says about its own row."""
-
-
-@torch.no_grad()
-def diagnostics(post: Posterior) -> dict[str, Tensor]:
-    """0-d tensors of one update."""
-    states, gate = post.trace.states, post.trace.gate
-    last, loops = states[-1], post.loops
-    depth = loops.float().mean() if isinstance(loops, Tensor) else last.new_full((), loops)
-    return {
-        "world/kl": kl_divergence(post.post_logp, post.prior_logp).mean(),
-        "world/posterior_entropy": -(post.post_logp.exp() * post.post_logp).sum((-2, -1)).mean(),
-        "world/prior_entropy": -(post.prior_logp.exp() * post.prior_logp).sum((-2, -1)).mean(),
-        "loop/train_depth": depth,
-        "loop/residual_last": (last - states[-2]).norm() / last.norm(),
-        "loop/state_norm": post.states.deter.flatten(2).norm(dim=-1).mean(),
-        "loop/update_gate": gate.mean(),
-    }
 
 
 def stability(world: WorldModel, batch: Batch, loops: int | None = None, horizon: int = 50) -> dict[str, float]:
@@ -62,15 +39,14 @@ def stability(world: WorldModel, batch: Batch, loops: int | None = None, horizon
 def _by_loop(world: WorldModel, batch: Batch, depth: int) -> dict[str, Tensor]:
     states = world.observe_sequence(batch, depth).trace.states
     flat = states.flatten(3)  # (R+1, B, T, N*D)
-    change = flat.diff(dim=0)
+    change = flat.diff(dim=0)  # (R, B, T, N*D)
     metrics = {}
     for loop in range(1, len(flat)):
-        name, now = str(loop), change[loop - 1]
-        norm = flat[loop].norm(dim=-1)
-        metrics["norm_" + name] = norm.mean()
-        metrics["residual_" + name] = (now.norm(dim=-1) / norm).mean()
+        now, norm = change[loop - 1], flat[loop].norm(dim=-1)
+        metrics[f"norm_{loop}"] = norm.mean()
+        metrics[f"residual_{loop}"] = (now.norm(dim=-1) / norm).mean()
         if loop > 1:
-            metrics["cosine_" + name] = torch.cosine_similarity(now, change[loop - 2], dim=-1).mean()
+            metrics[f"cosine_{loop}"] = torch.cosine_similarity(now, change[loop - 2], dim=-1).mean()
     return metrics
 
 
@@ -79,8 +55,9 @@ def _over_time(world: WorldModel, batch: Batch, depth: int) -> dict[str, Tensor]
     with torch.enable_grad():
         post = world.observe_sequence(batch._replace(is_first=torch.zeros_like(batch.is_first)), depth)
         losses = world.losses(post, batch)
-        loss = torch.stack([losses[name][:, -1].sum() for name in SEEN if name in losses]).sum()
+        loss = torch.stack([losses[name][:, -1].sum() for name in OBSERVED if name in losses]).sum()
         grads = torch.autograd.grad(loss, post.deters, allow_unused=True, materialize_grads=True)
+    # (T,): lag 0 is the last row
     norms = torch.stack([grad.flatten(1).norm(dim=1).mean() for grad in grads]).flip(0)
     lags = [lag for lag in (1, 2, 4, 8, 16, 32, 64) if lag < len(norms)]
     return {f"time_gradient_{lag}": norms[lag] / norms[0].clamp(min=1e-12) for lag in lags}
@@ -90,6 +67,7 @@ def _over_time(world: WorldModel, batch: Batch, depth: int) -> dict[str, Tensor]
 def _dream_norms(world: WorldModel, batch: Batch, depth: int, horizon: int) -> dict[str, Tensor]:
     end = world.observe_sequence(batch, depth).states.map(lambda leaf: leaf[:, -1])
     size, length = batch.reward.shape
+    # (B, horizon, 1): rows from which the actions are taken
     drawn = torch.randint(length, (size, horizon, 1), device=batch.reward.device)
     actions = batch.prev_action.gather(1, drawn.expand(-1, -1, world.action_size))
     norms = world.imagine(end, actions, horizon).states.deter.flatten(2).norm(dim=-1).mean(0)  # (H+1,)

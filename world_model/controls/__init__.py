@@ -1,0 +1,1 @@
+"""Controls: what the looped core and its exit gate are compared with."""

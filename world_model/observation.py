@@ -1,0 +1,91 @@
+"""The observation model: encoder, decoder and reconstruction losses, vectors and images side by side.
+
+Symbols as in `types.py`; H, W, C sides and colours of an image; P all numbers of an observation together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from world_model.distributions import symexp, symlog
+from world_model.images import ImageConfig, Images, Shape
+from world_model.nets import MLP
+
+ObsSize = int | Shape
+"""A vector's length, or an image's height, width and colours."""
+
+DECODER_LAYERS = 2
+"""Hidden layers of the vectors' decoder; the encoder has one."""
+
+
+class ObservationModel(nn.Module):
+    """sizes {name: O, or (H, W, C) for an image}; rec_scale weighs the vectors' reconstruction."""
+
+    def __init__(self, sizes: Mapping[str, ObsSize], feat: int, units: int, rec_scale: float, image: ImageConfig):
+        super().__init__()
+        self.rec_scale = rec_scale
+        self.vectors = {name: size for name, size in sizes.items() if isinstance(size, int)}
+        shapes = {name: size for name, size in sizes.items() if not isinstance(size, int)}
+        total = sum(self.vectors.values())
+        self.encoder = MLP(total, units, 1) if total else None
+        self.decoder = MLP(feat, units, DECODER_LAYERS, total) if total else None
+        self.images = Images(image, shapes, feat, units) if shapes else None
+
+    @property
+    def decodes(self) -> bool:
+        """Whether states can be decoded to observations: False for images alone without a decoder."""
+        return self.decoder is not None or (self.images is not None and self.images.decodes)
+
+    def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """{name: (..., O) or (..., H, W, C)} -> (..., U), the embedding of all of them."""
+        embeds = [self.encoder(symlog(self.flatten(obs)))] if self.encoder else []
+        embeds += [self.images.embed(obs)] if self.images else []
+        return embeds[0] if len(embeds) == 1 else embeds[0] + embeds[1]
+
+    def flatten(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """The vectors side by side, (..., sum of O)."""
+        parts = [obs[name] for name in self.vectors]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def fit_normaliser(self, obs: Mapping[str, Tensor]) -> None:
+        """See `Images.fit_normaliser`; vectors come as they are."""
+        if self.images:
+            self.images.fit_normaliser(obs)
+
+    def anneal(self, updates: int) -> None:
+        """See `Images.anneal`; vectors keep their weight."""
+        if self.images:
+            self.images.anneal(updates)
+
+    def targets(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """(..., P) the numbers that `predictions` predicts: vectors in symlog, then pixels from 0 to 1."""
+        parts = [symlog(self.flatten(obs))] if self.decoder else []
+        if self.images and self.images.decodes:
+            parts += [obs[name].flatten(-3) / 255.0 for name in self.images.shapes]
+        return torch.cat(parts, -1)
+
+    def predictions(self, feat: Tensor) -> Tensor:
+        """(..., F) -> (..., P)"""
+        parts = [self.decoder(feat)] if self.decoder else []
+        if self.images:
+            parts += [image.flatten(-3) for image in self.images.decode(feat).values()]
+        return torch.cat(parts, -1)
+
+    def decode(self, feat: Tensor) -> dict[str, Tensor]:
+        """(..., F) -> {name: (..., O), or (..., H, W, C) from 0 to 1}"""
+        decoded = self.images.decode(feat) if self.images else {}
+        if self.decoder:
+            parts = symexp(self.decoder(feat)).split(list(self.vectors.values()), -1)
+            decoded |= dict(zip(self.vectors, parts, strict=True))
+        return decoded
+
+    def losses(self, feat: Tensor, obs: Mapping[str, Tensor], embed: Tensor) -> dict[str, Tensor]:
+        """feat (B, T, F), obs {name: (B, T, ...)}, embed (B, T, U) as of `forward` -> weighted losses (B, T)."""
+        losses = self.images.losses(feat, obs, embed) if self.images else {}
+        if self.decoder:
+            error = self.decoder(feat) - symlog(self.flatten(obs))  # (B, T, sum of O)
+            losses["reconstruction"] = self.rec_scale * error.square().sum(-1)
+        return losses
