@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 from scipy import stats
 
 from agent.errors import UsageError
@@ -311,6 +312,25 @@ def test_the_report_stands_alone(tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 10
     assert rows[0]["return"] == "300.0"
+
+
+def test_what_runs_say_is_no_markup_of_the_report(tmp_path):
+    """Whatever stands in the files of a run, seed, task, command, labels and folder names, is shown as text."""
+    attack = "<script>alert(1)</script>"
+    for number in (0, 1):
+        run = write_run(tmp_path / "runs" / f"<b>{number}", seed=number)
+        settings = yaml.safe_load((run / "config.yaml").read_text())
+        settings |= {"seed": attack, "task": f"toy:{attack}", "dream": f"$\\x{attack}{number}$"}
+        (run / "config.yaml").write_text(yaml.safe_dump(settings))
+        meta = {"task": f"toy:{attack}", "finished": False, "commands": [attack], "git": {"commit": "<i>x"}}
+        (run / "meta.json").write_text(json.dumps(meta))
+        (run / "videos").mkdir()
+        (run / "videos" / "eval_final.gif").write_bytes(b"GIF89a")
+    page = write_report(Comparison([load_run(path) for path in find_runs([str(tmp_path / "runs")])], ["dream"]),
+                        tmp_path / "out").read_text()  # fmt: skip
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    for markup in ("<script", "<b>0", "<b>1", "<i>x"):
+        assert markup not in page
 
 
 def test_runs_without_logged_times_have_none(tmp_path):
