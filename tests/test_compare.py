@@ -7,16 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 from scipy import stats
 
 from agent.errors import UsageError
 from agent.evaluation.statistics import (
+    aggregate_intervals,
     aggregates,
     improvement_interval,
     paired_difference,
     paired_interval,
     probability_of_improvement,
-    stratified_intervals,
 )
 from agent.runs.cli import save_yaml
 from agent.runs.compare import Comparison, return_at_seconds
@@ -75,21 +76,40 @@ def test_the_iqm_is_that_of_scipy():
     assert found["iqm"] == pytest.approx(stats.trim_mean(scores, 0.25, axis=None))
 
 
-def test_intervals_agree_with_another_bootstrap():
-    scores = np.random.default_rng(1).normal(0.5, 0.1, size=12)
-    mine = stratified_intervals({"a": scores}, resamples=4000)["mean"]
-    theirs = stats.bootstrap((scores,), np.mean, method="percentile", n_resamples=4000, rng=2).confidence_interval
-    assert mine == pytest.approx(tuple(theirs), rel=0.01)
+def test_the_interval_of_the_mean_is_students():
+    scores = np.random.default_rng(1).normal(0.5, 0.1, size=6)
+    theirs = stats.ttest_1samp(scores, 0.0).confidence_interval(0.95)
+    intervals = aggregate_intervals({"a": scores})
+    assert intervals["mean"] == pytest.approx(tuple(theirs))
+    assert intervals["optimality_gap"] == pytest.approx((1.0 - theirs.high, 1.0 - theirs.low))
+
+
+def test_the_interval_of_the_median_is_exact_and_given_from_six_seeds_of_one_task():
+    scores = np.random.default_rng(1).normal(size=12)
+    theirs = stats.quantile_test(scores, p=0.5).confidence_interval(0.95)
+    assert aggregate_intervals({"a": scores})["median"] == tuple(theirs)
+    assert aggregate_intervals({"a": scores[:6]})["median"] == (scores[:6].min(), scores[:6].max())
+    assert "median" not in aggregate_intervals({"a": scores[:5]})
+    assert "median" not in aggregate_intervals({"a": scores, "b": scores})
 
 
 def test_strata_are_tasks():
-    """Drawn within tasks, a mean of constant tasks cannot vary; drawn over all runs it would."""
-    found = stratified_intervals({"a": [0.0] * 5, "b": [1.0] * 5}, resamples=50)
-    assert found["mean"] == (0.5, 0.5)
+    """Tasks are no sample: with constant ones the mean cannot vary, however far they lie apart."""
+    intervals = aggregate_intervals({"a": [0.0] * 5, "b": [1.0] * 5})
+    assert intervals["mean"] == (0.5, 0.5)
+
+
+def test_the_iqm_varies_as_the_tasks_of_the_middle_half_do():
+    rng = np.random.default_rng(2)
+    middle = {"low": [0.0] * 5, "a": rng.normal(5.0, 1.0, 5), "b": rng.normal(6.0, 1.0, 5), "high": [9.0] * 5}
+    low, high = aggregate_intervals(middle)["iqm"]
+    alone = aggregate_intervals({name: middle[name] for name in "ab"})["mean"]
+    assert high - low == pytest.approx(alone[1] - alone[0])
+    assert (low + high) / 2 == pytest.approx(sum(alone) / 2)
 
 
 def test_no_interval_below_five_seeds():
-    assert stratified_intervals({"a": [1.0] * 5, "b": [1.0] * 4}) == {}
+    assert aggregate_intervals({"a": [1.0] * 5, "b": [1.0] * 4}) == {}
     assert improvement_interval({"a": [1.0] * 4}, {"a": [0.0] * 5}) is None
 
 
@@ -111,25 +131,22 @@ def test_paired_differences_use_common_episodes_alone():
     assert paired_difference(one, [{7: 1.0}]) is None
 
 
-def test_the_interval_of_paired_differences_is_that_of_scipy():
+def test_the_interval_of_paired_differences_is_welchs():
     rng = np.random.default_rng(0)
     x, y = rng.normal(10.0, 3.0, (12, 4)), rng.normal(8.0, 3.0, (9, 4))
+    y[0] = -99.0  # one that fails
     one, other = ([dict(enumerate(run)) for run in side] for side in (x, y))
-    other.append({0: -99.0, 1: -99.0, 2: -99.0, 3: -99.0})  # one that fails
-    low, high = paired_interval([(one, other)], resamples=20_000)
-    means = x.mean(1), np.r_[y.mean(1), -99.0]
-    theirs = stats.bootstrap(means, lambda a, b, axis: a.mean(axis) - b.mean(axis), vectorized=True,
-                             method="percentile", n_resamples=20_000, rng=1).confidence_interval  # fmt: skip
-    assert (low, high) == pytest.approx(tuple(theirs), abs=0.01 * (high - low))
+    theirs = stats.ttest_ind(x.mean(1), y.mean(1), equal_var=False).confidence_interval(0.95)
+    assert paired_interval([(one, other)]) == pytest.approx(tuple(theirs))
     assert paired_interval([(one[:4], other)]) is None
+    assert paired_interval([(one, [{7: 1.0}] * 5)]) is None
+    assert paired_interval([]) is None
 
 
-def test_the_interval_of_the_iqm_is_that_of_scipy():
-    scores = np.random.default_rng(3).gamma(2.0, size=16)
-    low, high = stratified_intervals({"a": scores}, resamples=20_000)["iqm"]
-    theirs = stats.bootstrap((scores,), lambda a, axis: stats.trim_mean(a, 0.25, axis), vectorized=True,
-                             method="percentile", n_resamples=20_000, rng=1).confidence_interval  # fmt: skip
-    assert (low, high) == pytest.approx(tuple(theirs), abs=0.03 * (high - low))
+def test_runs_that_do_not_overlap_leave_room_for_doubt():
+    low, high = improvement_interval({"a": range(5, 10)}, {"a": range(5)})
+    assert (0.5 < low < 0.8, high) == (True, 1.0)
+    assert improvement_interval({"a": range(5)}, {"a": range(5, 10)}) == pytest.approx((0.0, 1.0 - low))
 
 
 # ---------------------------------------------------------------------- reading
@@ -295,6 +312,25 @@ def test_the_report_stands_alone(tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 10
     assert rows[0]["return"] == "300.0"
+
+
+def test_what_runs_say_is_no_markup_of_the_report(tmp_path):
+    """Whatever stands in the files of a run, seed, task, command, labels and folder names, is shown as text."""
+    attack = "<script>alert(1)</script>"
+    for number in (0, 1):
+        run = write_run(tmp_path / "runs" / f"<b>{number}", seed=number)
+        settings = yaml.safe_load((run / "config.yaml").read_text())
+        settings |= {"seed": attack, "task": f"toy:{attack}", "dream": f"$\\x{attack}{number}$"}
+        (run / "config.yaml").write_text(yaml.safe_dump(settings))
+        meta = {"task": f"toy:{attack}", "finished": False, "commands": [attack], "git": {"commit": "<i>x"}}
+        (run / "meta.json").write_text(json.dumps(meta))
+        (run / "videos").mkdir()
+        (run / "videos" / "eval_final.gif").write_bytes(b"GIF89a")
+    page = write_report(Comparison([load_run(path) for path in find_runs([str(tmp_path / "runs")])], ["dream"]),
+                        tmp_path / "out").read_text()  # fmt: skip
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    for markup in ("<script", "<b>0", "<b>1", "<i>x"):
+        assert markup not in page
 
 
 def test_runs_without_logged_times_have_none(tmp_path):

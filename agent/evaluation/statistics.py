@@ -4,10 +4,9 @@ Everything here works on plain numbers. Of one agent they are one per episode, i
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 Numbers = Sequence[float] | np.ndarray
 
@@ -34,34 +33,30 @@ def iqm(values: Numbers) -> float:
 
 
 def bootstrap_interval(
-    samples: Sequence[Numbers],
-    statistic: Callable[..., Any],
+    values: Numbers,
+    statistic: Callable[[np.ndarray], float] = iqm,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
-) -> np.ndarray:
-    """Percentile bootstrap interval of `statistic(*samples)`.
+) -> tuple[float, float]:
+    """Percentile bootstrap interval (low, high) of `statistic` over the episodes of one agent.
 
-    Every sample (N_i,) is drawn N_i at a time with replacement, `resamples` times; the interval cuts off
-    (1 - confidence) / 2 of the resulting statistics at each side. The same `seed` gives the same interval.
-    Returns (2, ...): the low and high end for each number that the statistic returns.
-    Raises ValueError for empty or non-finite samples, or a confidence outside (0, 1).
+    `values` (N,) are drawn N at a time with replacement, `resamples` times; the interval cuts off
+    (1 - confidence) / 2 of the resulting statistics at each side. The same `seed` gives the same
+    interval. It is a little too narrow for few episodes (of ten it covers 92 to 94 %), and it says
+    nothing about other training seeds: see `aggregate_intervals`.
+    Raises ValueError for empty or non-finite values, or a confidence outside (0, 1).
     """
-    arrays = [_finite(sample) for sample in samples]
+    array = _finite(values)
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     if resamples < 1:
         raise ValueError(f"resamples must be positive, got {resamples}")
-    sizes = [array.size for array in arrays]
-    rng, ends = np.random.default_rng(seed), np.cumsum(sizes)[:-1]
-    # (resamples, N_1 + N_2 + ..): positions within each sample
-    picks = rng.integers(0, np.repeat(sizes, sizes), size=(resamples, sum(sizes)))
-    results = []
-    for row in picks:
-        drawn = [array[pick] for array, pick in zip(arrays, np.split(row, ends), strict=True)]
-        results.append(statistic(*drawn))
+    picks = np.random.default_rng(seed).integers(0, array.size, size=(resamples, array.size))
+    results = [statistic(sample) for sample in array[picks]]
     tail = 50.0 * (1.0 - confidence)
-    return np.percentile(results, [tail, 100.0 - tail], axis=0)
+    low, high = np.percentile(results, [tail, 100.0 - tail])
+    return float(low), float(high)
 
 
 def summary(returns: Numbers, loops: Numbers | None = None) -> dict[str, float]:
@@ -73,7 +68,7 @@ def summary(returns: Numbers, loops: Numbers | None = None) -> dict[str, float]:
     Raises ValueError for empty or non-finite input.
     """
     array = _finite(returns)
-    low, high = bootstrap_interval([array], iqm).tolist()
+    low, high = bootstrap_interval(array)
     result = {
         "mean": float(array.mean()),
         "std": float(array.std()),
@@ -111,14 +106,16 @@ def format_summary(result: dict[str, float]) -> str:
     return line
 
 
-# ---------------------------------------------------------------------- over runs and tasks
+# --- over runs and tasks
 
 Scores = Mapping[str, Numbers]
 """{task: one score per training seed}: the runs of one algorithm, in units that tasks share (1 = solved)."""
 
-FEWEST_SEEDS = 5
-"""Below this many seeds of a task no interval is given: the bootstrap of three numbers says nothing."""
+Finals = Sequence[Mapping[int, float]]
+"""{seed of the episode: return} of the last evaluation of each run."""
 
+FEWEST_SEEDS = 5
+"""No interval is given where a task has fewer seeds than this: it would be too wide to say anything."""
 
 def aggregates(scores: Scores) -> dict[str, float]:
     """Mean, median, IQM and optimality gap of the runs of one algorithm (Agarwal et al. 2021, as rliable has them).
@@ -127,33 +124,83 @@ def aggregates(scores: Scores) -> dict[str, float]:
     of all tasks; the optimality gap is 1 - mean(min(score, 1)) over all runs. Raises ValueError for empty or non-finite
     scores.
     """
-    rows = {task: _finite(values) for task, values in scores.items()}
+    rows = [_finite(values) for values in scores.values()]
     if not rows:
         raise ValueError("statistics need at least one task")
-    means, every = np.array([row.mean() for row in rows.values()]), np.concatenate(list(rows.values()))
+    means, pooled = np.array([row.mean() for row in rows]), np.concatenate(rows)
     return {
         "mean": float(means.mean()),
-        "median": float(np.median(means if len(means) > 1 else every)),
-        "iqm": iqm(every),
-        "optimality_gap": float(1.0 - np.minimum(every, 1.0).mean()),
+        "median": float(np.median(means if len(means) > 1 else pooled)),
+        "iqm": iqm(pooled),
+        "optimality_gap": float(1.0 - np.minimum(pooled, 1.0).mean()),
     }
 
 
-def stratified_intervals(scores: Scores, **bootstrap: Any) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap intervals of `aggregates`: seeds are drawn with replacement within each task.
+def aggregate_intervals(scores: Scores, confidence: float = 0.95) -> dict[str, tuple[float, float]]:
+    """Intervals of `aggregates` over training seeds; the tasks are taken as fixed.
 
-    bootstrap: confidence, resamples and seed of `bootstrap_interval`. Empty where a task has fewer than `FEWEST_SEEDS`
-    seeds. Raises ValueError as `aggregates`.
+    mean, optimality_gap: Student's t on the means of the tasks. The gap's is too narrow where many scores are clipped
+        at 1; those of the Control Suite are never above 1.
+    iqm: the wider of two t intervals: the mean's, with each task weighed by its share of the middle half, and that of a
+        trimmed mean after Tukey and McLaughlin (1963), from winsorised scores. With few seeds the second alone is too
+        narrow, with several unequal tasks the first.
+    median: of one task between order statistics, exact, from six seeds on (with five even lowest to highest covers
+        93.8 %). Not given for several tasks, whose median of means has no interval that holds for few seeds.
+
+    Measured with five seeds of one task, 95 % intervals cover for the IQM and for the mean: 96 and 95 % where scores
+    are normal, 95 and 91 % where they are skewed (gamma, shape 2), 87 and 82 % where they have two modes (30 : 70), 97
+    and 66 % where one run in five fails: a failure that no seed shows cannot be in an interval.
+
+    Empty where a task has fewer than `FEWEST_SEEDS` seeds. Raises ValueError as `aggregates`.
     """
-    rows = {task: _finite(values) for task, values in scores.items()}
-    if not rows or min(row.size for row in rows.values()) < FEWEST_SEEDS:
+    values, rows = aggregates(scores), [_finite(values) for values in scores.values()]
+    sizes = [row.size for row in rows]
+    if min(sizes) < FEWEST_SEEDS:
         return {}
+    clipped = [np.minimum(row, 1.0) for row in rows]
+    low, high = _t_interval(1.0 - values["optimality_gap"], clipped, np.divide(sizes, sum(sizes)), confidence)
+    equal = np.full(len(rows), 1.0 / len(rows))
+    intervals = {
+        "mean": _t_interval(values["mean"], rows, equal, confidence),
+        "iqm": _iqm_interval(values["iqm"], rows, confidence),
+        "optimality_gap": (1.0 - high, 1.0 - low),
+    }
+    rank = int(stats.binom.ppf((1.0 - confidence) / 2.0, sizes[0], 0.5))
+    if len(rows) == 1 and rank > 0:
+        ordered = np.sort(rows[0])
+        intervals["median"] = float(ordered[rank - 1]), float(ordered[-rank])
+    return intervals
 
-    def statistic(*drawn: np.ndarray) -> list[float]:
-        return list(aggregates(dict(zip(rows, drawn, strict=True))).values())
 
-    low, high = bootstrap_interval(list(rows.values()), statistic, **bootstrap)
-    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(aggregates(rows))}
+def _t_interval(
+    value: float, samples: Sequence[np.ndarray], weights: np.ndarray, confidence: float
+) -> tuple[float, float]:
+    """Student's t interval around `value`, an estimate with the standard error of sum(weight * mean of the sample).
+
+    samples (S) of (N_i,) independent values, weights (S,); degrees of freedom by Welch and Satterthwaite. A point where
+    no sample varies.
+    """
+    sizes = np.array([sample.size for sample in samples])
+    variances = weights**2 * np.array([sample.var(ddof=1) for sample in samples]) / sizes  # (S,)
+    total = variances.sum()
+    if total == 0.0:
+        return value, value
+    freedom = total**2 / (variances**2 / (sizes - 1)).sum()
+    half = float(np.sqrt(total) * stats.t.ppf(0.5 + confidence / 2.0, freedom))
+    return value - half, value + half
+
+
+def _iqm_interval(value: float, rows: Sequence[np.ndarray], confidence: float) -> tuple[float, float]:
+    """The interval of `value`, the IQM of all runs of all tasks; see `aggregate_intervals`."""
+    sizes = np.array([row.size for row in rows])
+    task, pooled = np.repeat(np.arange(len(rows)), sizes), np.concatenate(rows)  # (N,)
+    order, drop = np.argsort(pooled, kind="stable"), pooled.size // 4
+    middle = order[drop : pooled.size - drop]  # the runs that the IQM averages over
+    shares = np.bincount(task[middle], minlength=len(rows)) / middle.size  # (T,)
+    winsorised = [np.clip(row, pooled[middle[0]], pooled[middle[-1]]) for row in rows]
+    plain = _t_interval(value, rows, shares, confidence)
+    trimmed = _t_interval(value, winsorised, sizes / middle.size, confidence)
+    return max(plain, trimmed, key=lambda ends: ends[1] - ends[0])
 
 
 def probability_of_improvement(one: Scores, other: Scores) -> float:
@@ -171,54 +218,64 @@ def probability_of_improvement(one: Scores, other: Scores) -> float:
     return float(np.mean(chances))
 
 
-def improvement_interval(one: Scores, other: Scores, **bootstrap: Any) -> tuple[float, float] | None:
-    """Percentile bootstrap interval of `probability_of_improvement`; None below `FEWEST_SEEDS` seeds of a task."""
+def improvement_interval(one: Scores, other: Scores, confidence: float = 0.95) -> tuple[float, float] | None:
+    """Interval of `probability_of_improvement` by Newcombe's score method (2006, method 5), None below `FEWEST_SEEDS`
+    seeds of a task.
+
+    It holds every chance p from which the observed one is at most z standard deviations away, with Hanley and McNeil's
+    variance at p, which is not zero where the runs do not overlap. With five seeds each, two equal algorithms are told
+    apart in 5.6 % of all comparisons, whatever the distribution of their scores.
+    """
     tasks = [task for task in one if task in other]
-    samples = [_finite(scores[task]) for scores in (one, other) for task in tasks]
-    if not tasks or min(sample.size for sample in samples) < FEWEST_SEEDS:
+    sizes = np.array([[_finite(scores[task]).size for task in tasks] for scores in (one, other)])  # (2, T)
+    if not tasks or sizes.min() < FEWEST_SEEDS:
         return None
+    observed, z = probability_of_improvement(one, other), stats.norm.ppf(0.5 + confidence / 2.0)
+    pairs, others = sizes.prod(0), sizes.mean(0) - 1.0
 
-    def statistic(*drawn: np.ndarray) -> float:
-        x, y = (dict(zip(tasks, side, strict=True)) for side in (drawn[: len(tasks)], drawn[len(tasks) :]))
-        return probability_of_improvement(x, y)
+    def excess(p: float) -> float:
+        """Squared distance from the observed chance, less what the interval allows."""
+        variances = p * (1.0 - p) * (1.0 + others * ((1.0 - p) / (2.0 - p) + p / (1.0 + p))) / pairs  # (T,)
+        return float((p - observed) ** 2 - z**2 * variances.sum() / len(tasks) ** 2)
 
-    low, high = bootstrap_interval(samples, statistic, **bootstrap).tolist()
-    return low, high
+    inner = float(np.clip(observed, 1e-9, 1.0 - 1e-9))  # at 0 and 1 the excess is 0 as well
+    low = 0.0 if observed == 0.0 else optimize.brentq(excess, 0.0, inner)
+    high = 1.0 if observed == 1.0 else optimize.brentq(excess, inner, 1.0)
+    return float(low), float(high)
 
 
-def paired_difference(one: Sequence[Mapping[int, float]], other: Sequence[Mapping[int, float]]) -> float | None:
+def paired_difference(one: Finals, other: Finals) -> float | None:
     """Mean over the evaluation episodes that all runs played of (mean of `one` - mean of `other`).
 
-    Each run is {seed of the episode: return}. Pairing takes away that some start states are worth more than
-    others. None where no episode is common to all runs.
+    Pairing removes that some start states are worth more than others. None where no episode is common to all runs.
     """
-    runs = [*one, *other]
-    common = set.intersection(*(set(run) for run in runs)) if runs else set()
-    if not common or not one or not other:
-        return None
-    mean = [np.mean([[run[episode] for episode in sorted(common)] for run in side], axis=0) for side in (one, other)]
-    return float((mean[0] - mean[1]).mean())
+    means = _means_of_common_episodes(one, other)
+    return None if means is None else float(means[0].mean() - means[1].mean())
 
 
-Finals = Sequence[Mapping[int, float]]
-"""{seed of the episode: return} of each run."""
+def paired_interval(tasks: Sequence[tuple[Finals, Finals]], confidence: float = 0.95) -> tuple[float, float] | None:
+    """Welch's t interval of the mean over tasks of `paired_difference`, over training seeds.
 
-
-def paired_interval(tasks: Sequence[tuple[Finals, Finals]], **bootstrap: Any) -> tuple[float, float] | None:
-    """Percentile bootstrap interval of the mean over tasks of `paired_difference`: the runs of either side are drawn
-    anew within each task. None below `FEWEST_SEEDS` runs, or where a task has no common episode."""
-    samples = []
+    None below `FEWEST_SEEDS` runs of a side, or where a task has no common episode.
+    """
+    samples: list[np.ndarray] = []
     for one, other in tasks:
-        common = sorted(set.intersection(*(set(run) for run in [*one, *other])))
-        if not common or min(len(one), len(other)) < FEWEST_SEEDS:
+        means = _means_of_common_episodes(one, other)
+        if means is None or min(len(one), len(other)) < FEWEST_SEEDS:
             return None
-        samples += [np.array([np.mean([run[episode] for episode in common]) for run in side]) for side in (one, other)]
+        samples += means
     if not samples:
         return None
+    weights = np.tile([1.0, -1.0], len(tasks)) / len(tasks)
+    value = float(weights @ [sample.mean() for sample in samples])
+    return _t_interval(value, samples, weights, confidence)
 
-    def statistic(*drawn: np.ndarray) -> float:
-        means = [sample.mean() for sample in drawn]
-        return float(np.mean(np.subtract(means[::2], means[1::2])))
 
-    low, high = bootstrap_interval(samples, statistic, **bootstrap).tolist()
-    return low, high
+def _means_of_common_episodes(one: Finals, other: Finals) -> list[np.ndarray] | None:
+    """Per side (R,) the mean return of each run over the episodes that all runs of both sides played."""
+    if not one or not other:
+        return None
+    common = sorted(set.intersection(*(set(run) for run in [*one, *other])))
+    if not common:
+        return None
+    return [np.array([np.mean([run[episode] for episode in common]) for run in side]) for side in (one, other)]

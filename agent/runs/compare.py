@@ -16,12 +16,12 @@ import numpy as np
 from agent.errors import UsageError
 from agent.evaluation.statistics import (
     FEWEST_SEEDS,
+    aggregate_intervals,
     aggregates,
     improvement_interval,
     paired_difference,
     paired_interval,
     probability_of_improvement,
-    stratified_intervals,
 )
 from agent.runs.config import Config
 from agent.runs.presets import preset
@@ -108,11 +108,11 @@ class Comparison:
     def group_row(self, group: Group, budgets: Mapping[str, float]) -> dict[str, Any]:
         """The numbers of one group; budgets as of `time_budgets`."""
         runs, scores = group.runs, self.scores(group)
-        values, intervals = aggregates(scores), stratified_intervals(scores)
+        values, intervals = aggregates(scores), aggregate_intervals(scores)
         row: dict[str, Any] = {"group": group.label, "runs": len(runs)}
         for name in ("iqm", "mean", "median"):
             row[name] = values[name] * self.scale
-            row[f"{name}_interval"] = [end * self.scale for end in intervals[name]] if intervals else None
+            row[f"{name}_interval"] = [end * self.scale for end in intervals[name]] if name in intervals else None
         if self.scale != 1.0:
             row["optimality_gap"] = values["optimality_gap"]
             row["optimality_gap_interval"] = list(intervals["optimality_gap"]) if intervals else None

@@ -67,6 +67,7 @@ def _svg(draw: Draw, ink: str, height: float) -> str:
 
     inked = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
     style: Any = {**dict.fromkeys(inked, ink), "svg.fonttype": "none", "font.family": "sans-serif"}
+    style["text.parse_math"] = False  # labels hold values of settings: a $ in one is no formula
     with rc_context(style):
         figure = Figure(figsize=(5.6, height), layout="constrained")
         FigureCanvasSVG(figure)
