@@ -29,6 +29,7 @@ from agent.data.dataset import dataset_line, export_dataset, rows_of, write_data
 from agent.errors import NonFiniteError, UsageError
 from agent.evaluation.atari_scores import human_normalised
 from agent.evaluation.episodes import Agent, EvalConfig, Evaluator, loop_shares, summarise
+from agent.evaluation.open_loop import use_exit
 from agent.evaluation.recording import record, record_batches
 from agent.evaluation.rollout_error import format_results, rollout_errors, save_results
 from agent.evaluation.rollout_plots import draw_all, save_all
@@ -72,7 +73,10 @@ def policy(args: PolicyArgs, write: Write) -> None:
     cfg = args.eval_config(config.eval)
     if args.exit and isinstance(agent, Dreamer):
         cfg = replace(cfg, max_loops=args.loop_cap(config))
-        use_exit(agent, args, config)
+        try:
+            use_exit(agent, args.exit, args.loop_cap(config), args.exit_threshold, args.exit_histogram)
+        except ValueError as error:
+            raise UsageError(f"--exit {args.exit}: {error}") from error
     torch.set_num_threads(config.train.threads or 1)  # batches of ten rows: more threads do not help
     cannot_draw = prepare_rendering(task.draws or (args.video and task.suite == "dmc"))
 
@@ -94,14 +98,6 @@ def policy(args: PolicyArgs, write: Write) -> None:
     })  # fmt: skip
     if args.video:
         print(cannot_draw or policy_video(args, path, task, agent, cfg))
-
-
-def use_exit(agent: Dreamer, args: PolicyArgs, config: Config) -> None:
-    """Replace the agent's exit rule by that of --exit."""
-    try:
-        agent.use_exit(str(args.exit), args.loop_cap(config), args.exit_threshold, args.exit_histogram)
-    except ValueError as error:
-        raise UsageError(f"--exit {args.exit}: {error}") from error
 
 
 def policy_video(args: PolicyArgs, path: Path, task: TaskId, agent: Agent, cfg: EvalConfig) -> str:

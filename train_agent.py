@@ -145,7 +145,7 @@ def train_model(config: Config, task: TaskId, device: torch.device) -> int:
     """Train the world model alone on a fixed data set, and print its errors on held-out episodes."""
     dataset = load_dataset(config.dataset or "")
     check_dataset(dataset, str(task))
-    check_lengths(config.offline, dataset, config.train.length)
+    check_lengths(dataset, config.train.length)
     config = replace(config, optimizer=replace(config.optimizer, workers=1))
     set_threads(config.train.threads)
     keep_memory()

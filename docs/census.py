@@ -14,14 +14,12 @@ from agent.settings import names
 ROOT = Path(__file__).resolve().parent.parent
 
 READING_PATH = (
-    "train_agent.py",
-    "agent/training/trainer.py",
     "agent/learning/dreamer.py",
     "agent/learning/actor_critic.py",
+    "world_model/types.py",
+    "world_model/latent.py",
     "world_model/model.py",
     "world_model/looped.py",
-    "world_model/latent.py",
-    "world_model/types.py",
 )
 """The files that explain the algorithm, in the order in which to read them."""
 

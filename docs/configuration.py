@@ -34,7 +34,7 @@ of `--config FILE` or the run of `--resume RUN`, the preset, the default. `confi
 them under the same names, with `_` instead of `-` and one level of indentation for each dot.
 
 - Whole numbers may be written `100000`, `100_000`, `1e5` or `100k`.
-- Switches are written `--name` and `--no-name`, and the `no-` goes before the last part: `--optimizer.no-graphs`.
+- Switches are written `--name` and `--no-name`, and the `no-` goes before the last part: `--no-video`.
 - A misspelt option is refused, with a suggestion. `python train_agent.py --help` prints the same list.
 """
 

@@ -24,7 +24,7 @@ ACTIONS = 2
 def make_core(seed: int = 0, double: bool = False, **settings) -> LoopedCore:
     """A small core; sizes and depth by keyword."""
     torch.manual_seed(seed)
-    cfg = LoopConfig(**{"tokens": 3, "width": 8, "heads": 2, "units": 16, "mean_loops": 3.0} | settings)
+    cfg = LoopConfig(**{"tokens": 3, "width": 8, "units": 16, "mean_loops": 3.0} | settings)
     core = LoopedCore(cfg, CoreSizes(groups=1, classes=CORE_INPUTS - 2, actions=2))
     return core.double() if double else core
 
@@ -53,7 +53,7 @@ def exit_bias(core: LoopedCore, value: float) -> LoopedCore:
 def make_world(seed: int = 0, sizes: dict[str, int] | None = None, **loop) -> WorldModel:
     """A tiny world model; loop settings by keyword. Reward and exit heads are not left at zero."""
     torch.manual_seed(seed)
-    loop = {"tokens": 2, "width": 8, "heads": 2, "units": 16, "mean_loops": 2.0, "depth": "fixed"} | loop
+    loop = {"tokens": 2, "width": 8, "units": 16, "mean_loops": 2.0, "depth": "fixed"} | loop
     cfg = ModelConfig(LoopConfig(**loop), groups=3, classes=4, units=16)
     world = WorldModel(cfg, sizes or SIZES, ACTIONS)
     with torch.no_grad():

@@ -10,14 +10,14 @@ from agent.spaces import ActionSpec
 from world_model import LatentState, LoopStats, Rollout, TwoHot
 from world_model.nets import MLP
 
-GAMMA, LAM = 0.9, 0.8
+GAMMA, LAM = 0.9, 0.95
 DISCRETE, CONTINUOUS = ActionSpec(3, True), ActionSpec(2, False)
 
 
 def make(spec: ActionSpec = CONTINUOUS, seed: int = 0, **cfg) -> ActorCritic:
     """A small actor-critic on 6 features, with a critic that is not flat."""
     torch.manual_seed(seed)
-    cfg = {"gamma": GAMMA, "lam": LAM, "units": 16, "entropy": 0.0, "advantage_floor": 1.0} | cfg
+    cfg = {"gamma": GAMMA, "units": 16, "entropy": 0.0} | cfg
     cfg = {"actor_gradient": "reinforce"} | cfg
     ac = ActorCritic(BehaviorConfig(**cfg), 6, spec)
     ac.critic.twohot = TwoHot(21, 100.0)  # few and small bins, or random weights would mean values of thousands
@@ -56,6 +56,6 @@ def make_rollout(spec: ActionSpec = CONTINUOUS, size: int = 4, horizon: int = 5,
 def losses(ac: ActorCritic, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Metrics]:
     """Actor loss, critic loss, returns (B, H) and metrics, in the order of `Dreamer.update`."""
     logits, values = ac.values(rollout)
-    returns = lambda_return(rollout.rewards, rollout.continues, values, ac.cfg.gamma, ac.cfg.lam)
+    returns = lambda_return(rollout.rewards, rollout.continues, values, ac.cfg.gamma)
     actor_loss, critic_loss, metrics = ac.losses(rollout, returns, values, logits)
     return actor_loss, critic_loss, returns.detach(), metrics

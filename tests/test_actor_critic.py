@@ -215,7 +215,7 @@ def test_the_value_loss_trains_the_critic_and_nothing_else(gradient):
         assert all(grad is None for grad in torch.autograd.grad(policy_loss, others, allow_unused=True))
 
 
-@pytest.mark.parametrize("wrong", [{"horizon": 0}, {"starts": -1}, {"gamma": 0.0}, {"gamma": 1.1}, {"lam": 1.5}])
+@pytest.mark.parametrize("wrong", [{"horizon": 0}, {"starts": -1}, {"gamma": 0.0}, {"gamma": 1.1}])
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         BehaviorConfig(**wrong)

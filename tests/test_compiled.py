@@ -91,7 +91,7 @@ def test_a_cpu_compiles_nothing(monkeypatch):
     compiled = lambda *_, **__: pytest.fail("something was compiled")  # noqa: E731
     monkeypatch.setattr("agent.execution.compiled.torch.compile", compiled)
     agent = make()
-    agent.optimizer = replace(agent.optimizer, compile=True)
+    agent.optimizer = replace(agent.optimizer, gpu="compiled")
     make_execution(agent).update(with_start(agent, 0))
 
 

@@ -126,9 +126,8 @@ def test_yaml_values_are_converted_by_annotation(tmp_path):
 
 def test_lists_of_a_yaml_file_become_tuples_of_their_type(tmp_path):
     path = tmp_path / "config.yaml"
-    path.write_text("offline:\n  horizons: ['1', 1e1, 2k]\nmodel:\n  loop:\n    exit_histogram: ['1e-1', 2, 0.5]\n")
+    path.write_text("model:\n  loop:\n    exit_histogram: ['1e-1', 2, 0.5]\n")
     config = load_yaml(path)
-    assert config.offline.horizons == (1, 10, 2000)
     assert config.model.loop.exit_histogram == (0.1, 2.0, 0.5)
     assert all(isinstance(weight, float) for weight in config.model.loop.exit_histogram)
     save_yaml(config, path)
@@ -138,9 +137,9 @@ def test_lists_of_a_yaml_file_become_tuples_of_their_type(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"offline": {"horizons": ["many"]}}, r"offline.horizons\[0\] cannot be 'many'"),
-        ({"offline": {"horizons": [1, True]}}, r"offline.horizons\[1\] cannot be True"),
-        ({"offline": {"horizons": "1"}}, "offline.horizons cannot be '1'; expected a list"),
+        ({"model": {"loop": {"exit_histogram": ["many"]}}}, r"exit_histogram\[0\] cannot be 'many'"),
+        ({"model": {"loop": {"exit_histogram": [1, True]}}}, r"exit_histogram\[1\] cannot be True"),
+        ({"model": {"loop": {"exit_histogram": "1"}}}, "exit_histogram cannot be '1'; expected a list"),
         ({"trian": {}}, "did you mean train"),
         ({"train": {"stepz": 1}}, "did you mean train.steps"),
         ({"train": 3}, "train must hold"),

@@ -90,7 +90,7 @@ def test_the_recurrence_of_dreamerv3_12m_has_as_many_parameters_as_its_code_make
 @pytest.mark.parametrize("kind", ["stacked", "gru"])
 def test_a_control_trains_dreams_and_reports_one_loop(kind):
     torch.manual_seed(0)
-    loop = LoopConfig(tokens=2, width=8, heads=2, units=16)
+    loop = LoopConfig(tokens=2, width=8, units=16)
     cfg = ModelConfig(core=kind, loop=loop, gru=GRUConfig(units=12), groups=3, classes=4, units=16)
     world = WorldModel(cfg, {"state": 4}, 2)
     batch = make_batch(world)

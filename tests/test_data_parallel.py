@@ -24,7 +24,7 @@ SIZE, LENGTH, HORIZON = 6, 5, 3
 def make(workers):
     """A small agent of vectors and images, all parts of which learn, and its execution."""
     torch.manual_seed(0)
-    loop = LoopConfig(tokens=2, width=8, heads=2, units=16, mean_loops=2.0)
+    loop = LoopConfig(tokens=2, width=8, units=16, mean_loops=2.0)
     model = ModelConfig(loop, groups=3, classes=4, units=16)
     cfg = BehaviorConfig(horizon=HORIZON, starts=4 * SIZE, units=16)
     spaces = Spaces({"state": 3, "sight": (64, 64, 3)}, ActionSpec(2, False))

@@ -23,7 +23,7 @@ from agent.logs.logger import Logger
 from agent.runs.cli import load_yaml
 from agent.runs.presets import preset
 from agent.spaces import spaces_of
-from agent.training.offline import OfflineConfig, OfflineTrainer
+from agent.training.offline import OfflineConfig, OfflineTrainer, check_lengths
 from world_model import LatentState
 
 LENGTH = 60
@@ -172,7 +172,7 @@ def test_a_world_model_learns_a_fixed_data_set(tmp_path, core):
     logger = Logger(tmp_path / "run", 400, console=False)
     stored = {}
     batch = 8, 8
-    cfg = OfflineConfig(updates=400, eval_every=100, windows=64, horizons=(1, 5, 99))
+    cfg = OfflineConfig(updates=400, eval_every=100)
     trainer = OfflineTrainer(cfg, agent, Eager(agent), dataset, logger, lambda *item: stored.update([item]), batch, 0)
     trainer.run()
     logger.close()
@@ -181,7 +181,7 @@ def test_a_world_model_learns_a_fixed_data_set(tmp_path, core):
     errors = [float(row["error"]) for row in rows if row["depth"] == "exit" and row["horizon"] == "1"]
     assert len(errors) == 4
     assert errors[-1] < 0.6 < errors[0]
-    assert {row["horizon"] for row in rows} == {"1", "5"}
+    assert {row["horizon"] for row in rows} == {"1", "5", "15"}
     depths = {row["depth"] for row in rows}
     cap = 2 * model.loop.train_cap if core == "looped" else 0
     assert depths == {"exit", *(str(depth) for depth in range(1, cap + 1))}
@@ -203,7 +203,7 @@ def test_the_commands_export_train_and_explain(finished, tmp_path, script):
     alone = script("train_agent.py", "toy:cue5", *common)
     assert alone.returncode == 2
     assert "--model-only" in alone.stderr + alone.stdout
-    small = ["--model-only", "--offline.updates", "20", "--offline.windows", "8", "--model.core", "gru"]
+    small = ["--model-only", "--offline.updates", "20", "--model.core", "gru"]
     trained = script("train_agent.py", "toy:cue5", *common, *small, "--optimizer.workers", "2")
     assert trained.returncode == 0, trained.stderr
     assert load_yaml(out / "config.yaml").optimizer.workers == 1  # a model alone is made by one process
@@ -216,14 +216,15 @@ def test_the_commands_export_train_and_explain(finished, tmp_path, script):
     assert "no policy" in played.stderr
 
 
-def test_horizons_that_no_episode_can_hold_are_an_error(finished, tmp_path, script):
-    data = tmp_path / "data"
-    script("evaluate.py", "dataset", finished[0], data)
-    done = script(
-        "train_agent.py", "toy:cue5", "--dataset", data, "--model-only", "--preset", "debug", "--offline.horizons", "50"
-    )
-    assert done.returncode == 2
-    assert "too long" in done.stderr
+def test_episodes_in_which_nothing_can_be_predicted_are_an_error(tmp_path):
+    """Every horizon needs rows behind those that are seen first."""
+    dataset = metronome_dataset(tmp_path)
+    first = np.flatnonzero(dataset.held_out["is_first"])[0]
+    lone = {name: value[first : first + 1] for name, value in dataset.held_out.items()}
+    with pytest.raises(UsageError, match="at most 1 rows"):
+        check_lengths(dataset._replace(held_out=lone), 8)
+    with pytest.raises(UsageError, match="--train.length 100000 needs more than the"):
+        check_lengths(dataset, 100_000)
 
 
 def test_recorded_episodes_become_rows():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium
 import pytest
 from conftest import ROOT
 
@@ -164,7 +165,10 @@ def own_modules(tmp_path_factory):
         (folder / f"{name}.py").write_text(source, encoding="utf-8")
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
+    before = set(gymnasium.registry)
     yield folder
+    for name in set(gymnasium.registry) - before:  # other tests look at what is registered
+        del gymnasium.registry[name]
     sys.path.remove(str(folder))
     for name in modules_of_blocks():
         sys.modules.pop(name, None)

@@ -232,10 +232,10 @@ def test_steps_within_the_random_ones_are_refused(refused):
 @pytest.mark.parametrize(
     "words",
     [
-        ["--model.loop.heads", "0"], ["--model.groups", "0"], ["--model.units", "0"], ["--behavior.layers", "-1"],
-        ["--train.ratio", "inf"], ["--seed", "9" * 23], ["--optimizer.average", "2"], ["--optimizer.clip", "0"],
-        ["--behavior.min-std", "2"], ["--behavior.entropy", "nan"], ["--model.classes", "1"],
-        ["--behavior.advantage-floor", "0"], ["--model.loop.mean-loops", "1e9"],
+        ["--model.loop.tokens", "0"], ["--model.groups", "0"], ["--model.units", "0"], ["--behavior.units", "-1"],
+        ["--train.ratio", "inf"], ["--seed", "9" * 23], ["--optimizer.workers", "0"], ["--optimizer.model-lr", "-1"],
+        ["--behavior.gamma", "2"], ["--behavior.entropy", "nan"], ["--model.classes", "1"],
+        ["--behavior.horizon", "0"], ["--model.loop.mean-loops", "1e9"],
     ],
 )  # fmt: skip
 def test_values_that_cannot_be_are_refused_where_they_are_given(refused, tmp_path, words):

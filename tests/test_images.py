@@ -23,7 +23,7 @@ SHAPE = (32, 48, 3)
 
 def make_world(precision: str = "float32", **image) -> WorldModel:
     torch.manual_seed(0)
-    loop = LoopConfig(tokens=2, width=8, heads=2, units=16)
+    loop = LoopConfig(tokens=2, width=8, units=16)
     cfg = ModelConfig(loop=loop, image=ImageConfig(**{"base_channels": 2} | image), groups=3, classes=4, units=16)
     world = WorldModel(cfg, {"camera": SHAPE, "joints": 3}, 2)
     world.observation_model.images.precision = precision

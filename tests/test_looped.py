@@ -106,7 +106,6 @@ def test_a_fixed_depth_is_the_mean_and_draws_no_random_number():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"width": 9},
         {"tokens": 0},
         {"mean_loops": 0.5},
         {"max_loops": 0},
@@ -116,7 +115,7 @@ def test_a_fixed_depth_is_the_mean_and_draws_no_random_number():
 )
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError):
-        LoopConfig(**({"heads": 2} | wrong))
+        LoopConfig(**wrong)
 
 
 def test_the_outer_gate_starts_with_time_constants_up_to_the_longest():
@@ -150,6 +149,7 @@ def test_tokens_see_each_other():
 @pytest.mark.parametrize("tokens", [2, 4, 8, 9])
 def test_written_out_attention_equals_the_fused_call(monkeypatch, tokens, few):
     core, fused, calls = make_core(tokens=tokens), F.scaled_dot_product_attention, []
+    core.block.heads = 2
     qkv, weight = torch.randn(6, tokens, 24), torch.randn(6, tokens, 8)
     found = []
     for mine in (False, True):
@@ -252,9 +252,14 @@ def test_more_loops_do_not_grow_the_state():
 
 def test_state_latents_and_action_enter_the_prelude_with_equal_say():
     torch.manual_seed(0)
-    core = LoopedCore(LoopConfig(tokens=1, width=64, heads=2, units=256), CoreSizes(groups=8, classes=8, actions=1))
+    core = LoopedCore(LoopConfig(tokens=1, width=64, units=256), CoreSizes(groups=8, classes=8, actions=1))
     latents = F.one_hot(torch.randint(0, 8, (500, 8)), 8).float().flatten(1)
     parts = [torch.randn(500, 64), latents, torch.randn(500, 1)]
     for part, columns in zip(parts, core.prelude_in.weight.split([64, 64, 1], 1), strict=True):
         share = float((part @ columns.detach().t()).square().mean())
         assert share == pytest.approx(1 / 3, rel=0.25)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(128, 4), (64, 4), (96, 4), (16, 2), (30, 2), (8, 1), (15, 1)])
+def test_heads_follow_the_width(width, heads):
+    assert LoopConfig(width=width).heads == heads

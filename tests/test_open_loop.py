@@ -101,7 +101,7 @@ def test_the_normalised_error_is_fitted_to_mean_and_variance_of_all_rows():
 class Parrot:
     """ObservationModel whose guess is the feature itself."""
 
-    def guess(self, feat):
+    def predictions(self, feat):
         return feat
 
 

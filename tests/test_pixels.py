@@ -13,11 +13,11 @@ from conftest import ROOT, spawn
 from gymnasium import spaces
 
 from agent.runs.config import Config
+from agent.runs.notes import notes
 from agent.spaces import ActionSpec, Spaces
 from envs import TaskError, TaskId, rendering_backend
 from envs.gym_adapter import GymAdapter
 from envs.images import resized
-from train_agent import advice
 
 drawing = pytest.mark.skipif(rendering_backend() is None, reason="no OpenGL backend works here")
 
@@ -197,7 +197,7 @@ def test_an_agent_learns_from_images_and_leaves_what_can_be_looked_at(script, tm
     [("small", (64, 64, 3), True), ("pixels", (64, 64, 3), False), ("small", 3, False)],
 )
 def test_who_brings_images_is_told_of_their_preset(preset, size, said):
-    words = advice(Config(preset=preset), Spaces({"eye": size}, ActionSpec(1, False)), torch.device("cpu"))
+    words = notes(Config(preset=preset), Spaces({"eye": size}, ActionSpec(1, False)), torch.device("cpu"), None, None)
     assert said == ("--preset pixels" in " ".join(words))
 
 

@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from agent.learning.learner import OptimizerConfig
 from conftest import ROOT, Metronome, metronomes, untrained
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -17,6 +16,7 @@ from agent.evaluation.episodes import run_episodes
 from agent.interop.export import export_policy
 from agent.learning.actor_critic import BehaviorConfig
 from agent.learning.dreamer import Dreamer
+from agent.learning.optimizer import OptimizerConfig
 from agent.spaces import ActionSpec, Spaces
 from world_model import ExitRule, LoopConfig, ModelConfig
 from world_model.images import ImageConfig
@@ -87,9 +87,9 @@ def test_the_exported_program_acts_like_the_agent(tmp_path, loops):
 
 def test_the_exported_program_of_an_agent_that_sees_images_acts_like_it(tmp_path):
     torch.manual_seed(0)
-    loop = LoopConfig(tokens=2, width=8, heads=2, units=16)
+    loop = LoopConfig(tokens=2, width=8, units=16)
     model = ModelConfig(loop, groups=3, classes=4, units=16, image=ImageConfig(base_channels=2))
-    behavior = BehaviorConfig(horizon=3, starts=8, units=16, layers=1)
+    behavior = BehaviorConfig(horizon=3, starts=8, units=16)
     spaces = Spaces({"camera": (16, 32, 3), "joints": 3}, ActionSpec(4, True))
     agent = Dreamer(model, behavior, OptimizerConfig(), spaces)
     agent.averaged.world.observation_model.images.precision = "float32"  # as the exported program

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from small_behavior import losses
 from torch import Tensor
 
-from agent.learning.actor_critic import ActorCritic, AdvantageScale, BehaviorConfig, lambda_return, rollout_weights
+from agent.learning.actor_critic import (
+    ADVANTAGE_FLOOR,
+    ActorCritic,
+    AdvantageScale,
+    BehaviorConfig,
+    lambda_return,
+    rollout_weights,
+)
 from agent.spaces import ActionSpec
 from world_model import LatentState, LoopStats, Rollout
 
@@ -103,7 +110,7 @@ def test_advantage_scale_does_not_see_how_different_the_start_states_are():
         )
         scales.append(float(losses(ac, dream)[3]["behavior/advantage_scale"]))
         assert float(ac.scale.size) == pytest.approx(0.005)
-    assert scales[0] == pytest.approx(scales[1]) == ac.cfg.advantage_floor
+    assert scales[0] == pytest.approx(scales[1]) == ADVANTAGE_FLOOR
 
 
 def test_advantage_scale_leaves_out_what_is_not_finite():

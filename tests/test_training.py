@@ -358,11 +358,12 @@ def test_a_resumed_run_writes_no_row_that_is_first_and_last(make_trainer, tmp_pa
 # ---------------------------------------------------------------------- learning
 
 
-def test_it_learns_from_real_interaction(make_trainer, tmp_path):
+def test_it_learns_from_real_interaction(make_trainer, tmp_path, monkeypatch):
     """A real short training. Random actions return 3.75, the best constant one 5, the best policy 10."""
     config = preset("debug")
+    monkeypatch.setattr("agent.learning.dreamer.EMA_DECAY", 0.95)
     rate = 6e-3
-    quick = replace(config.optimizer, model_lr=rate, actor_lr=rate, critic_lr=rate, ema_decay=0.95)
+    quick = replace(config.optimizer, model_lr=rate, behavior_lr=rate)
     behavior = replace(config.behavior, starts=64, horizon=3, gamma=0.8, entropy=0.025)
     trainer = make_trainer(
         tmp_path, config=replace(config, optimizer=quick, behavior=behavior), steps=1100, envs=2, prefill=200,

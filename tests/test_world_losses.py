@@ -65,12 +65,13 @@ def test_the_exit_gate_learns_by_how_much_another_loop_lowers_the_kl(fixed_level
 
 
 @pytest.mark.parametrize(("scales", "side"), [((1.0, 0.0), "prior."), ((0.0, 1.0), "post_")])
-def test_each_kl_loss_trains_its_own_head(scales, side):
+def test_each_kl_loss_trains_its_own_head(scales, side, monkeypatch):
+    monkeypatch.setattr("world_model.model.FREE_NATS", 0.0)
     world = make_world()
     # Leave the KL as the only loss on the states.
     for head in (world.observation_model.decoder, world.reward, world.cont):
         torch.nn.init.zeros_(head.out.weight)
-    cfg = dataclasses.replace(world.cfg, free_nats=0.0, dyn_scale=scales[0], rep_scale=scales[1])
+    cfg = dataclasses.replace(world.cfg, dyn_scale=scales[0], rep_scale=scales[1])
     world.cfg = cfg
     grads = gradients(world, world_loss(world, make_batch(world, length=1))[0])
     for name, grad in grads.items():
@@ -132,11 +133,11 @@ def test_overfitting_one_batch_lowers_the_loss():
     assert late["recon"] < 0.6 * history[0]["recon"]
 
 
-def test_reconstruction_counts_as_often_as_its_weight_says():
+def test_reconstruction_counts_as_often_as_its_weight_says(monkeypatch):
     losses = []
     for scale in (1.0, 3.0):
         world = make_world()
-        world.observation_model.rec_scale = scale
+        monkeypatch.setattr("world_model.observation.REC_SCALE", scale)
         torch.manual_seed(3)
         losses.append(world_loss(world, make_batch(world))[2]["world/reconstruction_loss"])
     assert losses[1] == pytest.approx(3.0 * float(losses[0]))

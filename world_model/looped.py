@@ -50,8 +50,6 @@ class LoopConfig:
     """N, tokens of the deterministic state; attention mixes them (with 1 token it is left out)."""
     width: int = 128
     """D, width of one token."""
-    heads: int = 4
-    """Attention heads; must divide the width."""
     expand: float = 2.0
     """Hidden width of the gated MLP in units of the token width; below 1 a loop can do little, and many are needed."""
     units: int = 128
@@ -76,12 +74,15 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         check_name("exit rule", self.exit, RULES)
-        whole = ("tokens", "width", "heads", "units", "max_loops")
+        whole = ("tokens", "width", "units", "max_loops")
         require(self, "", **dict.fromkeys(whole, AT_LEAST_ONE), mean_loops=(1.0, 1000.0))
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} must be a positive multiple of heads {self.heads}")
         if self.hidden < 1:
             raise ValueError(f"expand {self.expand} leaves the gated MLP of a width of {self.width} nothing")
+
+    @property
+    def heads(self) -> int:
+        """Attention heads: 4, or 2 or 1 where they would not divide the width or have less than 8 channels each."""
+        return next(heads for heads in (4, 2, 1) if heads == 1 or (self.width % heads == 0 and self.width >= 8 * heads))
 
     @property
     def hidden(self) -> int:

@@ -33,6 +33,9 @@ from world_model.observation import ObservationModel, ObsSize
 from world_model.ranges import AT_LEAST_ONE, NOT_NEGATIVE, require
 from world_model.types import Batch, Posterior, Rollout
 
+FREE_NATS = 0.1
+"""Below this, the KL losses do not push (nats, after the sum over the groups); DreamerV3 has 1."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -54,12 +57,8 @@ class ModelConfig:
     """K, classes of each."""
     units: int = 128
     """U, width of encoder, decoder and heads."""
-    free_nats: float = 0.1
-    """Below this, the KL losses do not push (nats, after the sum over the groups)."""
     image: ImageConfig = field(default_factory=ImageConfig)
     """Image observations."""
-    rec_scale: float = 10.0
-    """Weight of the vectors' reconstruction: the inverse of the observation noise that the decoder assumes, halved."""
     reward_scale: float = 1.0
     """Weight of the reward loss."""
     dyn_scale: float = 1.0
@@ -69,7 +68,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_core(self.core)
-        scales = dict.fromkeys(("free_nats", "rec_scale", "reward_scale", "dyn_scale", "rep_scale"), NOT_NEGATIVE)
+        scales = dict.fromkeys(("reward_scale", "dyn_scale", "rep_scale"), NOT_NEGATIVE)
         require(self, "", groups=AT_LEAST_ONE, units=AT_LEAST_ONE, classes=(2.0, math.inf), **scales)
 
 
@@ -83,7 +82,7 @@ class WorldModel(nn.Module):
         self.feat_size = flat + stoch
         sizes = CoreSizes(cfg.groups, cfg.classes, action_size)
         self.core: Core = make_core(cfg.core, cfg.loop, cfg.stack, cfg.gru, sizes, cfg.match)
-        self.observation_model = ObservationModel(obs_sizes, self.feat_size, units, cfg.rec_scale, cfg.image)
+        self.observation_model = ObservationModel(obs_sizes, self.feat_size, units, cfg.image)
         # The posterior's first layer is split, so that its observation half runs outside of the scan over time.
         self.post_deter = linear(flat, units)
         self.post_embed = linear(units, units)
@@ -189,7 +188,7 @@ class WorldModel(nn.Module):
     def losses(self, post: Posterior, batch: Batch) -> dict[str, Tensor]:
         """The weighted losses of every row, (B, T) each (DreamerV3 eq. 4 and 5)."""
         feat = post.states.feat()  # (B, T, F)
-        dynamics, representation = kl_balance(post.post_logp, post.prior_logp, self.cfg.free_nats)
+        dynamics, representation = kl_balance(post.post_logp, post.prior_logp, FREE_NATS)
         alive = 1.0 - batch.is_terminal.float()
         return {
             **self.observation_model.losses(feat, batch.obs, post.embed),

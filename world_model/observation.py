@@ -20,13 +20,15 @@ ObsSize = int | Shape
 DECODER_LAYERS = 2
 """Hidden layers of the vectors' decoder; the encoder has one."""
 
+REC_SCALE = 10.0
+"""Weight of the vectors' reconstruction: the inverse of the observation noise that the decoder assumes, halved."""
+
 
 class ObservationModel(nn.Module):
-    """sizes {name: O, or (H, W, C) for an image}; rec_scale weighs the vectors' reconstruction."""
+    """sizes {name: O, or (H, W, C) for an image}"""
 
-    def __init__(self, sizes: Mapping[str, ObsSize], feat: int, units: int, rec_scale: float, image: ImageConfig):
+    def __init__(self, sizes: Mapping[str, ObsSize], feat: int, units: int, image: ImageConfig):
         super().__init__()
-        self.rec_scale = rec_scale
         self.vectors = {name: size for name, size in sizes.items() if isinstance(size, int)}
         shapes = {name: size for name, size in sizes.items() if not isinstance(size, int)}
         total = sum(self.vectors.values())
@@ -87,5 +89,5 @@ class ObservationModel(nn.Module):
         losses = self.images.losses(feat, obs, embed) if self.images else {}
         if self.decoder:
             error = self.decoder(feat) - symlog(self.flatten(obs))  # (B, T, sum of O)
-            losses["reconstruction"] = self.rec_scale * error.square().sum(-1)
+            losses["reconstruction"] = REC_SCALE * error.square().sum(-1)
         return losses

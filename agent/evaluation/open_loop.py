@@ -15,7 +15,8 @@ from torch import Tensor
 
 from agent.data.dataset import Episodes, Rows, pad_episodes
 from agent.evaluation.normalised_error import NormalisedError, targets_at
-from world_model import ExitRule, LatentState, LoopedCore, WorldModel
+from agent.learning.dreamer import Dreamer
+from world_model import ExitRule, LatentState, LoopedCore, WorldModel, make_rule
 
 CONTEXT_ROWS = 20
 """Rows of an episode that are observed before a prediction starts, at least; half of the longest episode where that is
@@ -74,6 +75,19 @@ def exit_rule(world: WorldModel, rule: ExitRule | None) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------------- windows
+
+
+def use_exit(agent: Dreamer, name: str, cap: int, threshold: float | None, histogram: tuple[float, ...]) -> None:
+    """Let the agent use another exit rule than the trained one, with the newest and the averaged weights.
+
+    cap: the most loops, up to which the random exit's histogram is even by default. Raises ValueError when there is
+    no such rule, or the core has no loops.
+    """
+    loop = agent.world.cfg.loop
+    for world in (agent.world, agent.averaged.world):
+        if not isinstance(world.core, LoopedCore):
+            raise ValueError(f"the core {world.cfg.core} has no loops: leave the exit rule out")
+        world.core.rule = make_rule(name, loop.tokens * loop.width, cap, threshold, histogram).to(agent.device)
 
 
 def context_rows(episodes: Episodes) -> int:

@@ -19,7 +19,7 @@ def make_execution(agent: Dreamer) -> Eager:
     if agent.device.type != "cuda":
         return DataParallel(agent, cfg.workers) if cfg.workers > 1 else Eager(agent)
     torch.set_float32_matmul_precision("high")  # TF32: float32 with 10 bits of mantissa, for the whole process
-    compiled = cfg.compile and can_compile(agent.device)
+    compiled = cfg.gpu == "compiled" and can_compile(agent.device)
     if compiled:
         compile_world_model(agent.world)
-    return CudaGraphs(agent, compiled) if cfg.graphs else Eager(agent, compiled)
+    return Eager(agent) if cfg.gpu == "eager" else CudaGraphs(agent, compiled)

@@ -20,7 +20,7 @@ from agent.spaces import ActionSpec
 from world_model import Rollout, TwoHot
 from world_model.latent import probabilities, sample_onehot
 from world_model.nets import MLP
-from world_model.ranges import ABOVE_ZERO, AT_LEAST_ONE, NOT_NEGATIVE, require
+from world_model.ranges import AT_LEAST_ONE, NOT_NEGATIVE, SOME_SHARE, require
 
 Metrics = dict[str, Tensor]
 
@@ -29,6 +29,8 @@ MIN_STD = 0.1  # smallest standard deviation of a continuous action
 UNIMIX = 0.01  # share of the uniform distribution in a discrete policy
 SLOW_RATE = 0.02  # of the slow critic, per update
 ADVANTAGE_RATE = 0.01  # of the running mean size of the advantages
+ADVANTAGE_FLOOR = 1.0  # lower bound of their scale, in rewards: while little is won, the policy keeps exploring
+LAMBDA = 0.95  # of the lambda-return
 HALF_LOG_2PI = 0.9189385332046727
 
 
@@ -45,8 +47,6 @@ class BehaviorConfig:
     """Gradient of the actor: through the dynamics, or REINFORCE; auto: dynamics for continuous actions."""
     gamma: float = 0.99
     """Discount per agent step."""
-    lam: float = 0.95
-    """Lambda of the lambda-return."""
     entropy: float | None = None
     """Entropy weight, against advantages of mean size 1, divided by the root of the number of action dimensions.
     By default 0.1 with the dynamics gradient (with 0.025 the policy settles too early), else 0.025."""
@@ -54,23 +54,19 @@ class BehaviorConfig:
     """Width of actor and critic."""
     replay_value_scale: float = 0.3
     """Weight of the critic loss on replayed rewards; its gradient reaches the world model."""
-    advantage_floor: float = 1.0
-    """Lower bound of the advantage scale (in rewards): while little is won, the policy keeps exploring."""
 
     def __post_init__(self) -> None:
         whole = dict.fromkeys(("horizon", "units"), AT_LEAST_ONE)
         weights = dict.fromkeys(("entropy", "replay_value_scale"), NOT_NEGATIVE)
-        require(self, "--behavior.", **whole, **weights, advantage_floor=ABOVE_ZERO)
+        require(self, "--behavior.", **whole, **weights, gamma=SOME_SHARE)
         if self.starts is not None and self.starts < 0:
             raise ValueError(f"--behavior.starts must be 0 (all) or more, got {self.starts}")
-        if not 0.0 < self.gamma <= 1.0 or not 0.0 <= self.lam <= 1.0:
-            raise ValueError("--behavior.gamma must lie in (0, 1] and --behavior.lam in [0, 1]")
 
 
 # ---------------------------------------------------------------------- mathematics
 
 
-def lambda_return(rewards: Tensor, continues: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
+def lambda_return(rewards: Tensor, continues: Tensor, values: Tensor, gamma: float, lam: float = LAMBDA) -> Tensor:
     """TD(lambda) returns of s_0 .. s_{H-1} (DreamerV3, eq. 7), (B, H).
 
     rewards (B, H) r_1..r_H, continues (B, H) c_1..c_H, values (B, H+1) v_0..v_H:
@@ -114,7 +110,7 @@ class AdvantageScale(nn.Module):
 
     size: Tensor
 
-    def __init__(self, floor: float):
+    def __init__(self, floor: float = ADVANTAGE_FLOOR):
         super().__init__()
         self.floor = floor
         self.register_buffer("size", torch.zeros(()))
@@ -195,7 +191,7 @@ class ActorCritic(nn.Module):
         self.cfg, self.spec = cfg, spec
         self.actor = Actor(cfg, features, spec)
         self.critic = Critic(cfg, features)
-        self.scale = AdvantageScale(cfg.advantage_floor)
+        self.scale = AdvantageScale()
         self.dynamics_backprop = cfg.actor_gradient == "dynamics" or (
             cfg.actor_gradient == "auto" and not spec.discrete
         )
@@ -260,7 +256,7 @@ class ActorCritic(nn.Module):
         mixed = 1.0 - is_last[:, 1:].float()  # another episode follows a last row: bootstrap there
         last, returns = bootstrap[:, -1], []
         for t in range(reward.shape[1] - 2, -1, -1):
-            ahead = torch.lerp(bootstrap[:, t + 1], last, self.cfg.lam * mixed[:, t])
+            ahead = torch.lerp(bootstrap[:, t + 1], last, LAMBDA * mixed[:, t])
             last = reward[:, t + 1] + self.cfg.gamma * live[:, t] * ahead
             returns.append(last)
         target = torch.stack(returns[::-1], 1)  # (B, L-1)

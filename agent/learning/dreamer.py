@@ -17,12 +17,12 @@ from torch import Tensor
 from agent.data.checkpoint import find_checkpoint, read_checkpoint
 from agent.errors import NonFiniteError, UsageError
 from agent.learning.actor_critic import SLOW_RATE, ActorCritic, BehaviorConfig, Metrics, lambda_return
-from agent.learning.optimizer import FlatAdam, OptimizerConfig, flatten
+from agent.learning.optimizer import EMA_DECAY, FlatAdam, OptimizerConfig, flatten, rate_factor
 from agent.learning.policy import Memory, Policy
 from agent.runtime import Stopwatch, resolve_device
 from agent.settings import from_dict
 from agent.spaces import Spaces, to_env
-from world_model import Batch, LatentState, LoopedCore, ModelConfig, WorldModel, make_rule, sample_depth
+from world_model import Batch, LatentState, ModelConfig, WorldModel, sample_depth
 
 NORMALISER_IMAGES = 256
 """Images from which the image normaliser is fitted before the first update."""
@@ -70,7 +70,7 @@ class Dreamer:
         world = WorldModel(model, spaces.obs, spaces.action.size)
         self.policy = Policy(world, ActorCritic(behavior, world.feat_size, spaces.action)).to(device)
         self.world, self.behavior = self.policy.world, self.policy.behavior
-        rates = {"world": optimizer.model_lr, "actor": optimizer.actor_lr, "critic": optimizer.critic_lr}
+        rates = {"world": optimizer.model_lr, "actor": optimizer.behavior_lr, "critic": optimizer.behavior_lr}
         self.adams = {name: FlatAdam(params, rates[name]) for name, params in self.policy.parts().items()}
         self.averaged = copy.deepcopy(self.policy)
         self.average_flats = [flatten(params, grad=False) for params in self.averaged.parts().values()]
@@ -113,7 +113,7 @@ class Dreamer:
 
         # Lambda-returns, actor and critic losses on the rollouts, critic loss on the replayed rows.
         logits, values = behavior.values(rollout)  # (H+1, B*L, bins), (B*L, H+1)
-        returns = lambda_return(rollout.rewards, rollout.continues, values, behavior.cfg.gamma, behavior.cfg.lam)
+        returns = lambda_return(rollout.rewards, rollout.continues, values, behavior.cfg.gamma)
         actor_loss, critic_loss, behavior_metrics = behavior.losses(rollout, returns, values, logits)
         bootstrap = returns[:, 0].detach().view_as(is_terminal)  # (B, L)
         replay_loss = behavior.replay_loss(
@@ -163,9 +163,9 @@ class Dreamer:
         self.world.observation_model.anneal(self.updates)
         self.updates += 1
         for adam in self.adams.values():
-            adam.set_rate(self.optimizer.rate(progress))
+            adam.set_rate(rate_factor(progress))
         # Close to the newest weights at first.
-        self.average_rate.fill_(max(1.0 - self.optimizer.ema_decay, 1.0 / self.updates))
+        self.average_rate.fill_(max(1.0 - EMA_DECAY, 1.0 / self.updates))
         return depth
 
     def update_world(self, batch: Batch, progress: float) -> Update:
@@ -191,11 +191,6 @@ class Dreamer:
 
     # ------------------------------------------------------------------ acting
 
-    @property
-    def evaluated(self) -> Policy:
-        """The networks that evaluation uses: averaged weights, or the newest ones where nothing is averaged."""
-        return self.averaged if self.optimizer.ema_decay else self.policy
-
     def act(
         self,
         obs: dict[str, np.ndarray],
@@ -209,7 +204,7 @@ class Dreamer:
         Exploring acts with the newest weights and samples; otherwise the averaged weights give the mean
         action from the most probable latents.
         """
-        policy = self.policy if explore else self.evaluated
+        policy = self.policy if explore else self.averaged
         # A rendered frame may be a view with negative strides, which torch does not take.
         arrays = {name: np.ascontiguousarray(obs[name]) for name in self.spaces.obs}
         tensors = {name: torch.as_tensor(value, device=self.device) for name, value in arrays.items()}
@@ -241,19 +236,6 @@ class Dreamer:
         start = np.broadcast_to(state is None if episode_start is None else episode_start, (count,))
         action, memory, _ = self.act(obs, state, np.array(start, bool), explore=not deterministic)
         return action[0] if single else action, memory
-
-    def use_exit(self, name: str, cap: int, threshold: float | None = None, histogram: tuple[float, ...] = ()) -> None:
-        """Use another exit rule than the trained one, in acting and imagination, newest and averaged weights.
-
-        cap: the most loops, up to which the random exit's histogram is even by default. Raises ValueError when
-        there is no such rule, or the core has no loops to leave.
-        """
-        loop = self.world.cfg.loop
-        for world in (self.world, self.averaged.world):
-            if not isinstance(world.core, LoopedCore):
-                raise ValueError(f"the core {world.cfg.core} has no loops: leave the exit rule out")
-            rule = make_rule(name, loop.tokens * loop.width, cap, threshold, histogram)
-            world.core.rule = rule.to(self.device)
 
     @property
     def run_cap(self) -> int:

@@ -9,52 +9,45 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from world_model.ranges import AT_LEAST_ONE, NOT_NEGATIVE, SHARE, require
+from world_model.ranges import AT_LEAST_ONE, NOT_NEGATIVE, require
 
 CLIP = 100.0  # largest global gradient norm of each part
 WARMUP = 100  # updates over which the rates rise from zero
+DECAY_START = 0.5  # share of the run after which the learning rates decay linearly
+FINAL_RATE = 0.1  # share of the learning rates that is left at the end of the run
+EMA_DECAY = 0.998  # per update, of the averaged weights that evaluation uses
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Learning rates, averaged weights, and how an update runs."""
+    """Learning rates, and how an update runs."""
 
     model_lr: float = 1e-3
     """Learning rate of the world model."""
-    actor_lr: float = 1e-3
-    """Learning rate of the actor."""
-    critic_lr: float = 1e-3
-    """Learning rate of the critic."""
-    decay_start: float = 0.5
-    """Share of the run after which the learning rates decay linearly."""
-    final_rate: float = 0.1
-    """Share of the learning rates that is left at the end of the run."""
-    ema_decay: float = 0.998
-    """Decay per update of the exponential moving average of the weights, which evaluation uses; 0: no averaging."""
-    graphs: bool = True
-    """On a GPU, replay the update as a CUDA graph, one for each training depth."""
-    compile: bool = False
-    """On a GPU, fuse the operations of loops and steps with torch.compile: half a minute at the start."""
+    behavior_lr: float = 1e-3
+    """Learning rate of actor and critic."""
+    gpu: Literal["eager", "graphs", "compiled"] = "graphs"
+    """How an update runs on a GPU: kernel by kernel, as a CUDA graph for each training depth, or as such a graph whose
+    loops and steps are fused by torch.compile (half a minute at the start)."""
     workers: int = 1
     """Data-parallel processes on a CPU, each with its part of the sequences (--train.batch must divide evenly);
     a GPU and --model-only use one."""
 
     def __post_init__(self) -> None:
-        require(self, "--optimizer.", workers=AT_LEAST_ONE, ema_decay=(0.0, 0.999999))
-        rates = dict.fromkeys(("model_lr", "actor_lr", "critic_lr"), NOT_NEGATIVE)
-        require(self, "--optimizer.", **rates, decay_start=SHARE, final_rate=SHARE)
+        require(self, "--optimizer.", workers=AT_LEAST_ONE, model_lr=NOT_NEGATIVE, behavior_lr=NOT_NEGATIVE)
 
-    def rate(self, progress: float) -> float:
-        """Factor of the learning rates at a share of the run: 1 until `decay_start`, then linear to `final_rate`."""
-        if progress <= self.decay_start:
-            return 1.0
-        decayed = min(1.0, (progress - self.decay_start) / max(1e-8, 1.0 - self.decay_start))
-        return 1.0 + (self.final_rate - 1.0) * decayed
+
+def rate_factor(progress: float) -> float:
+    """Factor of the learning rates at a share of the run: 1 until DECAY_START, then linear to FINAL_RATE."""
+    if progress <= DECAY_START:
+        return 1.0
+    decayed = min(1.0, (progress - DECAY_START) / max(1e-8, 1.0 - DECAY_START))
+    return 1.0 + (FINAL_RATE - 1.0) * decayed
 
 
 def flatten(parameters: Iterable[nn.Parameter], grad: bool = True) -> nn.Parameter:

@@ -129,7 +129,7 @@ def _parse_resumed(argv: Sequence[str], saved: Mapping[str, Any], run: str) -> C
     config = _parse(argv, before)
     may_change = ("steps", "minutes", "slice", "eval_every", "log_every", "save_every", "threads")
     kept = {name: getattr(before.train, name) for name in may_change}
-    fast = {name: getattr(before.optimizer, name) for name in ("compile", "graphs", "workers")}
+    fast = {name: getattr(before.optimizer, name) for name in ("gpu", "workers")}
     same = replace(
         config, task=before.task, device=before.device, video=before.video, eval=before.eval,
         train=replace(config.train, **kept), optimizer=replace(config.optimizer, **fast),

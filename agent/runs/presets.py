@@ -26,7 +26,7 @@ def preset(name: str) -> Config:
         shared = replace(small.optimizer, workers=min(2, cores()))
         return replace(small, preset="pixels", model=wider, optimizer=shared)
     if name == "base":
-        wide = replace(loop, tokens=4, width=64, heads=4, units=256)
+        wide = replace(loop, tokens=4, width=64, units=256)
         return replace(
             small,
             preset="base",
@@ -37,10 +37,10 @@ def preset(name: str) -> Config:
             # As many rows and updates per step as DreamerV3's 16 x 64 and 0.25 on Atari-100k. Sequences that are apart
             # teach more, and a GPU waits for the length of a sequence, not for their number.
             train=replace(small.train, batch=64, length=16, ratio=0.25, envs=min(16, cores())),
-            optimizer=replace(small.optimizer, model_lr=4e-4, actor_lr=4e-4, critic_lr=4e-4, compile=True),
+            optimizer=replace(small.optimizer, model_lr=4e-4, behavior_lr=4e-4, gpu="compiled"),
         )
     if name == "debug":
-        tiny = replace(loop, tokens=2, width=16, heads=2, units=32)
+        tiny = replace(loop, tokens=2, width=16, units=32)
         return replace(
             small,
             preset="debug",

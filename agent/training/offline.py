@@ -22,6 +22,8 @@ from agent.training.schedule import Every
 from world_model import ExitRule, stability
 
 LOG_EVERY = 100  # updates between two lines of metrics
+WINDOWS = 256  # open-loop predictions per measurement, each the mean of eight dreams
+HORIZONS = (1, 5, 15, 50)  # steps ahead at which errors are taken, where an episode is long enough
 COLUMNS = ("update", "depth", "loops", "horizon", "error", "reward_error", "energy")
 
 
@@ -33,26 +35,19 @@ class OfflineConfig:
     """Updates of the whole run."""
     eval_every: int = 1000
     """Updates between two measurements on the held-out episodes."""
-    windows: int = 256
-    """Open-loop predictions per measurement, each the mean of eight dreams."""
-    horizons: tuple[int, ...] = (1, 5, 15, 50)
-    """Steps ahead at which errors are taken; those that no episode is long enough for are left out."""
 
     def __post_init__(self) -> None:
-        for name in ("updates", "eval_every", "windows"):
+        for name in ("updates", "eval_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--offline.{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if not self.horizons or min(self.horizons) < 1:
-            raise ValueError(f"--offline.horizons must be 1 or more, got {self.horizons}")
 
 
-def check_lengths(cfg: OfflineConfig, dataset: Dataset, length: int) -> None:
+def check_lengths(dataset: Dataset, length: int) -> None:
     """Raise UsageError when the data set's episodes or rows are too few for the horizons or for `length` rows."""
     episodes = pad_episodes(dataset.held_out)
-    if not usable_horizons(episodes, cfg.horizons):
+    if episodes.length.max() < 2:
         raise UsageError(
-            f"--offline.horizons {' '.join(map(str, cfg.horizons))}: all are too long for episodes of at most "
-            f"{int(episodes.length.max())} rows, half of which are seen first"
+            f"the data set's episodes have at most {int(episodes.length.max())} rows: too few to predict anything"
         )
     rows = len(dataset.train["reward"])
     if rows < length + 1:
@@ -86,7 +81,7 @@ class OfflineTrainer:
             self.replay.fill(dataset.train, posterior_rows(agent.world, dataset.train, agent.device))
         self.episodes = pad_episodes(dataset.held_out).to(agent.device)
         self.metric = NormalisedError.fit(agent.world.observation_model, [self.episodes])
-        self.horizons = usable_horizons(self.episodes, cfg.horizons)
+        self.horizons = usable_horizons(self.episodes, HORIZONS)
         self.step, self.finished = 0, False
         self.results: dict[str, float] = {}
 
@@ -125,10 +120,10 @@ class OfflineTrainer:
 
     def measure(self, depth: int | None) -> dict[str, float]:
         """Open-loop errors of the averaged weights, at a fixed depth or with the exit rule, into open_loop.csv."""
-        world = self.agent.evaluated.world
+        world = self.agent.averaged.world
         with exit_rule(world, None if depth is None else ExitRule()), self.execution.uncompiled():
             errors = open_loop(
-                world, self.episodes, self.horizons, self.cfg.windows, max_loops=depth, metric=self.metric
+                world, self.episodes, self.horizons, WINDOWS, max_loops=depth, metric=self.metric
             ).means()
         path = Path(self.logger.run_dir) / "open_loop.csv"
         fresh = not path.exists()
