@@ -199,15 +199,17 @@ class WorldModel(nn.Module):
         }
 
     def exit_loss(self, post: Posterior) -> tuple[Tensor, Metrics]:
-        """The exit rule's own loss. Loop states, and what each further loop brought to the prior, are detached."""
+        """The exit rule's own loss, on detached inputs. Gain of a loop: by how much KL(post_r || prior_r) falls."""
         assert isinstance(self.core, LoopedCore)
         states, deter, gate, e = post.trace
         x, change = states[1:], states.diff(dim=0)  # (R, B, T, N, D)
         gain = deter.new_zeros(0)
         if self.core.rule.needs_gain:
-            with torch.no_grad():
-                ends = self.core.readout(deter.expand_as(x), x, gate.expand_as(x))  # (R, B, T, N, D)
-                gain = -kl_divergence(post.post_logp.detach(), self.log_prior(ends)).diff(dim=0)  # (R-1, B, T)
+            with torch.no_grad():  # the posterior is that of the depth at which a state would stop
+                early = self.core.readout(deter.expand_as(x[:-1]), x[:-1], gate.expand_as(x[:-1]))  # (R-1, B, T, N, D)
+                post_logp = torch.log(self.posterior(early, self.post_embed(post.embed)))  # (R-1, B, T, S, K)
+                kl = kl_divergence(post_logp, self.log_prior(early))  # (R-1, B, T)
+                gain = -torch.cat([kl, kl_divergence(post.post_logp, post.prior_logp)[None]]).diff(dim=0)
         return self.core.rule.loss(HaltingBatch(x, change, e, gain))
 
     # ------------------------------------------------------------------ acting and imagination
