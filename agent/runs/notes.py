@@ -21,6 +21,9 @@ class Task(Protocol):
     @property
     def action_repeat(self) -> int: ...
 
+    @property
+    def slug(self) -> str: ...
+
 
 def check_steps(config: Config, task: Task) -> None:
     """Raise UsageError where all steps of the run would be random ones."""

@@ -13,10 +13,12 @@ from typing import Any, Protocol
 import torch
 
 from agent.data.checkpoint import Store, make_store
+from agent.data.replay import ReplayBuffer
 from agent.errors import EnvironmentFailure, NonFiniteError, UsageError
 from agent.evaluation.episodes import Agent, Episode
 from agent.evaluation.plots import draw_curves
 from agent.evaluation.video import save_video
+from agent.learning.dreamer import Dreamer
 from agent.logs.logger import Logger
 from agent.runs.cli import save_yaml
 from agent.runs.config import Config
@@ -88,6 +90,22 @@ def open_run(
                 meta.update(step=run.trainer.step, finished=run.trainer.finished)
     finally:
         logger.close()
+
+
+def make_agent(config: Config, spaces: Spaces, device: torch.device) -> Dreamer:
+    """The agent with its first weights. Raises UsageError when its sizes do not fit together."""
+    try:
+        return Dreamer(config.model, config.behavior, config.optimizer, spaces, device)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def make_replay(config: Config, envs: int, spaces: Spaces) -> ReplayBuffer:
+    """An empty replay for the rows of `envs` environments and the latents of the world model."""
+    model = config.model
+    deter, stoch = (model.loop.tokens, model.loop.width), (model.groups, model.classes)
+    rows, actions = config.train.replay_rows, spaces.action.size
+    return ReplayBuffer(rows, envs, spaces.obs, actions, deter, stoch, config.seed)
 
 
 def new_folder(config: Config, slug: str, name: str) -> Path:

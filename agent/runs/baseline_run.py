@@ -1,0 +1,64 @@
+"""A run of a baseline of stable-baselines3, from its environments to its results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import torch
+
+from agent.errors import UsageError
+from agent.evaluation.episodes import Evaluator
+from agent.runs.config import Config
+from agent.runs.header import print_header
+from agent.runs.notes import Task, headline, notes
+from agent.runs.presets import check_baseline
+from agent.runs.run import new_folder, open_run, show_results, train_to_end
+from agent.runtime import seed_everything, set_threads
+from agent.spaces import spaces_of
+
+MakeEnv = Callable[..., gym.Env[Any, Any]]
+MakeVectorEnv = Callable[..., gym.vector.VectorEnv[Any, Any, Any]]
+
+
+def train_baseline(
+    config: Config, task: Task, device: torch.device, make_env: MakeEnv, make_vector_env: MakeVectorEnv,
+    limit: int | None, cannot_draw: str | None,
+) -> int:  # fmt: skip
+    """Train a baseline of stable-baselines3, which leaves the files of any run. Returns the exit status.
+
+    make_env(task, seed) and make_vector_env(task, count, seed) make environments of the task; limit: length at which
+    episodes are cut off where the task names none; cannot_draw: why there will be no video. Raises UsageError.
+    """
+    from agent.interop.baseline_trainer import BaselineTrainer  # a second to import
+    from agent.interop.baselines import Baseline, DreamVecEnv, VecEnv, make_sb3_env
+
+    if config.resume:
+        raise UsageError(f"a run of {config.agent} cannot go on: start it anew in another --run-dir")
+    check_baseline(config)
+    set_threads(config.train.threads)
+    seed_everything(config.seed)
+    with closing(make_vector_env(task, 1, config.seed)) as one:
+        spaces, repeat = spaces_of(one), task.action_repeat
+    if config.dream:
+        worlds: VecEnv = DreamVecEnv(config.dream, str(task), seed=config.seed)
+    else:
+        worlds = make_sb3_env(partial(make_env, task, config.seed))
+    with closing(worlds):
+        agent = Baseline(config.agent, spaces, worlds, config.train, config.seed, device, repeat)
+        evaluate = Evaluator(config.eval, agent, partial(make_vector_env, task, seed=config.eval.first_seed), repeat)
+        folder, counts = new_folder(config, task.slug, config.agent), agent.parameter_counts()
+        with open_run(config, str(task), spaces, device, counts, folder, config.train.steps) as run:
+            trainer = BaselineTrainer(config.train, agent, run.logger, evaluate, run.store, repeat)
+            machine = f"{device}, {config.agent} of stable-baselines3"
+            machine += f", learning in the dream of {config.dream} alone" if config.dream else ""
+            lines = notes(config, spaces, device, limit, cannot_draw)
+            print_header(headline(config, task), spaces, counts, machine, folder, *lines)
+            status = train_to_end(run, trainer, config, resumes=False)
+    if status == 0:
+        film = partial(make_env, task, render=True)
+        show_results(run, trainer, config, str(task), task.unit, agent, film, cannot_draw)
+    return status
