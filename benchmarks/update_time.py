@@ -93,7 +93,7 @@ def measure(
             rows.append({**agent.clock.seconds, "total": took})
     execution.close()
     parts = {part: 1e3 * float(np.median([row[part] for row in rows])) for part in rows[0]}
-    parameters = sum(adam.flat.numel() for adam in agent.adams.values())
+    parameters = sum(adam.flat.numel() for adam in agent.optimizers.values())
     print(
         f"{name:34s} {parameters:>9,} "
         + " ".join(f"{value:13.1f}" for value in parts.values())

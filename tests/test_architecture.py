@@ -119,5 +119,5 @@ def test_the_update_shows_the_algorithm_on_one_screen():
     assert update.end_lineno - update.lineno < 70
     text = ast.get_source_segment(source, update)
     steps = ["observe_sequence", "world.loss", "imagine", "lambda_return", "behavior.losses", "replay_loss", "backward"]
-    places = [text.index(step) for step in [*steps, "move_weights"]]
+    places = [text.index(step) for step in [*steps, "optimizer_step"]]
     assert places == sorted(places)

@@ -34,7 +34,7 @@ def make(spec=CONTINUOUS, *, device="cpu", behavior=None, core="looped", obs=Non
     model = ModelConfig(loop, core=core, groups=3, classes=4, units=16)
     behavior = BehaviorConfig(**({"horizon": 3, "starts": 8, "units": 16} | (behavior or {})))
     agent = Dreamer(model, behavior, OptimizerConfig(), Spaces(obs or {"state": 3}, spec), device)
-    for adam in agent.adams.values():
+    for adam in agent.optimizers.values():
         adam.warmup = 2
     return agent
 

@@ -29,7 +29,7 @@ def make(workers):
     cfg = BehaviorConfig(horizon=HORIZON, starts=4 * SIZE, units=16)
     spaces = Spaces({"state": 3, "sight": (64, 64, 3)}, ActionSpec(2, False))
     agent = Dreamer(model, cfg, OptimizerConfig(workers=workers), spaces)
-    for adam in agent.adams.values():
+    for adam in agent.optimizers.values():
         adam.warmup = 1
     return agent, make_execution(agent)
 
@@ -70,8 +70,8 @@ def make_batch(agent, seed=1):
 class Part(Eager):
     """What a worker computes, in this process: gradients of one part, and no step."""
 
-    moves_weights = False
-    parts = 3
+    takes_step = False
+    processes = 3
 
 
 def test_the_gradient_is_the_mean_of_the_parts(processes):
@@ -79,11 +79,11 @@ def test_the_gradient_is_the_mean_of_the_parts(processes):
     agent, execution = processes(3)
     batch = make_batch(agent)
     execution.update(batch)  # the processes start, and the running statistics have seen something
-    execution.moves_weights, execution.depth = False, 2
+    execution.takes_step, execution.depth = False, 2
     here, theirs = torch.get_rng_state(), execution.workers.random_states()
     before = {name: value.clone() for name, value in agent.policy.state_dict().items()}
     update = agent.update(batch, 2, execution)
-    gradients = [adam.gradient.clone() for adam in agent.adams.values()]
+    gradients = [adam.gradient.clone() for adam in agent.optimizers.values()]
 
     expected, parts = [torch.zeros_like(flat) for flat in gradients], []
     for number, random in enumerate([here, *theirs]):
@@ -91,7 +91,7 @@ def test_the_gradient_is_the_mean_of_the_parts(processes):
         torch.set_rng_state(random)
         part = batch.map(operator.itemgetter(slice(2 * number, 2 * number + 2)))
         parts.append(agent.update(part, 2, Part(agent)))
-        for total, adam in zip(expected, agent.adams.values(), strict=True):
+        for total, adam in zip(expected, agent.optimizers.values(), strict=True):
             total += adam.gradient / 3
     for one, other in zip(gradients, expected, strict=True):
         assert one.abs().max() > 0
@@ -137,11 +137,11 @@ def test_a_loss_that_is_not_finite_anywhere_moves_no_weight(processes):
     agent, execution = processes(2)
     batch = make_batch(agent)
     execution.update(batch)
-    before = [adam.flat.detach().clone() for adam in agent.adams.values()]
+    before = [adam.flat.detach().clone() for adam in agent.optimizers.values()]
     batch.reward[SIZE - 1, 0] = float("nan")  # of the worker
     with pytest.raises(NonFiniteError, match="world/reward_loss"):
         execution.update(batch)
-    for adam, value in zip(agent.adams.values(), before, strict=True):
+    for adam, value in zip(agent.optimizers.values(), before, strict=True):
         assert torch.equal(adam.flat, value)
 
 
@@ -179,8 +179,8 @@ def test_a_resumed_run_of_several_processes_is_the_uninterrupted_one(make_traine
     part = make_trainer(tmp_path / "part", metronomes, saved=saved, **options)
     assert part.run()
     assert part.agent.updates == whole.agent.updates > 10
-    for name, adam in part.agent.adams.items():
-        assert torch.equal(adam.flat, whole.agent.adams[name].flat), name
+    for name, adam in part.agent.optimizers.items():
+        assert torch.equal(adam.flat, whole.agent.optimizers[name].flat), name
     assert np.array_equal(part.replay.rows["deter"], whole.replay.rows["deter"])
 
 

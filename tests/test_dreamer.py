@@ -23,7 +23,7 @@ def make(
     model = ModelConfig(loop, groups=3, classes=4, units=16)
     behavior = {"horizon": 3, "starts": 8, "units": 16} | behavior
     agent = Dreamer(model, BehaviorConfig(**behavior), OptimizerConfig(), Spaces({"state": 3}, spec))
-    for adam in agent.adams.values():
+    for adam in agent.optimizers.values():
         adam.clip, adam.warmup = clip, 1
     return agent
 
@@ -49,7 +49,7 @@ def make_batch(spec: ActionSpec = CONTINUOUS, seed: int = 1, size: int = 4, leng
 
 
 def flats(agent: Dreamer) -> dict[str, torch.Tensor]:
-    return {name: adam.flat.detach().clone() for name, adam in agent.adams.items()}
+    return {name: adam.flat.detach().clone() for name, adam in agent.optimizers.items()}
 
 
 def weights_of(policy: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -162,7 +162,7 @@ def gradients(agent: Dreamer) -> dict[str, torch.Tensor]:
         agent.behavior.critic.net.out.weight.copy_(torch.linspace(-1.0, 1.0, 95 * 16).view(95, 16))
     torch.manual_seed(5)
     learn(agent, make_batch())
-    return {name: adam.flat.grad.clone() for name, adam in agent.adams.items()}
+    return {name: adam.flat.grad.clone() for name, adam in agent.optimizers.items()}
 
 
 @pytest.mark.parametrize("gradient", ["reinforce", "dynamics"])

@@ -102,7 +102,7 @@ def test_a_bad_gradient_shows_and_a_skipped_step_leaves_everything_untouched(bad
     net = network()
     adam = FlatAdam(net.parameters(), lr=0.1, clip=1.0, warmup=0)
     skip = torch.zeros(())
-    adam.skip_where(skip)
+    adam.skip_step_where(skip)
     net(torch.randn(4, 3)).sum().backward()
     before = adam.flat.detach().clone()
     adam.step()

@@ -20,10 +20,10 @@ def test_every_preset_can_be_trained(name):
     settings = preset(name)
     behavior = replace(settings.behavior, starts=0, horizon=2)
     agent = Dreamer(settings.model, behavior, settings.optimizer, Spaces(SIZES, ActionSpec(ACTIONS, False)))
-    before = agent.adams["world"].flat.detach().clone()
+    before = agent.optimizers["world"].flat.detach().clone()
     Eager(agent).update(make_batch(agent.world, size=2, length=4))
-    assert not torch.equal(before, agent.adams["world"].flat)
-    assert torch.isfinite(agent.adams["world"].flat).all()
+    assert not torch.equal(before, agent.optimizers["world"].flat)
+    assert torch.isfinite(agent.optimizers["world"].flat).all()
 
 
 def test_base_has_tokens_that_attend_to_each_other():

@@ -369,7 +369,7 @@ def test_it_learns_from_real_interaction(make_trainer, tmp_path, monkeypatch):
         tmp_path, config=replace(config, optimizer=quick, behavior=behavior), steps=1100, envs=2, prefill=200,
         pretrain=100, ratio=0.5, batch=16, length=4, eval_every=0, log_every=500, save_every=0,
     )  # fmt: skip
-    for adam in trainer.agent.adams.values():
+    for adam in trainer.agent.optimizers.values():
         adam.warmup = 20
     trainer.run()
     assert np.mean([episode["return"] for episode in trainer.episodes]) > 8.0

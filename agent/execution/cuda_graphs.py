@@ -42,8 +42,8 @@ class CudaGraphs(Eager):
         self.batch: Batch | None = None  # where the graphs read
         self.warm: Counter[int] = Counter()
         self.recorded: dict[int, tuple[Callable[[], None], Recorded]] = {}
-        self.bad = torch.zeros((), device=agent.device)  # 1 where a loss or a gradient is not finite
-        agent.skip_where(self.bad)
+        self.nonfinite = torch.zeros((), device=agent.device)  # 1 where a loss or a gradient is not finite
+        agent.skip_step_where(self.nonfinite)
         agent.world.core.static_shapes = True
 
     def update(self, batch: Batch, progress: float = 0.0) -> Update:
@@ -61,7 +61,7 @@ class CudaGraphs(Eager):
             else:
                 result = self.record(depth)
             values = result.values.clone()
-            if self.bad.item():
+            if self.nonfinite.item():
                 named = zip(result.names, values.tolist(), strict=True)
                 wrong = [name for name, value in named if value - value != 0]  # NaN or infinite
                 raise NonFiniteError(wrong[0] if wrong else "total loss")
@@ -70,7 +70,7 @@ class CudaGraphs(Eager):
 
     def check(self, total: Tensor, metrics: dict[str, Tensor]) -> None:
         """Nothing is read back inside of a graph: remember it on the device."""
-        self.bad.copy_(torch.maximum(self.bad, (~torch.isfinite(total)).to(self.bad.dtype)))
+        self.nonfinite.copy_(torch.maximum(self.nonfinite, (~torch.isfinite(total)).to(self.nonfinite.dtype)))
 
     def copy_in(self, batch: Batch) -> None:
         """Copy the batch to where the graphs read it."""
@@ -83,7 +83,7 @@ class CudaGraphs(Eager):
     def run(self, depth: int) -> Recorded:
         """An update that reads no number back."""
         assert self.batch is not None
-        self.bad.zero_()
+        self.nonfinite.zero_()
         states, dream_depth, metrics = self.agent.update(self.batch, depth, self)
         values = torch.stack([value.detach().float() for value in metrics.values()])
         return Recorded(states, dream_depth, list(metrics), values)

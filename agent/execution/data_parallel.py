@@ -32,11 +32,11 @@ from world_model import Batch, LatentState
 
 
 class DataParallel(Eager):
-    """Updates shared by `parts` processes, this one included; the workers start with the first update."""
+    """Updates shared by several processes, this one included; the workers start with the first update."""
 
-    def __init__(self, agent: Dreamer, parts: int):
+    def __init__(self, agent: Dreamer, processes: int):
         super().__init__(agent)
-        self.parts = parts
+        self.processes = processes
         self.workers: Workers | None = None
         self.random_states: list[Tensor] = []  # where the workers' random numbers go on, as a checkpoint had them
         self.depth = 0
@@ -44,7 +44,7 @@ class DataParallel(Eager):
     def update(self, batch: Batch, progress: float = 0.0) -> Update:
         if self.workers is None:
             seed = torch.initial_seed() + 1_000_000_007  # far from those of other runs
-            self.workers = Workers(self.agent, self.parts - 1, seed)
+            self.workers = Workers(self.agent, self.processes - 1, seed)
             self.workers.restore(self.random_states)
         self.depth = self.agent.begin_update(progress)
         return self.agent.update(batch, self.depth, self)
@@ -52,7 +52,7 @@ class DataParallel(Eager):
     def scatter(self, batch: Batch) -> Batch:
         """Send every worker its sequences, and return ours."""
         assert self.workers is not None
-        size = len(batch.reward) // self.parts
+        size = len(batch.reward) // self.processes
         slices = [slice(first, first + size) for first in range(0, len(batch.reward), size)]
         self.workers.send_update([batch.map(operator.itemgetter(part)) for part in slices[1:]], self.depth)
         return batch.map(operator.itemgetter(slices[0]))
@@ -67,12 +67,12 @@ class DataParallel(Eager):
         for answer in answers:
             if answer["bad"]:
                 raise NonFiniteError(answer["bad"])
-        for adam, *others in zip(self.agent.adams.values(), *self.workers.gradients, strict=True):
+        for adam, *others in zip(self.agent.optimizers.values(), *self.workers.gradients, strict=True):
             for other in others:
                 adam.gradient.add_(other)
-            adam.gradient.div_(self.parts)
+            adam.gradient.div_(self.processes)
         metrics = {
-            name: (value + sum(answer["metrics"].get(name, 0.0) for answer in answers)) / self.parts
+            name: (value + sum(answer["metrics"].get(name, 0.0) for answer in answers)) / self.processes
             for name, value in update.metrics.items()
         }
         states = [update.states, *(LatentState(*to_tensors(answer["states"])) for answer in answers)]
@@ -108,7 +108,7 @@ class Workers:
         self.agent = agent
         for tensor in (*agent.policy.parameters(), *agent.policy.buffers()):
             tensor.share_memory_()
-        flats = [adam.gradient for adam in agent.adams.values()]
+        flats = [adam.gradient for adam in agent.optimizers.values()]
         self.gradients = [[torch.zeros_like(flat).share_memory_() for flat in flats] for _ in range(count)]
         context = torch.multiprocessing.get_context("spawn")
         self.pipes: list[Connection] = []
@@ -214,12 +214,12 @@ def to_tensors(value: Any) -> Any:
 class Worker(Eager):
     """`Dreamer.update` up to the gradients, on one part of the batch."""
 
-    moves_weights = False
+    takes_step = False
 
-    def __init__(self, agent: Dreamer, gradients: list[Tensor], parts: int):
+    def __init__(self, agent: Dreamer, gradients: list[Tensor], processes: int):
         super().__init__(agent)
-        self.parts = parts
-        for adam, flat in zip(agent.adams.values(), gradients, strict=True):
+        self.processes = processes
+        for adam, flat in zip(agent.optimizers.values(), gradients, strict=True):
             adam.gradient = flat
         scale = agent.behavior.scale
         scale.size = scale.size.clone()  # the shared one is the first process's to change
@@ -244,13 +244,13 @@ class Worker(Eager):
         return {"bad": "", "metrics": metrics, "states": states, "dream_depth": depths}
 
 
-def serve(pipe: Connection, agent: Dreamer, gradients: list[Tensor], parts: int, seed: int) -> None:
+def serve(pipe: Connection, agent: Dreamer, gradients: list[Tensor], processes: int, seed: int) -> None:
     """The life of a worker: until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     keep_memory()
     torch.manual_seed(seed)
-    worker = Worker(agent, gradients, parts)
+    worker = Worker(agent, gradients, processes)
     while True:
         try:
             word, content = pipe.recv()

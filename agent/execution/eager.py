@@ -16,8 +16,8 @@ from world_model import Batch
 class Eager:
     """execution.update(batch, progress) is one update of the agent. compiled: whether torch.compile is in use."""
 
-    parts = 1
-    moves_weights = True
+    processes = 1
+    takes_step = True
 
     def __init__(self, agent: Dreamer, compiled: bool = False):
         self.agent, self.compiled = agent, compiled

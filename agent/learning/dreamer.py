@@ -39,11 +39,11 @@ class Update(NamedTuple):
 class Execution(Protocol):
     """How an update runs (`agent/execution/`). Every method of the plain one returns what it is given.
 
-    parts: processes that share a batch; moves_weights: whether this process takes the optimiser's steps.
+    processes: number of processes that share a batch; takes_step: whether this process takes the optimiser's steps.
     """
 
-    parts: int
-    moves_weights: bool
+    processes: int
+    takes_step: bool
 
     def scatter(self, batch: Batch) -> Batch:
         """The sequences of this process."""
@@ -71,12 +71,12 @@ class Dreamer:
         self.policy = Policy(world, ActorCritic(behavior, world.feat_size, spaces.action)).to(device)
         self.world, self.behavior = self.policy.world, self.policy.behavior
         rates = {"world": optimizer.model_lr, "actor": optimizer.behavior_lr, "critic": optimizer.behavior_lr}
-        self.adams = {name: FlatAdam(params, rates[name]) for name, params in self.policy.parts().items()}
+        self.optimizers = {name: FlatAdam(params, rates[name]) for name, params in self.policy.parts().items()}
         self.averaged = copy.deepcopy(self.policy)
         self.average_flats = [flatten(params, grad=False) for params in self.averaged.parts().values()]
         self.average_rate = torch.zeros((), device=device)
         self.slow_flat = flatten(self.behavior.critic.slow.parameters(), grad=False)
-        self.bad: Tensor | None = None  # see `skip_where`
+        self.nonfinite: Tensor | None = None  # see `skip_step_where`
         self.updates = 0
         self.clock = Stopwatch()
 
@@ -89,7 +89,7 @@ class Dreamer:
         """
         world, behavior, parts, clock = self.world, self.behavior, self.policy.parts(), self.clock.start()
         batch = execution.scatter(batch)
-        for adam in self.adams.values():
+        for adam in self.optimizers.values():
             adam.gradient.zero_()
 
         # World model: posterior states along the rows, reconstruction, reward, continue and KL losses, exit gate.
@@ -98,8 +98,7 @@ class Dreamer:
         clock.lap("world_model")
 
         # Imagination: rollouts of H steps from the last L rows of every sequence.
-        count = behavior.starts // execution.parts or batch.reward.numel()
-        rows = slice(-min(batch.reward.shape[1], max(2, count // len(batch.reward))), None)  # replayed values need 2
+        rows = self.start_rows(len(batch.reward), batch.reward.shape[1], execution.processes)
         starts = posterior.states.map(lambda leaf: leaf[:, rows])  # (B, L, ...)
         is_terminal = batch.is_terminal[:, rows]
         rollout = world.imagine(
@@ -133,36 +132,44 @@ class Dreamer:
         total.backward(inputs=parts["world"] + parts["critic"])
         clock.lap("backward")
         update = execution.gather(Update(posterior.states.detach(), rollout.loops.depth, metrics))
-        if execution.moves_weights:
-            self.move_weights(update.metrics, execution)
+        if execution.takes_step:
+            self.optimizer_step(update.metrics, execution)
             clock.lap("optimizer")
         return update
 
-    def move_weights(self, metrics: Metrics, execution: Execution) -> None:
+    def start_rows(self, size: int, length: int, processes: int) -> slice:
+        """The last L rows of each of `size` sequences, at which imagined rollouts start: all with `starts` 0.
+
+        Two at least, or the critic would learn nothing from replayed rewards.
+        """
+        starts = self.behavior.starts // processes or size * length
+        return slice(-min(length, max(2, starts // size)), None)
+
+    def optimizer_step(self, metrics: Metrics, execution: Execution) -> None:
         """Clip the gradients, take the optimisers' steps; the slow critic and the averaged weights follow."""
-        norms = {f"{name}/grad_norm": adam.clip_gradient() for name, adam in self.adams.items()}
+        norms = {f"{name}/grad_norm": adam.clip_gradient() for name, adam in self.optimizers.items()}
         metrics |= norms
         execution.check(torch.stack(list(norms.values())).sum(), norms)
         with torch.no_grad():
-            for adam in self.adams.values():
+            for adam in self.optimizers.values():
                 adam.step()
-            moves = 1.0 if self.bad is None else 1.0 - self.bad
-            self.slow_flat.lerp_(self.adams["critic"].flat, SLOW_RATE * moves)
-            for adam, average in zip(self.adams.values(), self.average_flats, strict=True):
+            moves = 1.0 if self.nonfinite is None else 1.0 - self.nonfinite
+            self.slow_flat.lerp_(self.optimizers["critic"].flat, SLOW_RATE * moves)
+            for adam, average in zip(self.optimizers.values(), self.average_flats, strict=True):
                 average.lerp_(adam.flat, self.average_rate * moves)
 
-    def skip_where(self, bad: Tensor) -> None:
-        """Let `move_weights` do nothing while `bad` (0-d) is 1: no number is read back for it."""
-        self.bad = bad
-        for adam in self.adams.values():
-            adam.skip_where(bad)
+    def skip_step_where(self, bad: Tensor) -> None:
+        """Let `optimizer_step` do nothing while `bad` (0-d) is 1: no number is read back for it."""
+        self.nonfinite = bad
+        for adam in self.optimizers.values():
+            adam.skip_step_where(bad)
 
     def begin_update(self, progress: float) -> int:
         """Before every update: learning rates and image weight for a share `progress` of the run; returns the depth."""
         depth = sample_depth(self.world.cfg.loop)
         self.world.observation_model.anneal(self.updates)
         self.updates += 1
-        for adam in self.adams.values():
+        for adam in self.optimizers.values():
             adam.set_rate(rate_factor(progress))
         # Close to the newest weights at first.
         self.average_rate.fill_(max(1.0 - EMA_DECAY, 1.0 / self.updates))
@@ -170,7 +177,7 @@ class Dreamer:
 
     def update_world(self, batch: Batch, progress: float) -> Update:
         """One update of the world model alone; otherwise as `update`."""
-        depth, adam = self.begin_update(progress), self.adams["world"]
+        depth, adam = self.begin_update(progress), self.optimizers["world"]
         adam.gradient.zero_()
         posterior = self.world.observe_sequence(batch, depth)
         loss, metrics = self.world.loss(posterior, batch)
@@ -254,15 +261,15 @@ class Dreamer:
         return {
             "policy": self.policy.state_dict(),
             "averaged": self.averaged.state_dict(),
-            "adams": {name: adam.state_dict() for name, adam in self.adams.items()},
+            "optimizers": {name: adam.state_dict() for name, adam in self.optimizers.items()},
             "updates": self.updates,
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.policy.load_state_dict(saved["policy"])
         self.averaged.load_state_dict(saved["averaged"])
-        for name, adam in self.adams.items():
-            adam.load_state_dict(saved["adams"][name])
+        for name, adam in self.optimizers.items():
+            adam.load_state_dict(saved["optimizers"][name])
         self.updates = saved["updates"]
 
     @classmethod

@@ -89,7 +89,7 @@ class FlatAdam:
         self.adam = torch.optim.Adam([self.flat], lr=rate, fused=True, capturable=self.gpu)
         self.updates = 0
 
-    def skip_where(self, bad: Tensor) -> None:
+    def skip_step_where(self, bad: Tensor) -> None:
         """Let a step do nothing while `bad` (0-d) is 1, as PyTorch's gradient scaler asks the fused Adam."""
         self.adam.found_inf = bad  # type: ignore[attr-defined]
 
