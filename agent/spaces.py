@@ -40,7 +40,16 @@ class Spaces(NamedTuple):
         return {"obs": obs, "action": {"size": self.action.size, "discrete": self.action.discrete}}
 
     def arrays(self, obs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Copies of the observations: float32 vectors (..., O), uint8 images (..., H, W, C)."""
+        """Copies of the observations: float32 vectors (..., O), uint8 images (..., H, W, C).
+
+        Raises ValueError where an entry is missing.
+        """
+        if missing := self.obs.keys() - obs.keys():
+            given = ", ".join(map(repr, obs)) or "none"
+            raise ValueError(
+                f"the observation has no entry {', '.join(map(repr, sorted(missing)))} (it has {given}): give the "
+                "observations of the environment that the agent was trained in, as envs.make_env makes it"
+            )
         kinds = {name: np.float32 if isinstance(size, int) else np.uint8 for name, size in self.obs.items()}
         return {name: np.array(obs[name], kind) for name, kind in kinds.items()}
 

@@ -136,3 +136,9 @@ def test_the_agent_is_imported_from_the_package_and_torch_only_then():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_observation_with_other_entries_is_answered_with_help():
+    agent = untrained(metronomes)
+    with pytest.raises(ValueError, match="no entry 'state' .it has 'position'.: .*envs.make_env"):
+        agent.predict({"position": np.zeros(2, np.float32)})
