@@ -182,7 +182,7 @@ def collect(args: CollectArgs, write: Write) -> None:
 
 
 def export(args: ExportArgs, write: Write) -> None:
-    """ExportArgs the policy of one checkpoint."""
+    """Export the policy of one checkpoint."""
     saved = read_checkpoint(find_checkpoint(args.run, args.checkpoint))
     agent, loop = load_dreamer(saved, args.run), from_dict(Config, saved["config"]).model.loop
     loops = args.max_loops or max(1, round(loop.mean_loops))

@@ -158,6 +158,16 @@ def test_a_worker_that_ends_or_fails_is_told(processes):
         execution.update(batch)
 
 
+def test_a_worker_whose_update_is_given_up_ends_quietly(processes):
+    """As by a second Ctrl-C, or a loss of the first process that is not finite."""
+    agent, execution = processes(2)
+    execution.update(make_batch(agent))
+    execution.scatter(make_batch(agent))
+    (worker,) = execution.workers.processes
+    execution.close()
+    assert worker.exitcode == 0
+
+
 def test_a_resumed_run_of_several_processes_is_the_uninterrupted_one(make_trainer, tmp_path):
     config = preset("debug")
     config = replace(config, optimizer=replace(config.optimizer, workers=2))

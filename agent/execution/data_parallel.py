@@ -260,4 +260,7 @@ def serve(pipe: Connection, agent: Dreamer, gradients: list[Tensor], processes: 
             answer: Any = worker.answer(word, content)
         except Exception:
             answer = traceback.format_exc()
-        pipe.send(answer)
+        try:
+            pipe.send(answer)
+        except OSError:  # the first process gave the update up
+            return
