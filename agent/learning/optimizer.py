@@ -2,7 +2,8 @@
 
 With a few hundred small tensors the optimiser step, the gradient norm and the running average of the weights are
 bound by the number of calls, not by arithmetic. Here the parameters of a part are views into one tensor, and so are
-their gradients: each of those operations is one call.
+their gradients: each of those operations is one call. The learning rate follows the share of the run that is over, of
+its steps or its minutes, which a scheduler of PyTorch, that counts its own steps, does not know.
 """
 
 from __future__ import annotations
