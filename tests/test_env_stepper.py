@@ -7,7 +7,7 @@ import pytest
 from conftest import Metronome, counters, metronomes
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from agent.errors import EnvironmentFailure, NonFiniteError
+from agent.errors import BadStep, EnvironmentFailure
 from envs import make_vector_env
 
 
@@ -85,7 +85,7 @@ class Broken(Metronome):
         return obs, reward, *rest
 
 
-@pytest.mark.parametrize(("how", "error"), [("raise", EnvironmentFailure), ("nan", NonFiniteError)])
+@pytest.mark.parametrize(("how", "error"), [("raise", EnvironmentFailure), ("nan", BadStep)])
 def test_what_goes_wrong_meanwhile_leaves_the_rows_of_before(make_trainer, tmp_path, how, error):
     Broken.steps, Broken.how = 0, how
     trainer = make_trainer(tmp_path, lambda n: Halves(n, Broken), steps=200, prefill=20, eval_every=0)

@@ -6,7 +6,7 @@ import pytest
 from conftest import Metronome, metronomes
 
 from agent.data.checkpoint import find_checkpoint, read_checkpoint
-from agent.errors import EnvironmentFailure, NonFiniteError
+from agent.errors import BadStep, EnvironmentFailure, NonFiniteError
 
 
 class Broken(Metronome):
@@ -23,7 +23,7 @@ class Broken(Metronome):
 def test_rewards_that_are_not_finite_stop_the_run_before_the_replay_has_them(make_trainer, tmp_path):
     Broken.steps = 0
     trainer = make_trainer(tmp_path, lambda n: metronomes(n, Broken), steps=400, eval_every=0, save_every=1)
-    with pytest.raises(NonFiniteError, match="the environment's reward"):
+    with pytest.raises(BadStep, match="the environment's reward is nan"):
         trainer.run()
     saved = read_checkpoint(find_checkpoint(tmp_path))
     assert saved["replay"]["rows"]["reward"].isfinite().all()

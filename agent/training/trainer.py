@@ -13,6 +13,7 @@ import tyro
 
 from agent.data.checkpoint import Store
 from agent.data.replay import FLAGS, ReplayBuffer
+from agent.env_stepper import EnvStepper
 from agent.errors import EnvironmentFailure, Interrupted
 from agent.evaluation.episodes import Episode
 from agent.evaluation.plots import log_open_loop
@@ -23,7 +24,6 @@ from agent.logs.logger import Logger
 from agent.runtime import Stopwatch, random_states, restore_random_states
 from agent.seeds import TRAINING
 from agent.spaces import from_env
-from agent.training.env_stepper import EnvStepper
 from agent.training.monitor import EpisodeCounter, Monitor
 from agent.training.schedule import Every, Progress, Ratio, ctrl_c
 from world_model import Batch, LatentState
@@ -181,7 +181,7 @@ class Trainer:
         count = self.envs.num_envs
         # Mixed, so that runs with neighbouring seeds share no episode; a resumed run sees new ones.
         seed = np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0] % TRAINING.size
-        obs = self.stepper.reset(int(seed))
+        obs, _ = self.stepper.reset(int(seed))
         none = np.zeros(count, bool)
         action = np.zeros((count, self.agent.spaces.action.size), np.float32)
         self.row = self.make_row(obs, action, np.zeros(count, np.float32), ~none, none, none)

@@ -1,0 +1,99 @@
+"""Steps of vector environments, in two halves where the environments run in processes of their own; what they return
+is checked here, for training, evaluation and recording.
+
+E: number of environments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from agent.errors import BadStep, failures
+
+Transition = tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
+"""What `VectorEnv.step` returns: observations, rewards, terminated, truncated, info."""
+
+RESETS = 10
+"""Resets in a row whose observations are not finite, before the environment counts as broken."""
+
+
+class EnvStepper:
+    """One step of all environments in two halves, `send` and `receive`.
+
+    All methods raise EnvironmentFailure for what an environment raises, and BadStep (one too) for a reward or an
+    observation that is not finite as float32: the replay and the networks hold float32, where 1e39 is infinite.
+    """
+
+    def __init__(self, envs: gym.vector.VectorEnv[Any, Any, Any]):
+        self.envs: Any = envs
+        self.asynchronous = hasattr(envs, "step_async")
+        """Whether environments step by themselves between `send` and `receive`."""
+
+    def reset(self, seed: int | list[int]) -> tuple[Any, dict[str, Any]]:
+        """The first observations of new episodes everywhere, and the info."""
+        with failures():
+            obs, info = self.envs.reset(seed=seed)
+        require_finite(obs)
+        return obs, info
+
+    def send(self, action: np.ndarray) -> None:
+        """Begin a step."""
+        self.action = action
+        if self.asynchronous:
+            with failures():
+                self.envs.step_async(action)
+
+    def receive(self) -> Transition:
+        """What came of it; waits where it has to."""
+        transition = self.receive_unchecked()
+        require_finite(*transition[:2])
+        return transition
+
+    def receive_unchecked(self) -> Transition:
+        """As `receive`, with what is not finite: see `not_finite` and `restart`."""
+        with failures():
+            transition: Transition = self.envs.step_wait() if self.asynchronous else self.envs.step(self.action)
+        return transition
+
+    def step(self, action: np.ndarray) -> Transition:
+        """Both halves at once."""
+        self.send(action)
+        return self.receive()
+
+    def restart(self, which: np.ndarray) -> Any:
+        """New episodes in the environments `which` (E,), the others go on; returns the observations of all."""
+        for _ in range(RESETS):
+            with failures():
+                obs, _ = self.envs.reset(options={"reset_mask": which.copy()})
+            which = which & not_finite(obs, np.zeros(len(which)))
+            if not which.any():
+                return obs
+        raise BadStep(f"{RESETS} resets in a row returned observations that are not finite")
+
+
+def not_finite(obs: Mapping[str, np.ndarray], reward: np.ndarray) -> np.ndarray:
+    """Environments (E,) whose observations (E, ...) or rewards (E,) are not finite as float32."""
+    bad = np.zeros(len(next(iter(obs.values()))), bool)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for values in (*obs.values(), reward):
+            if values.dtype.kind == "f" and len(values):
+                flat = values.reshape(len(values), -1).astype(np.float32, copy=False)
+                bad |= ~np.isfinite(flat).all(1)
+    return bad
+
+
+def require_finite(obs: Mapping[str, np.ndarray], reward: np.ndarray | None = None) -> None:
+    """Raise BadStep with the first value that is not finite as float32."""
+    named = {} if reward is None else {"reward": reward}
+    named |= {f"observation {name}": value for name, value in obs.items()}
+    if not not_finite(obs, np.zeros(0) if reward is None else reward).any():
+        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        for name, value in named.items():
+            bad = ~np.isfinite(value.astype(np.float32))
+            if bad.any():
+                raise BadStep(f"the environment's {name} is {value[bad].flat[0]}, which is not a finite float32")
