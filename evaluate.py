@@ -39,6 +39,7 @@ from agent.interop.export import export_policy
 from agent.interop.load import load_agent, load_dreamer, load_sb3_agent
 from agent.learning.dreamer import Dreamer
 from agent.logs.json_output import Write, json_output
+from agent.logs.streams import lasting_streams
 from agent.runs.cli import COUNTS
 from agent.runs.commands import CollectArgs, CompareArgs, DatasetArgs, ExportArgs, ModelArgs, PolicyArgs
 from agent.runs.compare import Comparison, format_table
@@ -203,6 +204,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Write], None]]] = {
 }
 
 
+@lasting_streams()
 def main(argv: list[str]) -> int:
     """Run one command; errors that the user can correct are one line. Returns the exit status."""
     with COUNTS:

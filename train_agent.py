@@ -21,6 +21,7 @@ from agent.data.checkpoint import check_spaces
 from agent.errors import NonFiniteError, UsageError
 from agent.evaluation.episodes import Evaluator
 from agent.execution import make_execution
+from agent.logs.streams import lasting_streams
 from agent.runs.baseline_run import train_baseline
 from agent.runs.cli import parse_cli
 from agent.runs.config import Config
@@ -112,6 +113,7 @@ def checked(argv: Sequence[str]) -> Config:
     return config
 
 
+@lasting_streams()
 def main(argv: list[str]) -> int:
     """`train`, with one line in place of a traceback where the command cannot work."""
     try:
