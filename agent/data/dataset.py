@@ -25,6 +25,7 @@ import torch
 from agent.data.checkpoint import replay_of
 from agent.data.replay import LATENTS
 from agent.errors import UsageError
+from agent.numbers import number
 from agent.spaces import Spaces
 
 HELD_OUT_EVERY = 10
@@ -123,7 +124,7 @@ def dataset_line(metadata: Mapping[str, Any]) -> str:
     """What a data set holds, for the terminal."""
     return (
         f"{metadata['task']}: {metadata['episodes']} whole episodes, {metadata['rows']:,} rows, mean return "
-        f"{metadata['mean_return']:.4g}, best {metadata['best_return']:.4g}"
+        f"{number(metadata['mean_return'])}, best {number(metadata['best_return'])}"
     )
 
 
@@ -182,8 +183,8 @@ def pad_episodes(rows: Rows) -> Episodes:
     def padded(value: np.ndarray) -> torch.Tensor:
         kind = np.uint8 if value.dtype == np.uint8 else np.float32
         episodes = np.zeros((len(starts), lengths.max(), *value.shape[1:]), kind)
-        for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-            episodes[number, :length] = value[start : start + length]
+        for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+            episodes[row, :length] = value[start : start + length]
         return torch.from_numpy(episodes)
 
     obs = {name.removeprefix("obs/"): padded(value) for name, value in rows.items() if name.startswith("obs/")}

@@ -23,6 +23,7 @@ from agent.evaluation.statistics import (
     paired_interval,
     probability_of_improvement,
 )
+from agent.numbers import number, side_by_side
 from agent.runs.config import Config
 from agent.runs.presets import preset
 from agent.runs.published import PublishedReturn, published_near
@@ -309,12 +310,15 @@ def _finite_or_none(curve: Mapping[str, list[float]]) -> dict[str, list[float | 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of `Comparison.table` as lines for the terminal."""
-    width = max(len(row["group"]) for row in rows)
-    lines = [f"{'':{width}s}  runs      IQM     mean   median   lowest  highest  95 % of the IQM   minutes"]
+    lines = [["", "runs", "IQM", "mean", "median", "lowest", "highest", "95 % of the IQM", "minutes"]]
     for row in rows:
-        ends = row["iqm_interval"]
-        interval = f"[{ends[0]:.1f}, {ends[1]:.1f}]" if ends else "-"
+        returns = [number(row[name]) for name in ("iqm", "mean", "median", "lowest", "highest")]
+        interval = f"[{', '.join(side_by_side(row['iqm_interval']))}]" if row["iqm_interval"] else "-"
         minutes = "-" if row["minutes"] is None else f"{row['minutes']:.1f}"
-        numbers = " ".join(f"{row[name]:8.4g}" for name in ("iqm", "mean", "median", "lowest", "highest"))
-        lines.append(f"{row['group']:{width}s}  {row['runs']:4d} {numbers}  {interval:>15s}  {minutes:>8s}")
-    return "\n".join(lines)
+        lines.append([row["group"], str(row["runs"]), *returns, interval, minutes])
+    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
+
+    def padded(cells: Sequence[str]) -> str:
+        return "  ".join([f"{cells[0]:{first}s}", *(f"{c:>{w}s}" for c, w in zip(cells[1:], others, strict=True))])
+
+    return "\n".join(map(padded, lines))

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from agent.evaluation.atari_scores import human_normalised
 from agent.evaluation.episodes import Episode, summarise
 from agent.evaluation.statistics import format_summary
+from agent.numbers import number
 from agent.spaces import Spaces
 
 
@@ -45,7 +46,7 @@ def print_results(trainer: FinishedTrainer, task: str) -> dict[str, Any]:
     final, recent = summarise(trainer.episodes), trainer.recent()
     print(f"final evaluation: {format_summary(final)}")
     for label, value in recent.items():
-        print(f"mean of the {label.replace('_', ' ')}: {value:.4g}")
+        print(f"mean of the {label.replace('_', ' ')}: {number(value)}")
     human = human_normalised(task, final["mean"])
     if human is None:
         return {"final": final, **recent}

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from agent.errors import UsageError
+from agent.numbers import number
 from agent.runs.compare import ROLLOUT_ERRORS, Comparison
 from agent.runs.report_plots import curves, final_returns
 
@@ -60,13 +61,13 @@ def _templates() -> Environment:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    templates.filters |= {"number": number, "thousands": "{:,}".format, "verdict": verdict}
+    templates.filters |= {"number": number_or_dash, "thousands": "{:,}".format, "verdict": verdict}
     return templates
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """So many significant digits, or all digits before the point where there are more; a dash for None."""
-    return "\N{EN DASH}" if value is None else f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
+def number_or_dash(value: float | None, digits: int = 4) -> str:
+    """`number`, and a dash for None."""
+    return "\N{EN DASH}" if value is None else number(value, digits)
 
 
 def verdict(interval: Sequence[float] | None) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import UsageError
+from agent.numbers import mean_and_spread, number
 from agent.runs.cli import load_yaml
 from agent.runs.config import Config
 from agent.runs.folder import read_meta
@@ -190,5 +191,5 @@ def describe_results(meta: dict[str, Any]) -> str:
     """The results of a finished run, from its meta.json, in a few words."""
     results = meta.get("results") or {}
     if "final" in results:
-        return f"return {results['final']['mean']:.4g} +- {results['final']['std']:.3g}"
-    return "  ".join(f"{name} {value:.3g}" for name, value in results.items() if isinstance(value, float))
+        return f"return {mean_and_spread(results['final']['mean'], results['final']['std'])}"
+    return "  ".join(f"{name} {number(value, 3)}" for name, value in results.items() if isinstance(value, float))
