@@ -40,6 +40,7 @@ from agent.interop.load import load_agent, load_dreamer, load_sb3_agent
 from agent.learning.dreamer import Dreamer
 from agent.logs.json_output import Write, json_output
 from agent.logs.streams import lasting_streams
+from agent.runs.capacity import out_of_memory
 from agent.runs.cli import COUNTS
 from agent.runs.commands import CollectArgs, CompareArgs, DatasetArgs, ExportArgs, ModelArgs, PolicyArgs
 from agent.runs.compare import Comparison, format_table
@@ -219,6 +220,12 @@ def main(argv: list[str]) -> int:
     except NonFiniteError as error:
         print(f"error: {error} is not finite", file=sys.stderr)
         return 1
+    except (MemoryError, RuntimeError) as error:
+        line = out_of_memory(error, "close other programs, or give fewer --episodes where the command has them")
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     return 0
