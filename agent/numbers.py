@@ -21,6 +21,11 @@ def mean_and_spread(mean: float, spread: float) -> str:
     return f"{number(mean)} +- {number(0.0 if spread < NOISE * abs(mean) else spread, 3)}"
 
 
+def byte_size(size: float) -> str:
+    """12.3 GB, or 4.2 MB where it is little."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
 def side_by_side(values: Sequence[float]) -> list[str]:
     """Numbers of one kind, to the same place: of three decimals below 10, of one from there on."""
     largest = max(map(abs, values))

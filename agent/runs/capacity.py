@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from agent.errors import UsageError
+from agent.numbers import byte_size
 from agent.runs.config import Config
 from agent.runtime import available_memory
 from agent.spaces import Spaces
@@ -53,18 +54,13 @@ def check_capacity(config: Config, spaces: Spaces, repeat: int, resumed: bool = 
     for name, (size, free) in needs.items():
         if rows * size <= free:
             continue
-        told = f"the replay of {rows:,} rows needs {gigabytes(rows * size)} of {name} and {gigabytes(free)} are free"
+        told = f"the replay of {rows:,} rows needs {byte_size(rows * size)} of {name} and {byte_size(free)} are free"
         if resumed:
             raise UsageError(f"{told}: free some, or go on with the run on a machine that has more")
         fits = _rounded(min(SHARE * free / size for size, free in needs.values()))
         if fits < (config.train.length + 1) * config.train.envs:
             raise UsageError(f"{told}: too little for any replay of this task")
         raise UsageError(f"{told}: --train.replay-rows {fits} fits")
-
-
-def gigabytes(size: float) -> str:
-    """12.3 GB, or 4.2 MB where it is little."""
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _rounded(rows: float) -> int:
