@@ -44,11 +44,10 @@ from agent.runs.capacity import out_of_memory
 from agent.runs.cli import COUNTS
 from agent.runs.commands import CollectArgs, CompareArgs, DatasetArgs, ExportArgs, ModelArgs, PolicyArgs
 from agent.runs.compare import Comparison, format_table
-from agent.runs.config import Config
+from agent.runs.config import saved_config
 from agent.runs.report import write_report
 from agent.runs.run_record import find_runs, load_run
 from agent.seeds import COLLECTION, MODEL_RECORDING
-from agent.settings import from_dict
 from agent.spaces import Spaces, spaces_of
 from envs import TaskError, TaskId, make_env, make_vector_env, position_entries, prepare_rendering
 
@@ -66,7 +65,7 @@ def policy(args: PolicyArgs, write: Write) -> None:
     """Play evaluation episodes with one checkpoint."""
     path = find_checkpoint(args.run, args.checkpoint)
     saved = read_checkpoint(path)
-    task, config = TaskId.parse(saved["task"]), from_dict(Config, saved["config"])
+    task, config = TaskId.parse(saved["task"]), saved_config(saved)
     if config.model_only:
         raise UsageError(f"{args.run} trained the world model alone: it has no policy to play")
     if config.agent != "dreamer" and args.exit:
@@ -116,7 +115,7 @@ def model(args: ModelArgs, write: Write) -> None:
     """Record episodes, predict them open loop, and write tables and figures."""
     path = find_checkpoint(args.run, args.checkpoint)
     saved = read_checkpoint(path)
-    task, config = TaskId.parse(saved["task"]), from_dict(Config, saved["config"])
+    task, config = TaskId.parse(saved["task"]), saved_config(saved)
     agent = load_dreamer(saved, args.run)
     world, behavior = agent.averaged.world, agent.averaged.behavior
     if not world.observation_model.decodes:
@@ -186,7 +185,7 @@ def collect(args: CollectArgs, write: Write) -> None:
 def export(args: ExportArgs, write: Write) -> None:
     """Export the policy of one checkpoint."""
     saved = read_checkpoint(find_checkpoint(args.run, args.checkpoint))
-    agent, loop = load_dreamer(saved, args.run), from_dict(Config, saved["config"]).model.loop
+    agent, loop = load_dreamer(saved, args.run), saved_config(saved).model.loop
     loops = args.max_loops or max(1, round(loop.mean_loops))
     export_policy(agent, Path(args.file), loops)
     sizes = ", ".join(f"{name} ({size})" for name, size in agent.spaces.obs.items())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import re
-import shlex
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from agent.numbers import mean_and_spread, number
 from agent.runs.cli import load_yaml
 from agent.runs.config import Config
 from agent.runs.folder import read_meta
+from agent.runs.header import command
 from agent.settings import differences, known_name, option, to_dict
 
 Parse = Callable[[Sequence[str]], Config]
@@ -24,6 +24,10 @@ Parse = Callable[[Sequence[str]], Config]
 
 MAY_DIFFER = {"run_dir", "resume", "video", "device", "train.threads", "optimizer.workers"}
 """Settings in which a run that is already there may differ from what the sweep would give it."""
+
+
+PATHS = {"--run-dir", "--dataset", "--config", "--dream"}
+"""Options whose values are paths."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,8 @@ class SweepRun:
 
     @property
     def command(self) -> str:
-        """What a person would type in the project's folder."""
-        return shlex.join(["python", "train_agent.py", *self.arguments])
+        """What a person would type, in any folder."""
+        return command("train_agent.py", *_with_absolute_paths(self.arguments))
 
 
 def parse_sweep(argv: Sequence[str]) -> SweepGrid | None:
@@ -156,7 +160,20 @@ def _split_run_dir(arguments: Sequence[str]) -> tuple[Path, list[str]]:
     options, others = parser.parse_known_args(arguments)
     if not options.run_dir:
         raise UsageError("a sweep needs a folder for its runs: give --run-dir DIR")
-    return Path(options.run_dir), others
+    return Path(options.run_dir).expanduser(), others
+
+
+def _with_absolute_paths(arguments: Sequence[str]) -> list[str]:
+    """The same arguments for any working directory."""
+    result: list[str] = []
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        if equals and name in PATHS:
+            word = f"{name}={Path(value).expanduser().absolute()}"
+        elif result and result[-1] in PATHS:
+            word = str(Path(word).expanduser().absolute())
+        result.append(word)
+    return result
 
 
 def _folder_name(value: str) -> str:
