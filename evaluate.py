@@ -46,7 +46,7 @@ from agent.runs.commands import CollectArgs, CompareArgs, DatasetArgs, ExportArg
 from agent.runs.compare import Comparison, format_table
 from agent.runs.config import saved_config
 from agent.runs.report import write_report
-from agent.runs.run_record import find_runs, load_run
+from agent.runs.run_record import find_runs, load_runs
 from agent.seeds import COLLECTION, MODEL_RECORDING
 from agent.spaces import Spaces, spaces_of
 from envs import TaskError, TaskId, make_env, make_vector_env, position_entries, prepare_rendering
@@ -143,8 +143,9 @@ def model(args: ModelArgs, write: Write) -> None:
 
 def compare(args: CompareArgs, write: Write) -> None:
     """Read the runs, print the table, write the report."""
-    comparison = Comparison([load_run(path) for path in find_runs(args.runs)], args.by)
-    for line in comparison.warnings:
+    runs, left_out = load_runs(find_runs(args.runs))
+    comparison = Comparison(runs, args.by)
+    for line in [*left_out, *comparison.warnings]:
         print(f"note: {line}")
     print(format_table(comparison.table()))
     print(f"report {write_report(comparison, Path(args.out))}")
@@ -219,6 +220,9 @@ def main(argv: list[str]) -> int:
     except NonFiniteError as error:
         print(f"error: {error} is not finite", file=sys.stderr)
         return 1
+    except OSError as error:  # a path that may not be read
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except (MemoryError, RuntimeError) as error:
         line = out_of_memory(error, "close other programs, or give fewer --episodes where the command has them")
         if line is None:

@@ -30,6 +30,12 @@ def parse_count(text: str) -> int:
     return int(value)
 
 
+def text_of(value: Any) -> str:
+    """A value of somebody else as a word of a table: `shown` where it holds line breaks or the like."""
+    text = str(value)
+    return text if text.isprintable() else shown(text)
+
+
 def shown(value: Any) -> str:
     """A value of somebody else in a message: on one line, and not longer than a person reads."""
     short = reprlib.Repr()
@@ -76,7 +82,7 @@ def known_name(kind: type[Any], name: str) -> str:
         return ends[0]
     near = ends or difflib.get_close_matches(wanted, every, n=1) or _near_ends(wanted, every)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise UsageError(f"there is {'no one' if ends else 'no'} setting {name}{hint}")
+    raise UsageError(f"there is {'no one' if ends else 'no'} setting {text_of(name)}{hint}")
 
 
 def _near_ends(wanted: str, every: list[str]) -> list[str]:
@@ -103,7 +109,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = 
     for name, value in one.items():
         if name not in other:
             continue
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and isinstance(other[name], Mapping):
             changed += differences(value, other[name], f"{prefix}{name}.")
         elif value != other[name]:
             changed.append(prefix + name)

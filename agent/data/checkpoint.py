@@ -231,7 +231,7 @@ def read_file(path: Path) -> dict[str, Any]:
             f"{path} is damaged or not a checkpoint; the run's other one (latest.pt, best.pt) may still be good: "
             "evaluate.py policy RUN --checkpoint best"
         ) from error
-    if not isinstance(content, dict) or any(key not in content for key in NEEDED):
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int) or NEEDED.keys() - content:
         raise Damaged(f"{path} is a PyTorch file but not a checkpoint of this program")
     if content["format"] != FORMAT:
         raise UsageError(

@@ -192,8 +192,24 @@ def read_yaml(path: Path | str) -> Any:
     if len(content) > LARGEST_YAML:
         raise UsageError(f"{path} cannot be read: it is too large for a file of settings")
     try:
-        return yaml.safe_load(content.decode("utf-8")) or {}
+        values = yaml.safe_load(content.decode("utf-8")) or {}
     except RecursionError:
         raise UsageError(f"{path} cannot be read: it is nested too deeply") from None
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:  # a date such as 2000-99-99 among them
         raise UsageError(f"{path} cannot be read: it is no YAML: {' '.join(str(error).split())}") from error
+    if not _is_small(values):
+        raise UsageError(f"{path} cannot be read: its references stand for too many values")
+    return values
+
+
+def _is_small(content: Any) -> bool:
+    """Whether this is little where every reference is followed: ten lines of YAML can stand for billions of values."""
+    waiting, seen = [content], 0
+    while waiting and seen <= LARGEST_YAML:
+        value = waiting.pop()
+        seen += 1
+        if isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list | tuple | set):
+            waiting += value
+    return not waiting

@@ -25,10 +25,10 @@ from agent.evaluation.statistics import (
 )
 from agent.numbers import number, side_by_side
 from agent.runs.config import Config
-from agent.runs.presets import preset
+from agent.runs.presets import PRESETS, preset
 from agent.runs.published import PublishedReturn, published_near
 from agent.runs.run_record import RunRecord
-from agent.settings import differences, known_name, to_dict
+from agent.settings import differences, known_name, text_of, to_dict
 
 SCHEDULES = {f"train.{name}" for name in ("threads", "slice", "eval_every", "log_every", "save_every")}
 IGNORED = {"seed", "run_dir", "resume", "device", "video"} | SCHEDULES
@@ -84,7 +84,7 @@ class Comparison:
             short = {name: name for name in self.by}
         groups: dict[tuple[str, ...], list[RunRecord]] = {}
         for run in self.runs:
-            groups.setdefault(tuple(str(run.setting(name)) for name in self.by), []).append(run)
+            groups.setdefault(tuple(text_of(run.setting(name)) for name in self.by), []).append(run)
 
         def order(values: tuple[str, ...]) -> list[tuple[int, float, str]]:
             return [(0, float(value), "") if _is_number(value) else (1, 0.0, value) for value in values]
@@ -204,7 +204,7 @@ class Comparison:
             warnings.append(f"the groups differ in {', '.join(differing)} too")
         warnings += [f"{run.path}: the errors of its dreams are left out, they are of step {run.rollout_step:,}"
                      for run in self.runs if run.rollout_step not in (None, run.meta.get("step"))]  # fmt: skip
-        commits = {str(run.meta.get("git", {}).get("commit", "unknown"))[:7] for run in self.runs}
+        commits = {(run.commit or "unknown")[:7] for run in self.runs}
         if len(commits) > 1:
             warnings.append(f"the runs are of different commits: {', '.join(sorted(commits))}")
         return warnings
@@ -218,7 +218,7 @@ class Comparison:
                 warnings.append(f"{group.label} has no run of {task}: its means are over fewer tasks")
             elif len(runs) < FEWEST_SEEDS:
                 warnings.append(f"{group.label} has {len(runs)} runs of {task}: no interval below {FEWEST_SEEDS}")
-            seeds = [run.setting("seed") for run in runs]
+            seeds = [str(run.setting("seed")) for run in runs]
             if len(set(seeds)) < len(seeds):
                 warnings.append(f"{group.label}: two runs of {task} have the same seed")
         if differing := _differing(group.runs, IGNORED | {*self.by, "task"}):
@@ -255,7 +255,8 @@ class Comparison:
 
         same: whether all groups have one value; those that differ come first. A group's value is its first run's.
         """
-        usual = to_dict(preset(str(self.runs[0].setting("preset") or "small")))
+        name = self.runs[0].setting("preset")
+        usual = to_dict(preset(name if name in PRESETS else "small"))
         changed = dict[str, None]()  # an ordered set
         for group in self.groups:
             changed |= dict.fromkeys(differences(usual, group.runs[0].settings))
@@ -272,7 +273,7 @@ class Comparison:
             "group": group.label, "run": str(run.path), "task": run.task, "seed": run.setting("seed"),
             "step": run.last_step, "return": run.final_return, "last_3_evaluations": run.recent_return,
             "minutes": _mean([run.seconds_at(run.last_step) / 60]), "finished": run.finished,
-            "commit": run.meta.get("git", {}).get("commit"), "command": "; ".join(run.meta.get("commands") or ()),
+            "commit": run.commit, "command": run.commands,
         }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import re
 import subprocess
 from collections.abc import Callable, Sequence
@@ -28,6 +29,10 @@ MAY_DIFFER = {"run_dir", "resume", "video", "device", "train.threads", "optimize
 
 PATHS = {"--run-dir", "--dataset", "--config", "--dream"}
 """Options whose values are paths."""
+
+
+MOST_RUNS = 10_000
+"""Of one sweep: they are checked one by one before the first one starts."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,8 @@ def parse_sweep(argv: Sequence[str]) -> SweepGrid | None:
         if len(set(values)) < len(values):
             raise UsageError(f"--sweep {text} holds a value twice")
         fields[field] = values
+    if math.prod(map(len, fields.values())) > MOST_RUNS:
+        raise UsageError(f"the sweep has more than {MOST_RUNS:,} runs: give fewer values")
     return SweepGrid(fields, options.jobs, options.commands, others)
 
 
@@ -205,8 +212,11 @@ def inspect(run: SweepRun, config: Config) -> None:
 
 
 def describe_results(meta: dict[str, Any]) -> str:
-    """The results of a finished run, from its meta.json, in a few words."""
-    results = meta.get("results") or {}
-    if "final" in results:
-        return f"return {mean_and_spread(results['final']['mean'], results['final']['std'])}"
-    return "  ".join(f"{name} {number(value, 3)}" for name, value in results.items() if isinstance(value, float))
+    """The results of a finished run, from its meta.json, in a few words; none where it is damaged."""
+    results: Any = meta.get("results")
+    try:
+        if "final" in results:
+            return f"return {mean_and_spread(results['final']['mean'], results['final']['std'])}"
+        return "  ".join(f"{name} {number(value, 3)}" for name, value in results.items() if isinstance(value, float))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return ""
