@@ -6,7 +6,7 @@ import pytest
 from conftest import Metronome, metronomes
 
 from agent.data.checkpoint import find_checkpoint, read_checkpoint
-from agent.errors import BadStep, EnvironmentFailure, NonFiniteError
+from agent.errors import BadStep, EnvironmentFailure
 
 
 class Broken(Metronome):
@@ -27,7 +27,7 @@ def test_rewards_that_are_not_finite_stop_the_run_before_the_replay_has_them(mak
         trainer.run()
     saved = read_checkpoint(find_checkpoint(tmp_path))
     assert saved["replay"]["rows"]["reward"].isfinite().all()
-    with pytest.raises(NonFiniteError, match="return of an evaluation episode"):
+    with pytest.raises(BadStep, match="in step 1 of an evaluation episode: the environment's reward is nan"):
         trainer.evaluate(False)
 
 

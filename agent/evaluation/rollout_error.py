@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,7 +120,17 @@ def rollout_errors(
                     with exit_rule(world, None if max_loops is None else ExitRule()):
                         results.norms += state_norms(world, behavior, start, max_loops)
     results.crossings = crossings(results.errors)
+    results.notes += not_finite_notes(results)
     return results
+
+
+def not_finite_notes(results: RolloutErrors) -> list[str]:
+    """A line for each policy and number of loops whose predictions are not finite, with the first such step."""
+    first: dict[str, int] = {}
+    for row in results.errors:
+        if not all(math.isfinite(row[name]) for name in ("observation", "reward")):
+            first.setdefault(f"{row['policy']}, {loops_in_words(row['loops'])}", row["step"])
+    return [f"the predictions are not finite from step {step} on ({label})" for label, step in first.items()]
 
 
 def start_states(states: LatentState, windows: Windows, most: int) -> LatentState:
@@ -180,7 +191,7 @@ def step_errors(
 def crossings(errors: Sequence[Row]) -> list[Row]:
     """For each policy and number of loops, the first step at which the model is no better than each naive predictor.
 
-    None where it is better at every step measured.
+    None where it is better at every step measured. An error that is not finite is no better than anything.
     """
     lines = []
     for policy, loops in dict.fromkeys((row["policy"], row["loops"]) for row in errors):
@@ -189,7 +200,7 @@ def crossings(errors: Sequence[Row]) -> list[Row]:
         for name in ("observation", "reward"):
             for predictor in NAIVE:
                 column = predictor if name == "observation" else f"reward_{predictor}"
-                no_better = [row["step"] for row in rows if row[name] >= row[column]]
+                no_better = [row["step"] for row in rows if not row[name] < row[column]]  # NaN too
                 line[f"{name}_{predictor}"] = no_better[0] if no_better else None
         lines.append(line)
     return lines
