@@ -13,28 +13,28 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from agent.data.checkpoint import check_spaces, images_folder
+from agent.data.checkpoint import check_spaces
 from agent.errors import NonFiniteError, UsageError
 from agent.evaluation.episodes import Evaluator
 from agent.execution import make_execution
 from agent.runs.baseline_run import train_baseline
 from agent.runs.cli import parse_cli
 from agent.runs.config import Config
-from agent.runs.folder import check_task
+from agent.runs.folder import claimed
 from agent.runs.header import print_header, resume_command
 from agent.runs.model_run import train_model
 from agent.runs.notes import check_steps, headline, notes
-from agent.runs.run import make_agent, make_replay, new_folder, open_run, show_results, train_to_end
+from agent.runs.run import make_agent, make_replay, open_run, show_results, train_to_end
 from agent.runs.sweep import run_sweep
 from agent.runs.sweep_grid import parse_sweep
 from agent.runtime import keep_memory, resolve_device, seed_everything, set_threads
 from agent.spaces import spaces_of
-from agent.training.resume import check_fits
+from agent.training.evaluations import Evaluations
+from agent.training.resume import open_replay
 from agent.training.trainer import Trainer
 from envs import EPISODE_LIMIT, TaskError, TaskId, endless, make_env, make_vector_env, prepare_rendering
 
@@ -80,31 +80,26 @@ def train_dreamer(
         replay = make_replay(config, envs.num_envs, spaces)
         make_envs = partial(make_vector_env, task, seed=config.eval.first_seed, asynchronous=task.is_parallel)
         evaluate = Evaluator(config.eval, agent, make_envs, task.action_repeat, task.evaluation_episodes)
-        if saved:
-            folder = Path(config.run_dir or "")
-            check_task(saved, folder)
-            check_fits(saved, folder, agent, replay)
-        else:
-            folder = new_folder(config, task.slug, config.preset)
-            replay.open_image_store(images_folder(folder))
-
         start, counts = saved["step"] if saved else 0, agent.parameter_counts()
-        with (
-            closing(make_execution(agent)) as execution,
-            open_run(config, str(task), spaces, device, counts, folder, config.train.steps, start) as run,
-        ):
-            repeat = task.action_repeat
-            trainer = Trainer(
-                config.train, agent, execution, envs, replay, run.logger, evaluate, run.store, config.seed, repeat
-            )
-            if saved:
-                trainer.load_state_dict(saved)
-            lines = [f"resume       {resume_command(folder)}", *notes(config, spaces, device, limit, cannot_draw)]
-            print_header(headline(config, task), spaces, counts, f"{device}, {config.preset}", folder, *lines)
-            status = train_to_end(run, trainer, config)
-    if status == 0:
-        film = partial(make_env, task, render=True)
-        show_results(run, trainer, config, str(task), task.unit, agent, film, cannot_draw)
+        with claimed(config.run_dir, task.slug, f"{config.preset}-s{config.seed}", saved) as folder:
+            open_replay(replay, folder, saved, agent)
+            with (
+                closing(make_execution(agent)) as execution,
+                open_run(config, str(task), spaces, device, counts, folder, config.train.steps, start) as run,
+            ):
+                evaluations = Evaluations(agent, evaluate, run.logger, run.store, run.report)
+                trainer = Trainer(
+                    config.train, agent, execution, envs, replay, run.logger, evaluations, run.store, config.seed,
+                    task.action_repeat,
+                )  # fmt: skip
+                if saved:
+                    trainer.load_state_dict(saved)
+                lines = [f"resume       {resume_command(folder)}", *notes(config, spaces, device, limit, cannot_draw)]
+                print_header(headline(config, task), spaces, counts, f"{device}, {config.preset}", folder, *lines)
+                status = train_to_end(run, trainer, config)
+            if status == 0:
+                film = partial(make_env, task, render=True)
+                show_results(run, trainer, config, str(task), task.unit, agent, film, cannot_draw)
     return status
 
 

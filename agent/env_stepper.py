@@ -17,8 +17,8 @@ from agent.errors import BadStep, failures
 Transition = tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 """What `VectorEnv.step` returns: observations, rewards, terminated, truncated, info."""
 
-RESETS = 10
-"""Resets in a row whose observations are not finite, before the environment counts as broken."""
+MOST_BAD = 100
+"""Bad steps in a row, or resets, after which an environment counts as broken."""
 
 
 class EnvStepper:
@@ -26,10 +26,17 @@ class EnvStepper:
 
     All methods raise EnvironmentFailure for what an environment raises, and BadStep (one too) for a reward or an
     observation that is not finite as float32: the replay and the networks hold float32, where 1e39 is infinite.
+    skip_bad: environments with such a step begin a new episode instead.
     """
 
-    def __init__(self, envs: gym.vector.VectorEnv[Any, Any, Any]):
+    def __init__(self, envs: gym.vector.VectorEnv[Any, Any, Any], skip_bad: bool = False):
         self.envs: Any = envs
+        self.skip_bad = skip_bad
+        self.bad = np.zeros(envs.num_envs, bool)
+        """Environments (E,) that began anew in the last step: what is returned of them is a first observation."""
+        self.bad_steps = 0
+        """Steps that were skipped so far."""
+        self.in_a_row = np.zeros(envs.num_envs, int)
         self.asynchronous = hasattr(envs, "step_async")
         """Whether environments step by themselves between `send` and `receive`."""
 
@@ -49,12 +56,21 @@ class EnvStepper:
 
     def receive(self) -> Transition:
         """What came of it; waits where it has to."""
-        transition = self.receive_unchecked()
-        require_finite(*transition[:2])
-        return transition
+        obs, reward, *rest = self.receive_unchecked()
+        if not self.skip_bad:
+            require_finite(obs, reward)
+            return obs, reward, *rest
+        self.bad = not_finite(obs, reward)
+        self.in_a_row = np.where(self.bad, self.in_a_row + 1, 0)
+        if self.bad.any():
+            self.bad_steps += int(self.bad.sum())
+            if self.in_a_row.max() >= MOST_BAD:
+                require_finite(obs, reward)
+            obs = self.restart(self.bad)
+        return obs, reward, *rest
 
     def receive_unchecked(self) -> Transition:
-        """As `receive`, with what is not finite: see `not_finite` and `restart`."""
+        """As `receive`, with what is not finite: see `not_finite`."""
         with failures():
             transition: Transition = self.envs.step_wait() if self.asynchronous else self.envs.step(self.action)
         return transition
@@ -66,13 +82,13 @@ class EnvStepper:
 
     def restart(self, which: np.ndarray) -> Any:
         """New episodes in the environments `which` (E,), the others go on; returns the observations of all."""
-        for _ in range(RESETS):
+        for _ in range(MOST_BAD):
             with failures():
                 obs, _ = self.envs.reset(options={"reset_mask": which.copy()})
             which = which & not_finite(obs, np.zeros(len(which)))
             if not which.any():
                 return obs
-        raise BadStep(f"{RESETS} resets in a row returned observations that are not finite")
+        raise BadStep(f"{MOST_BAD} resets in a row returned observations that are not finite")
 
 
 def not_finite(obs: Mapping[str, np.ndarray], reward: np.ndarray) -> np.ndarray:

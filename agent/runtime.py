@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import random
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,6 +16,11 @@ import numpy as np
 import torch
 
 from agent.errors import UsageError
+
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+)
+"""What asks a run to end: Ctrl-C; SLURM, Docker and `kill`; a closed terminal; SLURM's warning before a job's end."""
 
 
 def cores() -> int:
@@ -59,6 +66,13 @@ def set_threads(wanted: int) -> int:
         wanted = min(seconds, key=seconds.__getitem__)
     torch.set_num_threads(wanted)
     return wanted
+
+
+def available_memory() -> float:
+    """Bytes that can be taken without swapping; infinite where the system does not tell."""
+    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/meminfo", encoding="ascii") as file:
+        return 1024.0 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
+    return math.inf
 
 
 def keep_memory() -> None:

@@ -1,4 +1,4 @@
-"""Environments in processes of their own: when that pays, and how Ctrl-C is left to the parent process."""
+"""Environments in processes of their own: when that pays, and how signals are left to the parent process."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ class ClosableAsyncVectorEnv(AsyncVectorEnv):
             super().close_extras(timeout, terminate)
             return
         for process in self.processes:
-            process.terminate()
+            process.kill()  # they do not hear SIGTERM
         for pipe in self.parent_pipes:
             if pipe is not None:
                 pipe.close()
@@ -38,16 +38,23 @@ class ClosableAsyncVectorEnv(AsyncVectorEnv):
             process.join()
 
 
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+)
+"""Signals that ask a program to end. A terminal or a scheduler sends them to every process of a job."""
+
+
 @contextmanager
-def without_ctrl_c() -> Iterator[None]:
-    """Processes started inside this block ignore Ctrl-C from their first moment, imports included: the parent process
-    handles it, and saves."""
+def without_signals() -> Iterator[None]:
+    """Processes started inside this block ignore SIGNALS from their first moment, imports included: the parent process
+    handles them, and saves."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # started inside the block, it would unblock the signal again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
+        resource_tracker.ensure_running()  # started later, it would unblock some of them again
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

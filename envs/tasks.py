@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from envs import atari, dmc, gym_tasks, toy
 from envs.errors import TaskError
 from envs.gym_adapter import SeedFirstReset
-from envs.processes import MANY_CORES, ClosableAsyncVectorEnv, cores, without_ctrl_c
+from envs.processes import MANY_CORES, SIGNALS, ClosableAsyncVectorEnv, cores, without_signals
 from envs.rendering import prepare_rendering
 from envs.suggestions import did_you_mean, near
 
@@ -197,7 +197,8 @@ def make_vector_env(
     def maker(index: int) -> Callable[[], gym.Env[Any, Any]]:
         def make() -> gym.Env[Any, Any]:
             if asynchronous and multiprocessing.parent_process() is not None:
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles it, and saves
+                for number in SIGNALS:  # the parent process handles them, and saves
+                    signal.signal(number, signal.SIG_IGN)
             env = make_env(task, seed + index, lives_end=lives_end)
             made.append(env)
             return env
@@ -208,7 +209,7 @@ def make_vector_env(
     if asynchronous and max(num_envs, cores()) > 1:
         if TaskId.parse(str(task)).draws and (problem := prepare_rendering(True)):
             raise TaskError(problem)  # once, and not in every process
-        with without_ctrl_c():
+        with without_signals():
             return ClosableAsyncVectorEnv(makers, context="spawn", autoreset_mode=AutoresetMode.NEXT_STEP)
     try:
         return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)

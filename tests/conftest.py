@@ -15,7 +15,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from agent.data.checkpoint import make_store
+from agent.data.checkpoint import CheckpointStore
 from agent.data.replay import ReplayBuffer
 from agent.evaluation.episodes import Evaluator
 from agent.execution import make_execution
@@ -25,6 +25,7 @@ from agent.runs.presets import preset
 from agent.runtime import seed_everything
 from agent.settings import to_dict
 from agent.spaces import spaces_of
+from agent.training.evaluations import Evaluations
 from agent.training.trainer import Trainer
 from envs import make_vector_env
 
@@ -99,10 +100,18 @@ def fixed_levels(monkeypatch):
 
 @pytest.fixture
 def make_trainer():
-    """make_trainer(folder, make_envs, seed=0, config=..., **train): a Trainer, built as train_agent.py does."""
+    """make_trainer(folder, make_envs, seed=0, config=..., **train): a Trainer, built as train_agent.py does.
+
+    failures: a list for evaluations that fail; without it their error is raised.
+    """
     opened = []
 
-    def make(folder, make_envs=metronomes, seed=0, config=None, saved=None, repeat=1, **train):
+    def make(folder, make_envs=metronomes, seed=0, config=None, saved=None, repeat=1, failures=None, **train):
+        def report(step, what, error):
+            if failures is None:
+                raise error
+            failures.append((step, what, error))
+
         config = config or preset("debug")
         config = replace(config, seed=seed, train=replace(config.train, **train))
         seed_everything(seed)
@@ -114,9 +123,10 @@ def make_trainer():
         replay = ReplayBuffer(rows, envs.num_envs, spaces.obs, spaces.action.size, *latent, seed)
         logger = Logger(folder, config.train.steps, saved["step"] if saved else 0, console=False)
         evaluate = Evaluator(config.eval, agent, make_envs, repeat)
-        store = make_store(folder, "toy:test", to_dict(config), spaces)
+        store = CheckpointStore(folder, "toy:test", to_dict(config), spaces)
         execution = make_execution(agent)
-        trainer = Trainer(config.train, agent, execution, envs, replay, logger, evaluate, store, seed, repeat)
+        evaluations = Evaluations(agent, evaluate, logger, store, report)
+        trainer = Trainer(config.train, agent, execution, envs, replay, logger, evaluations, store, seed, repeat)
         if saved:
             trainer.load_state_dict(saved)
         opened.extend([logger, envs, execution])

@@ -9,8 +9,8 @@ import torch
 from conftest import Metronome, metronomes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agent.data.checkpoint import make_store, read_checkpoint
-from agent.errors import UsageError
+from agent.data.checkpoint import CheckpointStore, read_checkpoint
+from agent.errors import EnvironmentFailure, UsageError
 from agent.evaluation.episodes import Evaluator, run_episodes
 from agent.interop.baseline_trainer import BaselineTrainer
 from agent.interop.baselines import Baseline, make_sb3_env
@@ -18,9 +18,16 @@ from agent.logs.logger import Logger
 from agent.runs.config import Config
 from agent.settings import to_dict
 from agent.spaces import spaces_of
+from agent.training.evaluations import Evaluations
 from agent.training.trainer import TrainConfig
 
 WORDS = ("--preset", "debug", "--no-video", "--eval.episodes", 2, "--run-dir", "run")
+
+
+def raised(step, what, error):
+    """A failed evaluation fails the test."""
+    raise error
+
 
 
 def test_a_baseline_learns_with_our_files(tmp_path):
@@ -32,8 +39,8 @@ def test_a_baseline_learns_with_our_files(tmp_path):
     agent.model._setup_lr_schedule()
     evaluate = Evaluator(Config().eval, agent, metronomes, 1)
     logger = Logger(tmp_path, cfg.steps, console=False)
-    store = make_store(tmp_path, "toy:test", to_dict(Config(agent="sac")), spaces)
-    trainer = BaselineTrainer(cfg, agent, logger, evaluate, store)
+    store = CheckpointStore(tmp_path, "toy:test", to_dict(Config(agent="sac")), spaces)
+    trainer = BaselineTrainer(cfg, agent, logger, Evaluations(agent, evaluate, logger, store, raised), store)
     assert trainer.run()
     logger.close()
     assert trainer.step == 1200
@@ -93,8 +100,37 @@ def test_ctrl_c_keeps_the_agent(tmp_path):
     agent = Baseline("ppo", spaces, make_sb3_env(Metronome), cfg)
     logger = Logger(tmp_path, cfg.steps, console=False)
     logger.progress = lambda step, _: signal.raise_signal(signal.SIGINT) if step == 150 else None
-    store = make_store(tmp_path, "toy:test", to_dict(Config(agent="ppo")), spaces)
-    trainer = BaselineTrainer(cfg, agent, logger, Evaluator(Config().eval, agent, metronomes, 1), store)
+    store = CheckpointStore(tmp_path, "toy:test", to_dict(Config(agent="ppo")), spaces)
+    evaluate = Evaluator(Config().eval, agent, metronomes, 1)
+    trainer = BaselineTrainer(cfg, agent, logger, Evaluations(agent, evaluate, logger, store, raised), store)
     assert trainer.run() is False
     logger.close()
     assert torch.load(tmp_path / "checkpoints" / "latest.pt", weights_only=True)["step"] == 150
+
+
+class Breaking(Metronome):
+    """Fails, or returns a reward that is not finite, in its step number 150."""
+
+    steps, how = 0, "raise"
+
+    def step(self, action):
+        Breaking.steps += 1
+        obs, reward, *rest = super().step(action)
+        if Breaking.steps == 150 and Breaking.how == "raise":
+            raise OSError("no answer")
+        return obs, np.nan if Breaking.steps == 150 else reward, *rest
+
+
+@pytest.mark.parametrize(("how", "error"), [("raise", "OSError: no answer"), ("nan", "reward is nan")])
+def test_an_environment_that_fails_is_named_and_the_agent_saved(tmp_path, how, error):
+    Breaking.steps, Breaking.how = 0, how
+    cfg = TrainConfig(steps=3000, prefill=100, eval_every=0, log_every=500)
+    spaces = spaces_of(metronomes(1))
+    agent = Baseline("ppo", spaces, make_sb3_env(Breaking), cfg)
+    logger = Logger(tmp_path, cfg.steps, console=False)
+    store = CheckpointStore(tmp_path, "toy:test", to_dict(Config(agent="ppo")), spaces)
+    evaluations = Evaluations(agent, Evaluator(Config().eval, agent, metronomes, 1), logger, store, raised)
+    with pytest.raises(EnvironmentFailure, match=error):
+        BaselineTrainer(cfg, agent, logger, evaluations, store).run()
+    logger.close()
+    assert read_checkpoint(tmp_path / "checkpoints" / "latest.pt")["step"] == 149

@@ -1,16 +1,23 @@
 """Checkpoints and run folders: what they hold, what is refused, what survives a failure."""
 
+import socket
+import subprocess
+import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from conftest import metronomes
+from conftest import ROOT, metronomes
 
+from agent.data import checkpoint
 from agent.data.checkpoint import find_checkpoint, read_checkpoint, write_checkpoint
 from agent.errors import UsageError
 from agent.evaluation.episodes import run_episodes
 from agent.learning.dreamer import Dreamer
-from agent.runs.folder import new_run_dir
+from agent.runs.folder import claimed, new_run_dir
 from agent.seeds import FINAL_EVALUATION
 from agent.spaces import ActionSpec
 
@@ -93,3 +100,125 @@ def test_run_folders_never_collide(tmp_path, monkeypatch):
         new_run_dir("mine", "toy-cue", "small-s0")
     with pytest.raises(UsageError, match="cannot be made"):
         new_run_dir("mine/notes.txt/below", "toy-cue", "small-s0")
+
+
+# ---------------------------------------------------------------------- from the first moment, and never lost
+
+
+def test_there_is_a_checkpoint_before_the_first_step(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, steps=200, eval_every=0, save_every=0)
+    trainer.begin_episodes = lambda: (_ for _ in ()).throw(MemoryError())  # as a kill, nothing is saved after it
+    with pytest.raises(MemoryError):
+        trainer.run()
+    saved = read_checkpoint(find_checkpoint(tmp_path))
+    assert saved["step"] == 0
+    assert make_trainer(tmp_path, saved=saved, steps=200, eval_every=0).run()
+
+
+def test_checkpoints_come_by_time_too(make_trainer, tmp_path, monkeypatch):
+    """Also between the many updates after the prefill, and before an evaluation, which may take long."""
+    clock = [0.0]
+    monkeypatch.setattr("agent.training.trainer.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    trainer = make_trainer(tmp_path, steps=150, prefill=100, pretrain=50, ratio=0.5, eval_every=120, save_every=0)
+    update, store, saves = trainer.execution.update, trainer.store, []
+
+    def slow(*words):
+        clock[0] += 30.0
+        return update(*words)
+
+    def noted(name, content, beside=False):
+        if name == "latest":
+            saves.append((clock[0], content["step"]))
+        store(name, content, beside)
+
+    trainer.execution.update, trainer.store = slow, noted
+    assert trainer.run()
+    times = [time for time, _ in saves]
+    assert max(np.diff(times)) <= 240.0 + 30.0
+    assert [step for _, step in saves].count(100) >= 5  # 50 updates of half a minute
+    assert 120 in [step for _, step in saves]
+
+
+def test_the_one_before_is_used_where_the_last_checkpoint_is_damaged(make_trainer, tmp_path, capsys):
+    trainer = make_trainer(tmp_path, steps=300, eval_every=0, save_every=100)
+    assert trainer.run()
+    store = trainer.store
+    latest, previous = tmp_path / "checkpoints/latest.pt", tmp_path / "checkpoints/previous.pt"
+    store("latest", {**read_checkpoint(latest), "step": 301})
+    whole = latest.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", whole[:5000] + b"\0" * 100 + whole[5100:]):
+        latest.write_bytes(damaged)
+        assert read_checkpoint(find_checkpoint(tmp_path))["step"] == 300
+        assert "latest.pt is damaged; the one before it is used, of step 300" in capsys.readouterr().err
+    latest.unlink()
+    assert find_checkpoint(tmp_path) == previous
+    assert Dreamer.load(tmp_path, "cpu").spaces.action.size == 1
+
+
+def test_large_checkpoints_are_written_beside_training(make_trainer, tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, steps=200, eval_every=0)
+    store, free = trainer.store, threading.Event()
+    monkeypatch.setattr(store, "seconds", 1.0)  # what the last one took
+    write = checkpoint.write_checkpoint
+    weights = torch.ones(1000)
+
+    def slow(*words):
+        assert free.wait(10)
+        write(*words)
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", slow)
+    store("latest", {"step": 1, "agent": {"weights": weights}}, beside=True)
+    weights.zero_()  # training goes on
+    assert not (tmp_path / "checkpoints/latest.pt").exists()
+    free.set()
+    store.wait()
+    assert read_checkpoint(tmp_path / "checkpoints/latest.pt")["agent"]["weights"].sum() == 1000
+
+    def full(*words):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", full)
+    store.seconds = 1.0
+    store("latest", {"step": 2, "agent": {}}, beside=True)
+    with pytest.raises(OSError, match="No space"):
+        store.wait()
+    store.wait()  # it is said once
+
+
+def test_what_a_killed_process_was_writing_is_removed(make_trainer, tmp_path):
+    left = tmp_path / "checkpoints/latest.pt.tmp"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    make_trainer(tmp_path)
+    assert not left.exists()
+
+
+# ---------------------------------------------------------------------- one writer
+
+
+def test_one_process_at_a_time_writes_into_a_run(tmp_path):
+    """The lock ends with the process that has it, however it ends."""
+    code = "import sys, time\nfrom pathlib import Path\nfrom agent.runs.folder import Meta, claimed\n"
+    code += "with claimed(sys.argv[1], 'toy', 'x') as folder:\n    Meta(folder, 'toy:cue', 'cpu', {})\n"
+    code += "    print('in', flush=True)\n    time.sleep(60)"
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    other = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "in\n"
+    refused = f"is in use by process {other.pid} on {socket.gethostname()}"
+    with pytest.raises(UsageError, match=refused), claimed(str(tmp_path / "run"), "toy", "x"):
+        pass
+    other.kill()
+    other.wait()
+    with claimed(str(tmp_path / "run"), "toy", "x") as folder:  # there was no checkpoint
+        assert folder == tmp_path / "run"
+
+
+def test_a_run_that_went_on_meanwhile_is_not_resumed_from_where_it_was(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, steps=200, eval_every=0)
+    trainer.run()
+    saved = read_checkpoint(find_checkpoint(tmp_path))
+    with claimed(str(tmp_path), "toy", "x", saved):
+        pass
+    trainer.save()
+    with pytest.raises(UsageError, match="has gone on in another process"), claimed(str(tmp_path), "toy", "x", saved):
+        pass

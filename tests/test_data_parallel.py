@@ -9,7 +9,7 @@ import torch
 from conftest import metronomes
 
 from agent.data.checkpoint import find_checkpoint, read_checkpoint
-from agent.errors import NonFiniteError
+from agent.errors import NonFiniteError, WorkerFailure
 from agent.execution import DataParallel, Eager, make_execution
 from agent.learning.actor_critic import BehaviorConfig
 from agent.learning.dreamer import Dreamer
@@ -150,11 +150,11 @@ def test_a_worker_that_ends_or_fails_is_told(processes):
     batch = make_batch(agent)
     execution.update(batch)
     execution.scatter(batch._replace(reward=batch.reward[:, :2]))  # a shape that cannot be
-    with pytest.raises(RuntimeError, match="worker failed:(.|\n)*size of tensor"):
+    with pytest.raises(WorkerFailure, match="failed:(.|\n)*size of tensor"):
         execution.workers.answers()
     execution.workers.processes[0].kill()
     execution.workers.processes[0].join()
-    with pytest.raises(OSError, match="--optimizer.workers"):
+    with pytest.raises(WorkerFailure, match="--optimizer.workers"):
         execution.update(batch)
 
 
@@ -168,6 +168,27 @@ def test_a_worker_whose_update_is_given_up_ends_quietly(processes):
     assert worker.exitcode == 0
 
 
+def test_a_worker_that_ends_leaves_a_run_that_goes_on(make_trainer, tmp_path):
+    config = preset("debug")
+    config = replace(config, optimizer=replace(config.optimizer, workers=2))
+    trainer = make_trainer(tmp_path, config=config, steps=240, save_every=0, eval_every=0)
+    update = trainer.execution.update
+
+    def dying(*words):
+        if trainer.agent.updates == 20:
+            trainer.execution.workers.processes[0].kill()
+        return update(*words)
+
+    trainer.execution.update = dying
+    with pytest.raises(WorkerFailure, match="--optimizer.workers"):
+        trainer.run()
+    saved = read_checkpoint(find_checkpoint(tmp_path))
+    assert saved["step"] == trainer.step > 100
+    again = make_trainer(tmp_path, config=config, saved=saved, steps=240, save_every=0, eval_every=0)
+    assert again.run()
+    assert again.agent.updates >= 20
+
+
 def test_a_resumed_run_of_several_processes_is_the_uninterrupted_one(make_trainer, tmp_path):
     config = preset("debug")
     config = replace(config, optimizer=replace(config.optimizer, workers=2))
@@ -175,8 +196,8 @@ def test_a_resumed_run_of_several_processes_is_the_uninterrupted_one(make_traine
     whole = make_trainer(tmp_path / "whole", metronomes, **options)
     inner, kept = whole.store, []
 
-    def store(name, content):
-        inner(name, content)
+    def store(name, content, beside=False):
+        inner(name, content, beside)
         if name == "latest" and content["step"] == 200:
             kept.append((tmp_path / "whole/checkpoints/latest.pt").read_bytes())
 

@@ -124,15 +124,15 @@ def test_a_process_that_dies_is_a_failure_that_saves_and_closes(make_trainer, tm
     assert not any(process.is_alive() for process in trainer.envs.processes)
 
 
-def test_a_process_that_dies_in_an_evaluation_is_one_too(make_trainer, tmp_path):
-    made = []
+def test_a_process_that_dies_in_an_evaluation_is_reported_and_training_goes_on(make_trainer, tmp_path):
+    made, failures = [], []
 
     def envs(count):
         made.append(make_vector_env("toy:counter", count, seed=0, asynchronous=count > 1))
         return made[-1]
 
-    trainer = make_trainer(tmp_path, envs, steps=400, prefill=100, ratio=0.02, eval_every=200)
-    evaluate, asked = trainer.evaluate, []
+    trainer = make_trainer(tmp_path, envs, steps=400, prefill=100, ratio=0.02, eval_every=200, failures=failures)
+    evaluate, asked = trainer.evaluations.evaluate, []
 
     def dying(final, stop):
         def stopping():
@@ -143,11 +143,13 @@ def test_a_process_that_dies_in_an_evaluation_is_one_too(make_trainer, tmp_path)
 
         return evaluate(final, stopping)
 
-    trainer.evaluate = dying
-    with pytest.raises(EnvironmentFailure):
-        trainer.run()
-    assert len(asked) == 5
-    assert (tmp_path / "checkpoints" / "latest.pt").exists()
+    trainer.evaluations.evaluate = dying
+    assert trainer.run()
+    ((step, what, error),) = failures
+    assert (step, what) == (200, "an evaluation")
+    assert "its process has ended" in str(error)
+    assert trainer.evaluations.means == {}
+    assert len(trainer.episodes) == 10
 
 
 def test_ctrl_c_meanwhile_ends_the_step_first(make_trainer, tmp_path):

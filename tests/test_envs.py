@@ -17,7 +17,7 @@ from gymnasium import spaces
 
 import envs
 from envs import TaskError, TaskId, dmc, make_env, make_vector_env, rendering
-from envs.processes import without_ctrl_c
+from envs.processes import without_signals
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -182,13 +182,13 @@ def test_vector_env_seeds_copies_apart() -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="this system cannot block signals")
-def test_processes_of_environments_never_hear_ctrl_c() -> None:
-    look = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+def test_processes_of_environments_never_hear_signals() -> None:
+    look = "import signal as s; print({s.SIGINT, s.SIGTERM, s.SIGHUP, s.SIGUSR1} <= s.pthread_sigmask(s.SIG_BLOCK, []))"
 
     def blocked() -> str:
         return subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout.strip()
 
-    with without_ctrl_c():
+    with without_signals():
         assert blocked() == "True"
     assert blocked() == "False"
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
@@ -308,7 +308,8 @@ else:
     assert "frame (240, 320, 3) uint8 True" in output
 
 
-def test_ctrl_c_reaches_the_one_who_steps_copies_in_processes_and_not_them() -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_signals_reach_the_one_who_steps_copies_in_processes_and_not_them(name: str) -> None:
     """A terminal sends the signal to all; copies that died of it would end the run before it is saved."""
     code = """
 import os, signal, sys, time
@@ -317,8 +318,8 @@ if __name__ == "__main__":
     envs = make_vector_env("toy:counter", 2, 0, asynchronous=True)
     envs.reset(seed=0)
     caught = []
-    signal.signal(signal.SIGINT, lambda *_: caught.append(1))
-    os.killpg(0, signal.SIGINT)
+    signal.signal(signal.NAME, lambda *_: caught.append(1))
+    os.killpg(0, signal.NAME)
     time.sleep(0.3)
     envs.step(envs.action_space.sample())
     envs.close()
@@ -326,7 +327,7 @@ if __name__ == "__main__":
 """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stepper.py"
-        path.write_text(code)
+        path.write_text(code.replace("NAME", name))
         done = subprocess.run(
             [sys.executable, str(path)], capture_output=True, text=True, start_new_session=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120,

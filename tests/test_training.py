@@ -120,8 +120,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(make_trainer, tmp_path):
     contents = {}
     inner = whole.store
 
-    def store(name, content):
-        inner(name, content)
+    def store(name, content, beside=False):
+        inner(name, content, beside)
         if name == "latest" and content["step"] == stop:
             contents[name] = (tmp_path / "whole/checkpoints/latest.pt").read_bytes()
 
@@ -140,8 +140,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(make_trainer, tmp_path):
     assert torch.equal(torch.cat(part.agent.average_flats), torch.cat(whole.agent.average_flats))
     assert part.agent.updates == whole.agent.updates
     assert part.episodes == whole.episodes
-    assert part.evaluations == whole.evaluations
-    assert len(whole.evaluations) == 2  # one before the stop
+    assert part.evaluations.means == whole.evaluations.means
+    assert list(whole.evaluations.means) == [120, 240]  # one before the stop
     assert list(part.counter.returns) == list(whole.counter.returns)
     for name, value in whole.replay.rows.items():
         assert np.array_equal(part.replay.rows[name], value), name
@@ -178,7 +178,7 @@ def test_ctrl_c_saves_and_the_open_episode_ends_there(make_trainer, tmp_path):
     assert steps == sorted(set(steps))
 
 
-def test_a_signal_ends_the_loop_and_a_second_one_quits(make_trainer, tmp_path):
+def test_a_signal_ends_the_loop_and_a_second_one_quits(make_trainer, tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGINT)
     trainer = make_trainer(tmp_path / "one", steps=400, eval_every=0)
     trainer.logger.progress = lambda step, _: signal.raise_signal(signal.SIGINT) if step == 150 else None
@@ -186,11 +186,12 @@ def test_a_signal_ends_the_loop_and_a_second_one_quits(make_trainer, tmp_path):
     assert trainer.step == 150
     assert find_checkpoint(tmp_path / "one").exists()
 
+    monkeypatch.setattr("agent.training.signals.SAME_EVENT", 0.0)
     impatient = make_trainer(tmp_path / "two", steps=400, eval_every=0, save_every=0)
     impatient.logger.progress = lambda *_: [signal.raise_signal(signal.SIGINT) for _ in range(2)]
     with pytest.raises(KeyboardInterrupt):
         impatient.run()
-    assert not (tmp_path / "two/checkpoints").exists()
+    assert read_checkpoint(find_checkpoint(tmp_path / "two"))["step"] == 0  # what was there before
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -227,7 +228,7 @@ def test_the_last_step_holds_the_final_evaluation_alone(make_trainer, tmp_path, 
     rows = table(tmp_path / "eval.csv")
     assert {row["step"] for row in rows} == {str(trainer.step)}
     assert [int(row["seed"]) for row in rows] == [1_000_000_000 + i for i in range(10)]
-    assert trainer.evaluations == []
+    assert trainer.evaluations.means == {}
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(make_trainer, tmp_path):
@@ -250,12 +251,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_trainer, tmp_path):
 def test_the_final_evaluation_does_not_choose_the_best_agent(make_trainer, tmp_path):
     """It plays other episodes, and more of them: its mean and those of the evaluations before do not compare."""
     trainer = make_trainer(tmp_path / "with", steps=300, eval_every=120, ratio=0.02)
-    evaluate = trainer.evaluate
+    evaluate = trainer.evaluations.evaluate
 
     def scored(final, stop):
         return [{**episode, "return": 5.0 if final else 1.0 / trainer.step} for episode in evaluate(final, stop)]
 
-    trainer.evaluate = scored
+    trainer.evaluations.evaluate = scored
     assert trainer.run()
     assert read_checkpoint(find_checkpoint(tmp_path / "with", "best"))["step"] == 120
     assert make_trainer(tmp_path / "without", steps=150, eval_every=0, ratio=0.02).run()

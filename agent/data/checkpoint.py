@@ -1,6 +1,7 @@
 """The checkpoint files of a run.
 
 RUN/checkpoints/latest.pt    everything but the images of the replay, from which --resume continues
+RUN/checkpoints/previous.pt  the latest.pt before it, which is used where latest.pt is damaged
 RUN/checkpoints/best.pt      the agent of the best evaluation, without replay
 RUN/replay/                  the images of the replay, see `image_store.py`
 
@@ -9,56 +10,146 @@ A checkpoint is a dictionary of tensors and plain values: NEEDED, and in latest.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import sys
+import threading
+import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from agent.data.replay import with_images
 from agent.errors import UsageError
+from agent.runtime import available_memory
 from agent.spaces import Spaces
 
-FORMAT = 3
+FORMAT = 4
 """Layout of checkpoints. Files of another format are refused; the commit that wrote them reads them."""
 NEEDED = ("format", "task", "config", "spaces", "step", "agent")
 """What every checkpoint holds."""
+BESIDE_SECONDS = 0.25
+"""Where a checkpoint takes longer to write, the next ones are written beside training: they grow, and training is not
+to stop for more than half a second."""
 
-Store = Callable[[str, Mapping[str, Any]], None]
-"""store("latest", content) writes checkpoints/latest.pt."""
+
+class Store(Protocol):
+    """store("latest", content) writes checkpoints/latest.pt; beside: training may go on meanwhile."""
+
+    def __call__(self, name: str, content: Mapping[str, Any], beside: bool = False) -> None: ...
 
 
 # ---------------------------------------------------------------------- writing
 
 
-def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Save under a temporary name, then rename: a run that dies while saving keeps its previous checkpoint.
+def write_checkpoint(path: Path, content: Mapping[str, Any], keep: Path | None = None) -> None:
+    """Save under a temporary name, bring it to the disk, then rename: whatever happens, one whole file is left.
 
-    Raises OSError when the file cannot be written, for example to a full disk.
+    keep: the name that the file before gets. Raises OSError when the file cannot be written, for example to a full
+    disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
         torch.save({"format": FORMAT, **_compact(dict(content))}, temporary)
+        sync(temporary)
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
+        sync(path.parent)
     except RuntimeError as error:  # torch raises it for every failure to write, a full disk among them
         raise OSError(errno.EIO, f"a checkpoint cannot be written ({error})", str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def make_store(run_dir: Path, task: str, config: Mapping[str, Any], spaces: Spaces) -> Store:
-    """A function that saves checkpoints of this run: what it is given, with task, config and spaces."""
-    header = {"task": task, "config": config, "spaces": spaces.plain()}
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk, where the system can do that."""
+    with contextlib.suppress(PermissionError, IsADirectoryError):
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems without it
+                raise
+        finally:
+            os.close(file)
 
-    def store(name: str, content: Mapping[str, Any]) -> None:
-        write_checkpoint(run_dir / "checkpoints" / f"{name}.pt", {**header, **content})
 
-    return store
+class CheckpointStore:
+    """Saves checkpoints of one run: what it is given, with task, config and spaces.
+
+    Every method raises OSError for what could not be written, also beside training.
+    """
+
+    def __init__(self, run_dir: Path, task: str, config: Mapping[str, Any], spaces: Spaces):
+        self.run_dir, self.folder = run_dir, run_dir / "checkpoints"
+        self.header = {"task": task, "config": config, "spaces": spaces.plain()}
+        self.writer: threading.Thread | None = None
+        self.failure: Exception | None = None
+        self.seconds = 0.0
+        """What the last latest.pt took to be written."""
+        for left in self.folder.glob("*.tmp"):  # by a process that was killed
+            left.unlink()
+
+    def __call__(self, name: str, content: Mapping[str, Any], beside: bool = False) -> None:
+        """Write checkpoints/NAME.pt. beside: from a copy, while training goes on, if it takes long."""
+        self.wait()
+        content = {**self.header, **content}
+        if beside and self.seconds > BESIDE_SECONDS and tensor_bytes(content) < 0.5 * available_memory():
+            self.writer = threading.Thread(target=self.write_beside, args=(name, copied(content)))
+            self.writer.start()
+        else:
+            self.write(name, content)
+
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        start, latest = time.perf_counter(), name == "latest"
+        if latest:
+            for path in images_folder(self.run_dir).glob("*"):  # the images are there before what counts on them
+                sync(path)
+        write_checkpoint(self.folder / f"{name}.pt", content, self.folder / "previous.pt" if latest else None)
+        if latest:
+            self.seconds = time.perf_counter() - start
+
+    def write_beside(self, name: str, content: Mapping[str, Any]) -> None:
+        try:
+            self.write(name, content)
+        except Exception as error:  # raised where somebody is to hear of it
+            self.failure = error
+
+    def wait(self) -> None:
+        """Wait for what is being written."""
+        if self.writer is not None:
+            self.writer.join()
+            self.writer = None
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure
+
+
+def copied(tree: Any) -> Any:
+    """A copy in memory that nobody changes, of tensors on the CPU."""
+    if isinstance(tree, Tensor):
+        tree = tree.detach()
+        return tree.clone(memory_format=torch.contiguous_format) if tree.device.type == "cpu" else tree.cpu()
+    if isinstance(tree, dict):
+        return {key: copied(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(copied(value) for value in tree)
+    return tree
+
+
+def tensor_bytes(tree: Any) -> int:
+    """Bytes of all tensors."""
+    if isinstance(tree, Tensor):
+        return tree.numel() * tree.element_size()
+    values = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
+    return sum(tensor_bytes(value) for value in values)
 
 
 def _compact(tree: Any) -> Any:
@@ -87,8 +178,14 @@ def find_checkpoint(run: Path | str, which: str = "latest") -> Path:
     if path.is_file():
         return path
     others = sorted(other.stem for other in run.glob("checkpoints/*.pt"))
+    if which == "latest" and "previous" in others:  # ended between two renames
+        return path.with_stem("previous")
     if others:
         raise UsageError(f"{run} has no checkpoint {which!r}; it has {', '.join(others)}")
+    if (run / "config.yaml").is_file():
+        raise UsageError(
+            f"{run} ended before its first checkpoint, so nothing is lost: give the command anew that started it"
+        )
     raise UsageError(f"{run} is not a run folder: it holds no checkpoints/{which}.pt")
 
 
@@ -98,10 +195,30 @@ def run_folder(checkpoint: Path) -> Path:
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Load a checkpoint to the CPU; nothing in the file is executed.
+    """Load a checkpoint to the CPU; nothing in the file is executed. "file" in it tells the file at `path` from later
+    ones.
 
-    Raises UsageError when the file is missing, damaged, of another format, or not a checkpoint of this program.
+    In place of a latest.pt that is damaged the one before it is read, with a line on standard error. Raises UsageError when the file is missing, damaged, of another format, or not a checkpoint of this program.
     """
+    path = Path(path)
+    previous = path.with_name("previous.pt")
+    written = fingerprint(path)
+    try:
+        return {**read_file(path), "file": written}
+    except Damaged:
+        if path.name != "latest.pt" or not previous.is_file():
+            raise
+        content = read_file(previous)
+        print(f"note: {path} is damaged; the one before it is used, of step {content['step']:,}", file=sys.stderr)
+        return {**content, "file": written}
+
+
+class Damaged(UsageError):
+    """A file that is no checkpoint, or no longer one."""
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The content of one checkpoint file."""
     try:
         with zipfile.ZipFile(path) as file:
             if damaged := file.testzip():  # torch does not verify check sums
@@ -110,18 +227,27 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError(f"there is no checkpoint {path}") from None
     except Exception as error:  # torch raises many types of errors for damaged files
-        raise UsageError(
+        raise Damaged(
             f"{path} is damaged or not a checkpoint; the run's other one (latest.pt, best.pt) may still be good: "
             "evaluate.py policy RUN --checkpoint best"
         ) from error
     if not isinstance(content, dict) or any(key not in content for key in NEEDED):
-        raise UsageError(f"{path} is a PyTorch file but not a checkpoint of this program")
+        raise Damaged(f"{path} is a PyTorch file but not a checkpoint of this program")
     if content["format"] != FORMAT:
         raise UsageError(
             f"{path} has checkpoint format {content['format']}, and this version reads format {FORMAT} only; "
             "check out the commit named in the run's meta.json to use it"
         )
     return content
+
+
+def fingerprint(path: Path) -> tuple[int, int] | None:
+    """Tells a file from those that replace it; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def check_spaces(saved: Mapping[str, Any], spaces: Spaces) -> None:

@@ -24,10 +24,10 @@ import torch
 import torch.multiprocessing
 from torch import Tensor
 
-from agent.errors import NonFiniteError
+from agent.errors import NonFiniteError, WorkerFailure
 from agent.execution.eager import Eager
 from agent.learning.dreamer import Dreamer, Update
-from agent.runtime import keep_memory
+from agent.runtime import SIGNALS, keep_memory
 from world_model import Batch, LatentState
 
 
@@ -40,14 +40,17 @@ class DataParallel(Eager):
         self.workers: Workers | None = None
         self.random_states: list[Tensor] = []  # where the workers' random numbers go on, as a checkpoint had them
         self.depth = 0
+        self.broken = False  # an update was given up: what the workers answer next belongs to nothing
 
     def update(self, batch: Batch, progress: float = 0.0) -> Update:
         if self.workers is None:
             seed = torch.initial_seed() + 1_000_000_007  # far from those of other runs
             self.workers = Workers(self.agent, self.processes - 1, seed)
             self.workers.restore(self.random_states)
-        self.depth = self.agent.begin_update(progress)
-        return self.agent.update(batch, self.depth, self)
+        self.depth, self.broken = self.agent.begin_update(progress), True
+        update = self.agent.update(batch, self.depth, self)
+        self.broken = False
+        return update
 
     def scatter(self, batch: Batch) -> Batch:
         """Send every worker its sequences, and return ours."""
@@ -82,7 +85,9 @@ class DataParallel(Eager):
         return Update(joined, depths, metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"random": self.random_states if self.workers is None else self.workers.random_states()}
+        if self.workers is not None and not self.broken:
+            self.random_states = self.workers.random_states()
+        return {"random": self.random_states}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.random_states = saved.get("random", [])  # none where the run had one process
@@ -117,7 +122,7 @@ class Workers:
             mine, other = context.Pipe()
             arguments = other, agent, gradients, count + 1, seed + number
             self.processes.append(context.Process(target=serve, args=arguments, daemon=True))
-            with without_ctrl_c():
+            with without_signals():
                 self.processes[-1].start()
             other.close()
             self.pipes.append(mine)
@@ -156,7 +161,7 @@ class Workers:
         except (OSError, EOFError):
             raise ended() from None
         if isinstance(answer, str):
-            raise RuntimeError(f"a data-parallel worker failed:\n{answer}")
+            raise WorkerFailure(f"a process of --optimizer.workers failed:\n{answer}")
         return answer
 
     def close(self) -> None:
@@ -165,25 +170,27 @@ class Workers:
             pipe.close()  # which ends them
         for process in self.processes:
             process.join(5.0)
-            process.terminate()
+            process.kill()
 
 
 @contextmanager
-def without_ctrl_c() -> Iterator[None]:
-    """Processes that begin inside of this never hear Ctrl-C: it is for the first process, which saves."""
+def without_signals() -> Iterator[None]:
+    """Processes that begin inside of this never hear the signals that end a run: they are for the first process, which
+    saves. They end when it closes their pipe, or dies."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # it would allow the signal again when it begins
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
+        resource_tracker.ensure_running()  # it lives on its own, and unblocks some of them when it begins
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def ended() -> OSError:
-    return OSError("a data-parallel worker (--optimizer.workers) has ended")
+def ended() -> WorkerFailure:
+    return WorkerFailure("a process of --optimizer.workers has ended (killed, or out of memory?)")
 
 
 def to_arrays(value: Any) -> Any:
@@ -246,7 +253,8 @@ class Worker(Eager):
 
 def serve(pipe: Connection, agent: Dreamer, gradients: list[Tensor], processes: int, seed: int) -> None:
     """The life of a worker: until the pipe is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     keep_memory()
     torch.manual_seed(seed)

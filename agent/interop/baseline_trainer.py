@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agent.data.checkpoint import Store
-from agent.errors import Interrupted
+from agent.errors import EnvironmentFailure, Interrupted
 from agent.evaluation.episodes import Episode
 from agent.interop.baselines import Baseline
 from agent.logs.logger import Logger
-from agent.training.schedule import Every, ctrl_c
+from agent.training.evaluations import Evaluations, recent
+from agent.training.schedule import Every
+from agent.training.signals import end_on_signals
 from agent.training.trainer import TrainConfig
 
 
 class BaselineTrainer:
     """Trains a `Baseline`. The interface is that of `Trainer`, but a run cannot be resumed.
 
-    evaluate(final, stop) plays the evaluation episodes and raises Interrupted when stop() becomes true;
     store(name, content) saves a checkpoint; repeat: simulator steps per action.
     """
 
@@ -31,63 +31,51 @@ class BaselineTrainer:
         cfg: TrainConfig,
         agent: Baseline,
         logger: Logger,
-        evaluate: Callable[[bool, Callable[[], bool]], list[Episode]],
+        evaluations: Evaluations,
         store: Store,
         repeat: int = 1,
     ):
-        self.cfg, self.agent, self.logger, self.evaluate, self.store = cfg, agent, logger, evaluate, store
+        self.cfg, self.agent, self.logger, self.evaluations, self.store = cfg, agent, logger, evaluations, store
         self.repeat, self.step = repeat, 0
         self.returns: deque[float] = deque(maxlen=10)  # of the last training episodes
-        self.episodes: list[Episode] = []  # of the final evaluation
-        self.evaluations: list[float] = []  # means of the evaluations before the end
-        self.best = -np.inf
         self.finished = self.stopping = False
+        self.signal = signal.SIGINT  # what stopped it
 
     def run(self) -> bool:
-        """Train to the last step or minute and evaluate. False when Ctrl-C ended it before, with the agent saved."""
-        with ctrl_c(self.stop):
+        """Train to the last step or minute and evaluate. False when a signal ended it before, with the agent saved.
+
+        Raises EnvironmentFailure, with the agent saved.
+        """
+        with end_on_signals(self.stop):
             try:
                 self.agent.model.learn(self.cfg.steps // self.repeat, callback=TrainerCallback(self))
                 if not self.stopping:
-                    self.finish()
-            except Interrupted:  # Ctrl-C during an evaluation
+                    self.evaluations.final(self.step, lambda: self.stopping)
+                    self.finished = True
+            except Interrupted:  # in an evaluation
                 pass
-            self.save("latest")
+            except EnvironmentFailure:
+                self.save()
+                raise
+            self.save()
         return self.finished
 
-    def stop(self) -> None:
-        """End the run after the current step."""
-        self.stopping = True
+    def stop(self, number: int = signal.SIGINT) -> None:
+        """End the run after the current step; number: of the signal that asks for it."""
+        self.stopping, self.signal = True, signal.Signals(number)
 
-    def finish(self) -> None:
-        """The final evaluation."""
-        self.episodes = self.log_evaluation(final=True)
-        if self.best == -np.inf:  # nothing was evaluated before
-            self.save("best")
-        self.finished = True
+    @property
+    def episodes(self) -> list[Episode]:
+        """Of the final evaluation; none where it failed."""
+        return self.evaluations.episodes
 
-    def log_evaluation(self, final: bool) -> list[Episode]:
-        """Evaluate, log the episodes, and save the agent where it is the best so far; the final evaluation judges and
-        does not choose."""
-        episodes = self.evaluate(final, lambda: self.stopping)
-        mean = float(np.mean([episode["return"] for episode in episodes]))
-        self.logger.evaluation(self.step, cast(list[dict[str, float]], episodes))
-        self.logger.scalars(self.step, {"eval/return": mean})
-        if not final and mean >= self.best:
-            self.best = mean
-            self.save("best")
-        if not final:
-            self.evaluations.append(mean)
-        return episodes
-
-    def save(self, name: str) -> None:
-        """Write checkpoints/NAME.pt."""
-        self.store(name, {"step": self.step, "agent": self.agent.state_dict()})
+    def save(self) -> None:
+        """Write checkpoints/latest.pt."""
+        self.store("latest", {"step": self.step, "agent": self.agent.state_dict()})
 
     def recent(self) -> dict[str, float]:
-        """As `Trainer.recent`: mean returns of the last evaluations and training episodes."""
-        means = {"last_3_evaluations": self.evaluations[-3:], "last_10_training_episodes": list(self.returns)}
-        return {name: float(np.mean(values)) for name, values in means.items() if values}
+        """As `Trainer.recent`."""
+        return recent(self.evaluations, list(self.returns))
 
 
 class TrainerCallback(BaseCallback):
@@ -109,7 +97,7 @@ class TrainerCallback(BaseCallback):
             if "episode" in info:
                 self._log_episode(step, info["episode"])
         if self.should_eval(step) and share < 1.0:
-            trainer.log_evaluation(final=False)
+            trainer.evaluations.interim(step, lambda: trainer.stopping)
         if self.should_log(step):
             self._log(step)
         trainer.logger.progress(step, min(1.0, share))

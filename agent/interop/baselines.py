@@ -20,7 +20,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from agent.errors import UsageError
+from agent.env_stepper import require_finite
+from agent.errors import UsageError, failures
 from agent.interop.dream_env import HORIZON, DreamBatch, load_dream
 from agent.runtime import resolve_device
 from agent.settings import from_dict
@@ -40,10 +41,26 @@ def make_sb3_env(make_env: Callable[[], gym.Env[Any, Any]]) -> VecEnv:
     """One environment as the library's MlpPolicy takes it: observations flattened to a vector (1, O)."""
     env = make_env()
     try:
-        return DummyVecEnv([lambda: Monitor(gym.wrappers.FlattenObservation(env))])
+        return DummyVecEnv([lambda: Monitor(gym.wrappers.FlattenObservation(Named(env)))])
     except BaseException:
         env.close()
         raise
+
+
+class Named(gym.Wrapper[Any, Any, Any, Any]):
+    """What goes wrong inside the environment is an EnvironmentFailure, and what is not finite a BadStep."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        with failures():
+            obs, info = self.env.reset(seed=seed, options=options)
+        require_finite({name: np.asarray(value)[None] for name, value in obs.items()})
+        return obs, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        with failures():
+            obs, reward, *rest = self.env.step(action)
+        require_finite({name: np.asarray(value)[None] for name, value in obs.items()}, np.array([reward], np.float64))
+        return obs, reward, *rest
 
 
 def observation_size(spaces: Spaces) -> int:

@@ -13,12 +13,14 @@ import torch
 from agent.errors import UsageError
 from agent.evaluation.episodes import Evaluator
 from agent.runs.config import Config
+from agent.runs.folder import claimed
 from agent.runs.header import print_header
 from agent.runs.notes import Task, headline, notes
 from agent.runs.presets import check_baseline
-from agent.runs.run import new_folder, open_run, show_results, train_to_end
+from agent.runs.run import open_run, show_results, train_to_end
 from agent.runtime import seed_everything, set_threads
 from agent.spaces import spaces_of
+from agent.training.evaluations import Evaluations
 
 MakeEnv = Callable[..., gym.Env[Any, Any]]
 MakeVectorEnv = Callable[..., gym.vector.VectorEnv[Any, Any, Any]]
@@ -50,9 +52,13 @@ def train_baseline(
     with closing(worlds):
         agent = Baseline(config.agent, spaces, worlds, config.train, config.seed, device, repeat)
         evaluate = Evaluator(config.eval, agent, partial(make_vector_env, task, seed=config.eval.first_seed), repeat)
-        folder, counts = new_folder(config, task.slug, config.agent), agent.parameter_counts()
-        with open_run(config, str(task), spaces, device, counts, folder, config.train.steps) as run:
-            trainer = BaselineTrainer(config.train, agent, run.logger, evaluate, run.store, repeat)
+        counts, steps = agent.parameter_counts(), config.train.steps
+        with (
+            claimed(config.run_dir, task.slug, f"{config.agent}-s{config.seed}") as folder,
+            open_run(config, str(task), spaces, device, counts, folder, steps) as run,
+        ):
+            evaluations = Evaluations(agent, evaluate, run.logger, run.store, run.report)
+            trainer = BaselineTrainer(config.train, agent, run.logger, evaluations, run.store, repeat)
             machine = f"{device}, {config.agent} of stable-baselines3"
             machine += f", learning in the dream of {config.dream} alone" if config.dream else ""
             lines = notes(config, spaces, device, limit, cannot_draw)

@@ -98,7 +98,7 @@ def _read_config_file(path: str) -> dict[str, Any]:
 
 def _begun(run_dir: str) -> bool:
     """Whether a run in this folder has saved something to go on with."""
-    return (Path(run_dir) / "checkpoints" / "latest.pt").is_file()
+    return any((Path(run_dir) / "checkpoints" / name).is_file() for name in ("latest.pt", "previous.pt"))
 
 
 def _run_folder(resume: str) -> Path:

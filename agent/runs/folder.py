@@ -7,19 +7,82 @@ import json
 import os
 import platform
 import shlex
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, SoftFileLock, Timeout
 
+from agent.data.checkpoint import find_checkpoint, fingerprint
 from agent.errors import UsageError
 
 PACKAGES = ("torch", "numpy", "gymnasium", "dm-control", "mujoco")
 PROJECT = Path(__file__).resolve().parents[2]
+
+
+BEGUN = {"config.yaml", "meta.json", "metrics.jsonl", "episodes.csv", "eval.csv", "replay", "checkpoints", ".lock"}
+"""What is in the folder of a run before its first checkpoint, beside TensorBoard's files."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside of this nobody else writes into the run's folder. The lock ends with the process, however it ends.
+
+    Raises UsageError where another process has it.
+    """
+    lock: FileLock | SoftFileLock = FileLock(folder / ".lock")
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except NotImplementedError:  # a file system without locks: a file is one, and old ones are recognised by it
+            lock = SoftFileLock(folder / ".lock")
+            lock.acquire(timeout=0)
+    except Timeout:
+        process = read_meta(folder).get("process", {})
+        owner = f"process {process.get('id')} on {process.get('host')}" if process else "another process"
+        raise UsageError(
+            f"{folder} is in use by {owner}: wait until it has ended, or give another --run-dir"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def claimed(run_dir: str | None, slug: str, name: str, saved: Mapping[str, Any] | None = None) -> Iterator[Path]:
+    """The folder of a run, for this process alone: a new one (see `new_run_dir`), or that of the checkpoint `saved`,
+    from which a run goes on.
+
+    Raises UsageError where it belongs to another run, or another process.
+    """
+    if saved is None:
+        folder = new_run_dir(run_dir, slug, name)
+        with locked(folder):
+            if not unbegun(folder):  # another process was faster
+                raise UsageError(f"{folder} is not empty: another run began in it; choose another --run-dir")
+            yield folder
+        return
+    folder = Path(run_dir or "")
+    with locked(folder):
+        check_task(saved, folder)
+        if saved["file"] != fingerprint(find_checkpoint(folder)):
+            raise UsageError(f"{folder} has gone on in another process meanwhile: give the command again")
+        yield folder
+
+
+def unbegun(folder: Path) -> bool:
+    """Whether a folder is empty, or holds a run that ended before its first checkpoint: nothing is lost in it."""
+    names = {path.name for path in folder.iterdir() if not path.name.startswith("events.out.tfevents")}
+    return {name.removesuffix(".old") for name in names} <= BEGUN and not list(folder.glob("checkpoints/*.pt"))
 
 
 def new_run_dir(run_dir: str | None, slug: str, name: str) -> Path:
@@ -30,7 +93,7 @@ def new_run_dir(run_dir: str | None, slug: str, name: str) -> Path:
     if run_dir is not None:
         path = Path(run_dir)
         try:
-            taken = path.is_file() or (path.is_dir() and any(path.iterdir()))
+            taken = path.is_file() or (path.is_dir() and not unbegun(path))
             if not taken:
                 path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -82,6 +145,7 @@ class Meta:
         self.content = {
             "task": task,
             "commands": [*before.get("commands", []), shlex.join([Path(sys.executable).name, *sys.argv])],
+            "process": {"id": os.getpid(), "host": socket.gethostname()},
             "git": _git_state(),
             "versions": {"python": platform.python_version()} | _versions(),
             "device": str(device),

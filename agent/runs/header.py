@@ -17,7 +17,8 @@ from agent.spaces import Spaces
 class FinishedTrainer(Protocol):
     """What is printed of a trainer after its run."""
 
-    episodes: list[Episode]
+    @property
+    def episodes(self) -> list[Episode]: ...
 
     def recent(self) -> dict[str, float]: ...
 
@@ -55,6 +56,11 @@ def print_results(trainer: FinishedTrainer, task: str) -> dict[str, Any]:
 def resume_command(run_dir: Path) -> str:
     """The command that goes on with the run."""
     return f"{python_command()} train_agent.py --resume {shlex.quote(str(run_dir))}"
+
+
+def evaluate_command(run_dir: Path) -> str:
+    """The command that plays evaluation episodes with the run's agent."""
+    return f"{python_command()} evaluate.py policy {shlex.quote(str(run_dir))}"
 
 
 def python_command() -> str:

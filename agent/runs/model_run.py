@@ -11,7 +11,8 @@ from agent.data.dataset import check_dataset, load_dataset
 from agent.errors import NonFiniteError, UsageError
 from agent.execution import make_execution
 from agent.runs.config import Config
-from agent.runs.run import make_agent, new_folder, open_run
+from agent.runs.folder import claimed
+from agent.runs.run import make_agent, open_run
 from agent.runtime import keep_memory, seed_everything, set_threads
 from agent.training.offline import OfflineTrainer, check_lengths
 from world_model import cost
@@ -32,10 +33,13 @@ def train_model(config: Config, task: str, slug: str, device: torch.device) -> i
     agent = make_agent(config, dataset.spaces, device)
     if not agent.world.observation_model.decodes:
         raise UsageError("without a decoder no error can be measured: leave --model.image.objective redundancy out")
-    folder = new_folder(config, slug, f"model-{config.model.core.rpartition(':')[2]}")
+    name = f"model-{config.model.core.rpartition(':')[2]}-s{config.seed}"
     counts, updates = agent.parameter_counts(), config.offline.updates
     params, flops = cost(agent.world.core, config.model.loop.usual_loops)
-    with open_run(config, task, dataset.spaces, device, counts, folder, updates) as run:
+    with (
+        claimed(config.run_dir, slug, name) as folder,
+        open_run(config, task, dataset.spaces, device, counts, folder, updates) as run,
+    ):
         batch, execution = (config.train.batch, config.train.length), make_execution(agent)
         trainer = OfflineTrainer(
             config.offline, agent, execution, dataset, run.logger, run.store, batch, config.seed

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from agent.data.checkpoint import Store, make_store
+from agent.data.checkpoint import CheckpointStore
 from agent.data.replay import ReplayBuffer
-from agent.errors import EnvironmentFailure, NonFiniteError, UsageError
+from agent.errors import BadStep, EnvironmentFailure, NonFiniteError, UsageError, WorkerFailure
 from agent.evaluation.episodes import Agent, Episode
 from agent.evaluation.plots import draw_curves
 from agent.evaluation.video import save_video
@@ -22,8 +23,8 @@ from agent.learning.dreamer import Dreamer
 from agent.logs.logger import Logger
 from agent.runs.cli import save_yaml
 from agent.runs.config import Config
-from agent.runs.folder import Meta, new_run_dir
-from agent.runs.header import last_checkpoint_note, print_results, resume_command
+from agent.runs.folder import Meta
+from agent.runs.header import evaluate_command, last_checkpoint_note, print_results, resume_command
 from agent.runs.presets import preset
 from agent.settings import differences, to_dict, value_of
 from agent.spaces import Spaces
@@ -38,9 +39,12 @@ class AnyTrainer(Protocol):
 
 
 class AgentTrainer(AnyTrainer, Protocol):
-    """A trainer of something that acts."""
+    """A trainer of something that acts. signal: what stopped it."""
 
-    episodes: list[Episode]
+    signal: signal.Signals
+
+    @property
+    def episodes(self) -> list[Episode]: ...
 
     def run(self) -> bool: ...
 
@@ -53,9 +57,22 @@ class Run:
 
     folder: Path
     logger: Logger
-    store: Store
+    store: CheckpointStore
     meta: Meta
     trainer: AnyTrainer | None = None
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+    def report(self, step: int, what: str, error: Exception) -> None:
+        """Say that `what` failed at `step` and training goes on, and keep it in meta.json.
+
+        The first failure comes with its traceback: it is most often the environment's, whose author wants to see it.
+        """
+        if not self.failures:
+            traceback.print_exception(error.__cause__ or error)
+        line = f"{what} failed at step {step:,}: {cause_of(error)}"
+        print(f"note: {line}; training goes on", file=sys.stderr)
+        self.failures.append({"step": step, "what": what, "error": cause_of(error)})
+        self.meta.update(failures=self.failures[-100:])
 
 
 @contextmanager
@@ -65,7 +82,7 @@ def open_run(
     spaces: Spaces,
     device: torch.device,
     parameters: dict[str, int],
-    folder: Path | Callable[[], Path],
+    folder: Path,
     total: int,
     start: int = 0,
 ) -> Iterator[Run]:
@@ -74,7 +91,6 @@ def open_run(
     total: steps or updates of the whole run; start: the step from which a stopped run goes on. Raises UsageError
     where the logs of a stopped run are damaged.
     """
-    folder = folder if isinstance(folder, Path) else folder()
     try:
         logger = Logger(folder, total, start)
     except ValueError as error:
@@ -82,9 +98,10 @@ def open_run(
     try:
         save_yaml(config, folder / "config.yaml")
         meta = Meta(folder, task, device, parameters)
-        run = Run(folder, logger, make_store(folder, task, to_dict(config), spaces), meta)
+        run = Run(folder, logger, CheckpointStore(folder, task, to_dict(config), spaces), meta)
         try:
             yield run
+            run.store.wait()
         finally:
             if run.trainer is not None:
                 meta.update(step=run.trainer.step, finished=run.trainer.finished)
@@ -108,11 +125,6 @@ def make_replay(config: Config, envs: int, spaces: Spaces) -> ReplayBuffer:
     return ReplayBuffer(rows, envs, spaces.obs, actions, deter, stoch, config.seed)
 
 
-def new_folder(config: Config, slug: str, name: str) -> Path:
-    """The folder of a new run, --run-dir or runs/<slug>/<name>-sSEED-TIME."""
-    return new_run_dir(config.run_dir, slug, f"{name}-s{config.seed}")
-
-
 def train_to_end(run: Run, trainer: AgentTrainer, config: Config, resumes: bool = True) -> int:
     """Run the trainer, with a line for whatever ends it early. Returns the exit status.
 
@@ -120,8 +132,10 @@ def train_to_end(run: Run, trainer: AgentTrainer, config: Config, resumes: bool 
     """
     run.trainer = trainer
     ahead = f"to go on:\n  {resume_command(run.folder)}" if resumes else "baselines do not resume: start anew"
+    saved = f"everything is saved; {ahead}" if resumes else ahead
     try:
         finished = trainer.run()
+        run.store.wait()
         run.logger.hparams(changed_settings(config), {"eval/return": None})
         if finished:
             return 0
@@ -129,30 +143,50 @@ def train_to_end(run: Run, trainer: AgentTrainer, config: Config, resumes: bool 
         where = f"at step {trainer.step:,}; {last_checkpoint_note(run.folder)}"
         print(f"error: {error} is not finite {where}", file=sys.stderr)
         return 1
+    except BadStep as error:
+        skip = "; --train.on-bad-step skip leaves such rows out" if resumes else ""
+        print(f"error: {error}, after step {trainer.step:,}{skip}; {saved}", file=sys.stderr)
+        return 1
     except EnvironmentFailure as error:
         traceback.print_exception(error.__cause__)
-        saved = "saved, " if resumes else ""
-        print(f"error: the environment failed at step {trainer.step:,}: {error}; {saved}{ahead}", file=sys.stderr)
+        print(f"error: the environment failed after step {trainer.step:,}: {error}; {saved}", file=sys.stderr)
+        return 1
+    except WorkerFailure as error:
+        print(f"error: {error}, after step {trainer.step:,}; {saved}", file=sys.stderr)
         return 1
     except OSError as error:  # a full disk
         print(f"error: {error} at step {trainer.step:,}; {last_checkpoint_note(run.folder)}, {ahead}", file=sys.stderr)
         return 2
     if not resumes:
-        print(f"stopped at step {trainer.step}; {ahead}")
-        return 130
-    print(f"stopped and saved at step {trainer.step}; {ahead}")
-    return UNFINISHED if getattr(trainer, "sliced", False) else 130
+        print(f"stopped at step {trainer.step:,}; {ahead}")
+        return 128 + trainer.signal
+    print(f"stopped and saved at step {trainer.step:,}; {ahead}")
+    sliced = config.train.slice and trainer.signal == getattr(signal, "SIGUSR1", None)
+    return UNFINISHED if sliced or getattr(trainer, "sliced", False) else 128 + trainer.signal
 
 
 def show_results(
     run: Run, trainer: AgentTrainer, config: Config, task: str, unit: str, agent: Agent,
     make_env: Callable[[], Any], cannot_draw: str | None,
 ) -> None:  # fmt: skip
-    """After the last step: the numbers, the curve and a video."""
-    run.meta.update(results=print_results(trainer, task))
-    print(f"curve  {draw_curves(run.folder, f'{task}, {config.agent}, seed {config.seed}', unit)}")
-    if config.video:
-        print(cannot_draw or save_video(run.folder / "videos" / "eval_final.mp4", agent, make_env, config.eval))
+    """After the last step: the numbers, the curve and a video. The run is finished, whatever fails here."""
+    if trainer.episodes:
+        run.meta.update(results=print_results(trainer, task))
+    else:
+        command = evaluate_command(run.folder)
+        print(f"the run is finished and its final evaluation failed; to evaluate it later:\n  {command}")
+    try:
+        print(f"curve  {draw_curves(run.folder, f'{task}, {config.agent}, seed {config.seed}', unit)}")
+        if config.video:
+            print(cannot_draw or save_video(run.folder / "videos" / "eval_final.mp4", agent, make_env, config.eval))
+    except Exception as error:
+        run.report(trainer.step, "drawing the results", error)
+
+
+def cause_of(error: Exception) -> str:
+    """What went wrong, in one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, EnvironmentFailure) else f"{type(error).__name__}: {text}"
 
 
 def changed_settings(config: Config) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -32,7 +33,19 @@ class EpisodeCounter:
         """Add a row of the replay and log the episodes that it ends."""
         self.totals[:, row["is_first"]] = 0.0
         self.totals += np.stack([row["reward"], self.repeat * ~row["is_first"]])
-        for env in np.flatnonzero(row["is_last"]):
+        self.end(row["is_last"], step)
+
+    def cut(self, which: np.ndarray, step: int, skipped: int) -> None:
+        """Log the episodes `which` (E,) that ended because a step was not finite; skipped: such steps so far."""
+        self.end(which, step)
+        self.logger.scalars(step, {"episode/bad_steps": float(skipped)})
+        if str(skipped).strip("0") == "1":  # 1, 10, 100, ..
+            message = f"step {step:,}: a reward or an observation was not finite; {skipped:,} such rows skipped so far"
+            print(f"\nnote: {message}", file=sys.stderr)
+
+    def end(self, which: np.ndarray, step: int) -> None:
+        """Log the episodes `which` (E,)."""
+        for env in np.flatnonzero(which):
             ret, length = self.totals[:, env]
             self.returns.append(float(ret))
             self.logger.episode(step, int(env), float(ret), int(length))

@@ -12,17 +12,20 @@ from agent.errors import UsageError
 from agent.learning.dreamer import Dreamer
 
 RESUMED = (
-    "finished", "updates_done", "seconds", "row", "memory", "returns", "evaluations", "evaluated", "best", "actions",
+    "finished", "updates_done", "seconds", "row", "memory", "returns", "evaluations", "bad_steps", "actions",
     "execution", "random",
 )  # fmt: skip
 """What a checkpoint holds of the trainer, for a run that goes on."""
 
 
-def check_fits(saved: Mapping[str, Any], run_dir: Path, agent: Dreamer, replay: ReplayBuffer) -> None:
-    """Raise UsageError where a run cannot go on from a checkpoint, before anything in its folder is touched.
+def open_replay(replay: ReplayBuffer, run_dir: Path, saved: Mapping[str, Any] | None, agent: Dreamer) -> None:
+    """Open the images of the replay in the run's folder, and see whether a run can go on from the checkpoint `saved`.
 
-    The agent and the replay are then in the checkpoint's state.
+    The agent and the replay are then in its state. Raises UsageError, and touches nothing, where it cannot.
     """
+    if saved is None:
+        replay.open_image_store(images_folder(run_dir))
+        return
     missing = [name for name in RESUMED if not isinstance(saved["trainer"], dict) or name not in saved["trainer"]]
     try:
         if missing or not isinstance(saved["step"], int):

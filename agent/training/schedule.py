@@ -1,13 +1,8 @@
-"""When things happen in a run: every so many steps, so many updates per step, when it is over, and Ctrl-C."""
+"""When things happen in a run: every so many steps, so many updates per step, and when it is over."""
 
 from __future__ import annotations
 
-import os
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
 
 
 class Every:
@@ -40,6 +35,10 @@ class Ratio:
         return True
 
 
+SAVE_SECONDS = 240.0
+"""Longest time between two checkpoints: with what the last update or step before one takes, a run that is killed loses
+less than five minutes."""
+
 UNFINISHED = 75
 """Status of a run that has saved after its slice, and wants to go on."""
 
@@ -70,20 +69,3 @@ class Progress:
         """In [0, 1]; 1 when the run is over."""
         share = step / self.steps
         return min(1.0, max(share, self.seconds() / self.limit) if self.limit else share)
-
-
-@contextmanager
-def ctrl_c(stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C calls `stop`, which ends the loop after what it is doing now; the second one quits at once."""
-
-    def handle(*_: Any) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        stop()
-        # print could be what was interrupted, and it cannot be entered twice
-        os.write(2, b"\nstopping: saving first; Ctrl-C again quits without saving\n")
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import signal
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -14,7 +16,7 @@ import tyro
 from agent.data.checkpoint import Store
 from agent.data.replay import FLAGS, ReplayBuffer
 from agent.env_stepper import EnvStepper
-from agent.errors import EnvironmentFailure, Interrupted
+from agent.errors import EnvironmentFailure, Interrupted, WorkerFailure
 from agent.evaluation.episodes import Episode
 from agent.evaluation.plots import log_open_loop
 from agent.execution import Eager
@@ -24,8 +26,10 @@ from agent.logs.logger import Logger
 from agent.runtime import Stopwatch, random_states, restore_random_states
 from agent.seeds import TRAINING
 from agent.spaces import from_env
+from agent.training.evaluations import Evaluations, recent
 from agent.training.monitor import EpisodeCounter, Monitor
-from agent.training.schedule import Every, Progress, Ratio, ctrl_c
+from agent.training.schedule import SAVE_SECONDS, Every, Progress, Ratio
+from agent.training.signals import end_on_signals
 from world_model import Batch, LatentState
 from world_model.ranges import AT_LEAST_ONE, NOT_NEGATIVE, require
 
@@ -39,7 +43,8 @@ class TrainConfig:
     minutes: float = 0.0
     """Wall-clock minutes after which training ends, if its steps are not done before; 0 = no limit."""
     slice: float = 0.0
-    """Minutes after which the run saves and ends with status 75; the same command and --run-dir goes on. 0 = never."""
+    """Minutes after which the run saves and ends with status 75; the same command and --run-dir goes on. SIGUSR1 ends
+    a slice early. 0 = never."""
     envs: int = 1
     """Environments that step together."""
     lives_end: bool = False
@@ -61,7 +66,10 @@ class TrainConfig:
     log_every: int = 1000
     """Steps between two lines of metrics."""
     save_every: int = 10_000
-    """Steps between two checkpoints; 0 = only at the end."""
+    """Steps between two checkpoints; 0 = by time alone. A checkpoint is never older than four minutes."""
+    on_bad_step: Literal["stop", "skip"] = "stop"
+    """A reward or observation that is not finite: stop, with everything before it saved, or skip the row, so that the
+    episode ends before it, truncated."""
     threads: int = 0
     """Threads inside one operation on CPU; 0 = one or two, whichever is faster at the start."""
 
@@ -82,8 +90,7 @@ class TrainConfig:
 class Trainer:
     """Trains `agent` in `envs`, which step `repeat` simulator steps per action.
 
-    execution runs the updates; evaluate(final, stop) plays the evaluation episodes and raises Interrupted when
-    stop() becomes true; store(name, content) saves a checkpoint.
+    execution runs the updates; store(name, content, beside) saves a checkpoint.
     """
 
     def __init__(
@@ -94,14 +101,14 @@ class Trainer:
         envs: gym.vector.VectorEnv[Any, Any, Any],
         replay: ReplayBuffer,
         logger: Logger,
-        evaluate: Callable[[bool, Callable[[], bool]], list[Episode]],
+        evaluations: Evaluations,
         store: Store,
         seed: int,
         repeat: int = 1,
     ):
         self.cfg, self.agent, self.execution, self.envs, self.replay = cfg, agent, execution, envs, replay
-        self.logger, self.evaluate, self.store, self.seed, self.repeat = logger, evaluate, store, seed, repeat
-        self.step, self.stepper = 0, EnvStepper(envs)
+        self.logger, self.evaluations, self.store, self.seed, self.repeat = logger, evaluations, store, seed, repeat
+        self.step, self.stepper = 0, EnvStepper(envs, cfg.on_bad_step == "skip")
         self.updates = Ratio(cfg.ratio, cfg.prefill, cfg.pretrain)
         self.progress = Progress(cfg.steps, cfg.minutes, cfg.slice)
         self.row: dict[str, np.ndarray] = {}  # what was seen last and is not in the replay yet
@@ -111,28 +118,29 @@ class Trainer:
         self.counter = EpisodeCounter(envs.num_envs, repeat, logger)
         self.clock = Stopwatch()
         self.monitor = Monitor(agent, execution, logger, self.clock)
-        self.episodes: list[Episode] = []  # of the final evaluation
-        self.evaluations: list[float] = []  # means of the evaluations before the end
-        self.evaluated = -1  # step of the last of them
-        self.best = -np.inf
         self.finished = self.stopping = self.sliced = False  # sliced: this part of the run has had its minutes
+        self.signal = signal.SIGINT  # what stopped it, where it was no slice
+        self.saved_at = -SAVE_SECONDS
         envs.action_space.seed(seed)
 
     # ------------------------------------------------------------------ the loop
 
     def run(self) -> bool:
-        """Train to the last step or minute and evaluate. False when Ctrl-C ended it before, with everything saved.
+        """Train to the last step or minute and evaluate. False when a signal ended it before, with everything saved.
 
-        Raises NonFiniteError when a loss or gradient is not finite; no checkpoint is written then.
+        Raises EnvironmentFailure and WorkerFailure, with everything saved, and NonFiniteError, without saving, when a
+        loss or gradient is not finite.
         """
-        with ctrl_c(self.stop):
+        with end_on_signals(self.stop):
             try:
+                if not self.step:
+                    self.save()  # from here on there is something to go on with
                 self.loop()
                 if not self.stopping:
                     self.finish()
             except Interrupted:
-                pass  # Ctrl-C during an evaluation; the final one is played anew when the run goes on
-            except EnvironmentFailure:
+                pass  # in an evaluation; it is played anew when the run goes on
+            except (EnvironmentFailure, WorkerFailure):
                 self.save()
                 raise
             except KeyboardInterrupt:
@@ -146,8 +154,11 @@ class Trainer:
     def loop(self) -> None:
         """Interact and learn to the last step, or until somebody stops it."""
         cfg = self.cfg
-        due_log, due_eval, due_save = (Every(n, self.step) for n in (cfg.log_every, cfg.eval_every, cfg.save_every))
+        due_log, due_save = Every(cfg.log_every, self.step), Every(cfg.save_every, self.step)
+        due_eval = Every(cfg.eval_every, self.evaluations.tried)
         self.monitor.start(self.step)
+        if self.step and due_eval(self.step) and self.progress(self.step) < 1.0:
+            self.evaluate_between()  # the process was killed in it
         self.begin_episodes()
         while self.progress(self.step) < 1.0 and not self.stopping:
             self.interact()
@@ -158,15 +169,15 @@ class Trainer:
                 self.evaluate_between()
             if due_log(self.step) and not over:
                 self.monitor.write(self.step, self.last_batch, self.last_update)
-            if due_save(self.step) and not over:
-                self.save()
+            if (due_save(self.step) or self.unsaved_seconds() >= SAVE_SECONDS) and not over:
+                self.save(beside=True)
             self.logger.progress(self.step, self.progress(self.step))
             if not self.stopping and self.progress.over_for_now(0.5 if over else 1.0):
                 self.sliced = self.stopping = True  # half: the final evaluation wants a slice of its own
 
-    def stop(self) -> None:
-        """End the run after what it is doing now."""
-        self.stopping = True
+    def stop(self, number: int = signal.SIGINT) -> None:
+        """End the run after what it is doing now; number: of the signal that asks for it."""
+        self.stopping, self.signal = True, signal.Signals(number)
 
     # ------------------------------------------------------------------ interaction
 
@@ -211,13 +222,16 @@ class Trainer:
         with self.clock.timed("env"):
             obs, reward, terminated, truncated, _ = self.stepper.receive()
         with self.clock.timed("replay"):
-            self.replay.add(row, memory.state)
-            first = row["is_last"]  # this call was their reset: no action, no reward (NEXT_STEP)
+            bad = self.stepper.bad  # they have begun anew: the row at hand is the last one of their episode
+            self.replay.add({**row, "is_last": row["is_last"] | (bad & ~row["is_first"])}, memory.state)
+            first = row["is_last"] | bad  # this call was their reset: no action, no reward (NEXT_STEP)
             prev_action = memory.action.clamp(-1.0, 1.0).numpy(force=True) * ~first[:, None]
             last = (terminated | truncated) & ~first
             self.memory = memory
-            self.row = self.make_row(obs, prev_action, reward * ~first, first, last, terminated & ~first)
+            self.row = self.make_row(obs, prev_action, np.where(first, 0.0, reward), first, last, terminated & ~first)
         self.step += self.repeat * int((~first).sum())
+        if bad.any():
+            self.counter.cut(bad & ~row["is_first"] & ~row["is_last"], self.step, self.stepper.bad_steps)
         self.counter.add(self.row, self.step)
 
     def make_row(
@@ -242,57 +256,58 @@ class Trainer:
                 self.replay.write_back(where, update.states)
             self.logger.add(update.metrics)
             self.last_batch, self.last_update = batch, update
+            if self.unsaved_seconds() >= SAVE_SECONDS:  # there may be hundreds, right after the prefill
+                self.save(beside=True)
 
     # ------------------------------------------------------------------ evaluation
 
     def evaluate_between(self) -> None:
-        """Evaluate during training."""
-        self.evaluations.append(float(np.mean([episode["return"] for episode in self.log_episodes(final=False)])))
-        self.evaluated = self.step
+        """Evaluate during training. It may take long: what is new by more than a minute is saved before."""
+        if self.unsaved_seconds() >= 0.25 * SAVE_SECONDS:
+            self.save(beside=True)
+        with self.clock.timed("evaluate"):
+            self.evaluations.interim(self.step, lambda: self.stopping)
+        self.draw()
 
     def finish(self) -> None:
         """After the last step: save, evaluate, and save that it is done."""
-        if self.evaluated == self.step and self.evaluations:  # during training, and then the time was over
-            self.evaluations.pop()
         self.save()
-        self.episodes = self.log_episodes(final=True)
-        if self.best == -np.inf:  # nothing was evaluated before
-            self.store("best", self.agent_content())
+        with self.clock.timed("evaluate"):
+            self.evaluations.final(self.step, lambda: self.stopping)
+        self.draw()
         self.monitor.write(self.step, self.last_batch, self.last_update)
         self.finished = True
         self.save()
 
-    def log_episodes(self, final: bool) -> list[Episode]:
-        """Evaluate, keep the best agent, draw an open-loop prediction.
-
-        The final evaluation judges and does not choose: it plays other episodes, and more of them.
-        """
-        with self.clock.timed("evaluate"):
-            episodes = self.evaluate(final, lambda: self.stopping)
-        mean, loops = (float(np.mean([episode[name] for episode in episodes])) for name in ("return", "mean_loops"))
-        self.logger.evaluation(self.step, cast(list[dict[str, float]], episodes))
-        self.logger.scalars(self.step, {"eval/return": mean, "eval/loops": loops})
-        if not final and mean >= self.best:
-            self.best = mean
-            self.store("best", self.agent_content())
+    def draw(self) -> None:
+        """Log an open-loop prediction."""
         with self.clock.timed("log"):
-            log_open_loop(self.logger, self.step, self.agent, self.replay, self.seed)
-        return episodes
+            try:
+                log_open_loop(self.logger, self.step, self.agent, self.replay, self.seed)
+            except Exception as error:
+                self.evaluations.report(self.step, "drawing an open-loop prediction", error)
+
+    @property
+    def episodes(self) -> list[Episode]:
+        """Of the final evaluation; none where it failed."""
+        return self.evaluations.episodes
 
     def recent(self) -> dict[str, float]:
-        """Steadier numbers beside the final evaluation; those without episodes are left out."""
-        means = {"last_3_evaluations": self.evaluations[-3:], "last_10_training_episodes": list(self.counter.returns)}
-        return {name: float(np.mean(values)) for name, values in means.items() if values}
+        """Steadier numbers beside the final evaluation."""
+        return recent(self.evaluations, list(self.counter.returns))
 
     # ------------------------------------------------------------------ persistence
 
-    def agent_content(self) -> dict[str, Any]:
-        return {"step": self.step, "agent": self.agent.state_dict()}
+    def unsaved_seconds(self) -> float:
+        """Time since the last checkpoint."""
+        return time.monotonic() - self.saved_at
 
-    def save(self) -> None:
+    def save(self, beside: bool = False) -> None:
+        """Write latest.pt; beside: while training goes on, where it takes long."""
         with self.clock.timed("save"):
-            rest = {"replay": self.replay.state_dict(), "trainer": self.state_dict()}
-            self.store("latest", self.agent_content() | rest)
+            content = {"step": self.step, "agent": self.agent.state_dict(), "replay": self.replay.state_dict()}
+            self.store("latest", content | {"trainer": self.state_dict()}, beside=beside)
+            self.saved_at = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs beside agent and replay; loads with weights_only."""
@@ -303,9 +318,8 @@ class Trainer:
             "row": {name: torch.from_numpy(value) for name, value in self.row.items()},
             "memory": self.memory and {**self.memory.state._asdict(), "action": self.memory.action},
             "returns": list(self.counter.returns),
-            "evaluations": self.evaluations,
-            "evaluated": self.evaluated,
-            "best": float(self.best),
+            "evaluations": self.evaluations.state_dict(),
+            "bad_steps": self.stepper.bad_steps,
             "actions": self.envs.action_space.np_random.bit_generator.state,
             "execution": self.execution.state_dict(),
             "random": random_states(),
@@ -323,7 +337,8 @@ class Trainer:
             memory = {name: leaf.to(self.agent.device) for name, leaf in mine["memory"].items()}
             self.memory = Memory(LatentState(memory["deter"], memory["stoch"]), memory["action"])
         self.counter.returns.extend(mine["returns"])
-        self.evaluations, self.evaluated, self.best = list(mine["evaluations"]), mine["evaluated"], mine["best"]
+        self.evaluations.load_state_dict(mine["evaluations"])
+        self.stepper.bad_steps = mine["bad_steps"]
         self.envs.action_space.np_random.bit_generator.state = mine["actions"]
         self.execution.load_state_dict(mine["execution"])
         restore_random_states(mine["random"])
