@@ -62,8 +62,16 @@ class RolloutErrors:
         return np.array([row["step"] for row in rows]), np.array([row[name] for row in rows])
 
     def to_dict(self) -> dict[str, Any]:
-        """All tables as plain values, for JSON."""
-        return dataclasses.asdict(self)
+        """All tables as plain values, for JSON, which has no infinite numbers: they are None."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: plain(part) for name, part in value.items()}
+            if isinstance(value, list):
+                return [plain(part) for part in value]
+            return None if isinstance(value, float) and not math.isfinite(value) else value
+
+        return {name: plain(value) for name, value in dataclasses.asdict(self).items()}
 
 
 def recorded_rewards(recording: Recording) -> Tensor:

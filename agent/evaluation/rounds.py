@@ -54,7 +54,7 @@ def open_copies(make_envs: MakeEnvs, count: int, say: Say = say) -> Iterator[Env
                 envs = make_envs(1)
         except EnvironmentFailure:
             raise many from many.__cause__
-        note = f"note: only one copy of the environment can be made, so episodes are played one after the other ({many})"
+        note = f"note: only one copy of the environment can be made, episodes are played one after the other ({many})"
         if note not in _said:  # and not in every evaluation of a run
             _said.add(note)
             say(note)

@@ -1,13 +1,16 @@
-"""The traceback of an environment's error, as its author wants to see it: without the frames of this program."""
+"""Failures of an environment as its author wants to see them."""
 
 from __future__ import annotations
 
+import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 
-from agent.errors import EnvironmentFailure, made_to_be_read
+from agent.env_stepper import EnvStepper
+from agent.errors import EnvironmentFailure, UsageError, made_to_be_read
 
 PROGRAM = Path(__file__).resolve().parents[1]
 OURS = [PROGRAM / name for name in ("agent", "envs", "world_model", "train_agent.py", "evaluate.py")]
@@ -15,7 +18,7 @@ OURS.append(Path(gym.__file__).parent)
 
 
 def environment_traceback(failure: EnvironmentFailure) -> str:
-    """From the first frame on that belongs neither to this program nor to Gymnasium.
+    """The traceback of its cause, from the first frame on that belongs neither to this program nor to Gymnasium.
 
     Empty where there is none: then a check of this program has found what is wrong, and its message is enough.
     """
@@ -30,3 +33,12 @@ def environment_traceback(failure: EnvironmentFailure) -> str:
         return ""
     shown.stack = traceback.StackSummary.from_list(frames)
     return "".join(shown.format())
+
+
+def first_reset(envs: gym.vector.VectorEnv[Any, Any, Any], seed: int) -> None:
+    """Reset the environments before anything is written. Raises UsageError where that cannot work."""
+    try:
+        EnvStepper(envs).reset(seed)
+    except EnvironmentFailure as error:
+        print(environment_traceback(error), end="", file=sys.stderr)
+        raise UsageError(f"the environment fails in its first reset: {error}") from error
