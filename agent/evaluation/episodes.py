@@ -160,7 +160,7 @@ def run_episodes(
                 )
             progress.over = len(rows)
     if cut := sum(row["cut"] for row in rows):
-        say(cut_note(cut, episodes))
+        say(cut_note(cut, episodes, played.limit))
     return rows
 
 

@@ -50,7 +50,7 @@ def record(
     depend on the first seed, so those of two purposes differ even where an environment ignores its seed. Copies,
     limits, `say` and what is raised are as in `run_episodes`; MOST_BYTES of observations cut episodes off too.
     """
-    progress = Progress(say, len(seeds), "recording")
+    progress = Progress(say, len(seeds), "recorded")
     with open_copies(make_envs, len(seeds), say) as stepper, torch.random.fork_rng():
         count, parts = stepper.envs.num_envs, []
         for start in range(0, len(seeds), count):

@@ -22,6 +22,8 @@ MAX_STEPS = 100_000
 QUIET_SECONDS = 30.0
 """Seconds of playing after which a line says how far it has come."""
 
+ANY_SEED = "reset(seed=...) must accept any whole number: use seed % 1000, say"
+
 MakeEnvs = Callable[[int], gym.vector.VectorEnv[Any, Any, Any]]
 """make_envs(count) -> a vector environment of `count` copies; who calls it closes it."""
 
@@ -68,10 +70,13 @@ def open_copies(make_envs: MakeEnvs, count: int, say: Say = say) -> Iterator[Env
 
 
 class Progress:
-    """Says every QUIET_SECONDS how far the episodes have come. episodes: how many there will be, over all rounds."""
+    """Says every QUIET_SECONDS how far the episodes have come.
 
-    def __init__(self, say: Say, episodes: int, what: str = "evaluating"):
-        self.say, self.episodes, self.what = say, episodes, what
+    episodes: how many there will be, over all rounds; kind: "evaluation" or "recorded".
+    """
+
+    def __init__(self, say: Say, episodes: int, kind: str = "evaluation"):
+        self.say, self.episodes, self.kind = say, episodes, kind
         self.over = 0  # episodes of the rounds before
         self.said_at = time.monotonic()
 
@@ -84,7 +89,7 @@ class Progress:
         low, high = (f"{end(episodes.returns[episodes.wanted]):.4g}" for end in (np.min, np.max))
         returns = low if low == high else f"{low} to {high}"
         self.say(
-            f"{self.what}: {over} of {self.episodes} episodes over, the others {episodes.steps:,} steps long so far, "
+            f"{self.kind} episodes: {over} of {self.episodes} over, {episodes.steps:,} steps of the others played, "
             f"returns so far {returns}"
         )
 
@@ -92,7 +97,8 @@ class Progress:
 class Round:
     """One episode in each copy. Copies whose episode is over go on, and what they return does not count.
 
-    seeds: of the episodes, one for each copy; wanted: how many of the copies count.
+    seeds: of the episodes, one for each copy; wanted: how many of the copies count, by default all; limit: steps after
+    which episodes are cut off, by default MAX_STEPS.
 
     Attributes:
         running (E,): whose episode is not over; returns (E,); cut (E,): whose episode was cut off after `limit` steps.
@@ -100,10 +106,12 @@ class Round:
     """
 
     def __init__(
-        self, stepper: EnvStepper, seeds: range, progress: Progress, wanted: int | None = None, limit: int = MAX_STEPS
-    ):
+        self, stepper: EnvStepper, seeds: range, progress: Progress,
+        wanted: int | None = None, limit: int | None = None,
+    ):  # fmt: skip
         count = len(seeds)
-        self.stepper, self.seeds, self.progress, self.limit = stepper, seeds, progress, limit
+        self.stepper, self.seeds, self.progress = stepper, seeds, progress
+        self.limit = limit or MAX_STEPS
         self.wanted = np.arange(count) < (count if wanted is None else wanted)
         self.running, self.returns = self.wanted.copy(), np.zeros(count)
         self.cut, self.steps = np.zeros(count, bool), 0
@@ -115,10 +123,8 @@ class Round:
         except EnvironmentFailure as error:
             first, last = self.seeds[0], self.seeds[-1]
             seeds = f"the seed {first}" if first == last else f"the seeds {first} to {last}"
-            cause = error.__cause__
-            theirs = cause is not None and not made_to_be_read(cause) and not isinstance(cause, EOFError)
-            hint = "; reset(seed=...) must accept any whole number: use seed % 1000, say" if theirs else ""
-            raise type(error)(f"in the reset with {seeds}: {error}{hint}") from cause
+            hint = "" if error.__cause__ is None or isinstance(error.__cause__, EOFError) else f"; {ANY_SEED}"
+            raise placed(error, f"in the reset with {seeds}", hint) from error.__cause__
 
     def step(self, action: np.ndarray) -> Transition:
         """One step of all copies. Raises EnvironmentFailure, which names the step, and BadStep for a running copy."""
@@ -130,7 +136,8 @@ class Round:
             if (not_finite(obs, reward) & self.running).any():
                 require_finite({name: value[self.running] for name, value in obs.items()}, reward[self.running])
         except EnvironmentFailure as error:
-            raise type(error)(f"in step {self.steps:,} of an evaluation episode: {error}") from error.__cause__
+            kind = f"an {self.progress.kind}" if self.progress.kind == "evaluation" else f"a {self.progress.kind}"
+            raise placed(error, f"in step {self.steps:,} of {kind} episode") from error.__cause__
         self.returns += np.where(self.running, reward, 0.0)
         self.running = self.running & ~(terminated | truncated)
         if self.steps >= self.limit:
@@ -139,7 +146,13 @@ class Round:
         return transition
 
 
-def cut_note(cut: int, episodes: int, limit: int = MAX_STEPS) -> str:
+def placed(failure: EnvironmentFailure, where: str, hint: str = "") -> EnvironmentFailure:
+    """The failure with its place in front of its message; that of a check of ours names the place itself."""
+    cause = failure.__cause__
+    return failure if cause and made_to_be_read(cause) else type(failure)(f"{where}: {failure}{hint}")
+
+
+def cut_note(cut: int, episodes: int, limit: int) -> str:
     """A line about episodes that were cut off."""
     return (
         f"note: {cut} of {episodes} episodes did not end and were cut off after {limit:,} agent steps: "
