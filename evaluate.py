@@ -148,7 +148,10 @@ def model(args: ModelArgs, write: Write) -> None:
     print(f"{task}, {path}, step {saved['step']:,}\n{format_results(results)}")
     folder = Path(args.out) if args.out else run_folder(path) / "model"
     save_results(results, folder, {"task": str(task), "checkpoint": str(path), "step": saved["step"]})
-    save_all(draw_all(world, recordings, results, args.horizon, folder), folder)
+    try:
+        save_all(draw_all(world, recordings, results, args.horizon, folder), folder)
+    except ValueError as error:  # numbers that are not finite cannot be drawn
+        print(f"note: not all figures can be drawn: {error}")
     print(f"results {folder}")
     write(results.to_dict())
 

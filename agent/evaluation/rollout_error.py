@@ -98,15 +98,17 @@ def rollout_errors(
 ) -> RolloutErrors:
     """Predict from `windows` rows of each recording, with the exit rule and with each fixed number of loops.
 
-    All predictions start from the same posterior states, inferred with the exit rule. Raises ValueError when no
-    episode is long enough for any prediction.
+    All predictions start from the same posterior states, inferred with the exit rule. Raises UsageError when no
+    episode is long enough for any prediction, or no number of the observations ever changes.
     """
     results = RolloutErrors()
     metric = NormalisedError.fit(world.observation_model, [recording.episodes for recording in recordings])
     mean_reward = float(torch.cat([recorded_rewards(recording) for recording in recordings]).mean())
     usable = longest_horizon(recordings)
     if usable < 1:
-        raise ValueError("the recorded episodes are too short to predict anything")
+        raise UsageError("the recorded episodes are too short to predict anything: a prediction needs two rows or more")
+    if not metric.varies.any():
+        raise UsageError("the recorded observations never change, so there is nothing to predict")
     if horizon > usable:
         results.notes.append(f"the episodes are long enough for {usable} steps, not for {horizon}")
         horizon = usable
