@@ -70,7 +70,7 @@ def checkpoint_of(run: str, which: str = "latest") -> Path:
         newest = sorted(inside, key=lambda path: path.stat().st_mtime)[-5:]
         more = f", and {len(inside) - len(newest)} older ones" if len(inside) > len(newest) else ""
         names = " ".join(map(str, newest))
-        raise UsageError(f"{run} is no run but holds some; give one of them: {names}{more}") from error
+        raise UsageError(f"{run} is not a run folder but holds runs; give one of them: {names}{more}") from error
 
 
 # ---------------------------------------------------------------------- evaluate.py policy

@@ -213,7 +213,7 @@ def test_a_folder_of_runs_names_them(finished, script):
     for folder in (run.parent, run.parent.parent):
         done = script("evaluate.py", "policy", folder)
         assert done.returncode == 2
-        assert f"{folder} is no run but holds some; give one of them: {run}" in done.stderr
+        assert f"{folder} is not a run folder but holds runs; give one of them: {run}" in done.stderr
 
 
 def test_a_traceback_begins_where_this_program_ends():
