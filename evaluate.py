@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -26,7 +27,8 @@ import tyro
 
 from agent.data.checkpoint import check_spaces, find_checkpoint, read_checkpoint, run_folder
 from agent.data.dataset import dataset_line, export_dataset, rows_of, write_dataset
-from agent.errors import NonFiniteError, UsageError
+from agent.environment_failures import environment_traceback
+from agent.errors import EnvironmentFailure, NonFiniteError, UsageError
 from agent.evaluation.atari_scores import human_normalised
 from agent.evaluation.episodes import Agent, EvalConfig, Evaluator, loop_shares, summarise
 from agent.evaluation.open_loop import use_exit
@@ -58,12 +60,26 @@ def task_spaces(task: TaskId) -> Spaces:
         return spaces_of(envs)
 
 
+def checkpoint_of(run: str, which: str = "latest") -> Path:
+    """`find_checkpoint`; where `run` is a folder that holds runs, the message names some of them."""
+    try:
+        return find_checkpoint(run, which)
+    except UsageError as error:
+        inside = sorted(path.parent for depth in ("*", "*/*") for path in Path(run).glob(f"{depth}/checkpoints"))
+        if not inside or (Path(run) / "checkpoints").exists():
+            raise
+        newest = sorted(inside, key=lambda path: path.stat().st_mtime)[-5:]
+        more = f", and {len(inside) - len(newest)} older ones" if len(inside) > len(newest) else ""
+        names = " ".join(map(str, newest))
+        raise UsageError(f"{run} is not a run folder but holds runs; give one of them: {names}{more}") from error
+
+
 # ---------------------------------------------------------------------- evaluate.py policy
 
 
 def policy(args: PolicyArgs, write: Write) -> None:
     """Play evaluation episodes with one checkpoint."""
-    path = find_checkpoint(args.run, args.checkpoint)
+    path = checkpoint_of(args.run, args.checkpoint)
     saved = read_checkpoint(path)
     task, config = TaskId.parse(saved["task"]), saved_config(saved)
     if config.model_only:
@@ -113,7 +129,7 @@ def policy_video(args: PolicyArgs, path: Path, task: TaskId, agent: Agent, cfg: 
 
 def model(args: ModelArgs, write: Write) -> None:
     """Record episodes, predict them open loop, and write tables and figures."""
-    path = find_checkpoint(args.run, args.checkpoint)
+    path = checkpoint_of(args.run, args.checkpoint)
     saved = read_checkpoint(path)
     task, config = TaskId.parse(saved["task"]), saved_config(saved)
     agent = load_dreamer(saved, args.run)
@@ -133,7 +149,10 @@ def model(args: ModelArgs, write: Write) -> None:
     print(f"{task}, {path}, step {saved['step']:,}\n{format_results(results)}")
     folder = Path(args.out) if args.out else run_folder(path) / "model"
     save_results(results, folder, {"task": str(task), "checkpoint": str(path), "step": saved["step"]})
-    save_all(draw_all(world, recordings, results, args.horizon, folder), folder)
+    try:
+        save_all(draw_all(world, recordings, results, args.horizon, folder), folder)
+    except ValueError as error:  # numbers that are not finite cannot be drawn
+        print(f"note: not all figures can be drawn: {error}")
     print(f"results {folder}")
     write(results.to_dict())
 
@@ -157,7 +176,7 @@ def compare(args: CompareArgs, write: Write) -> None:
 
 def dataset(args: DatasetArgs, write: Write) -> None:
     """Write the replay of one run as a data set."""
-    path = find_checkpoint(args.run)
+    path = checkpoint_of(args.run)
     saved = read_checkpoint(path)
     variant = (position_entries(saved["task"]), "@nov") if args.nov else ()
     print(f"{dataset_line(export_dataset(saved, args.folder, path, *variant))}, in {args.folder}")
@@ -169,7 +188,7 @@ def collect(args: CollectArgs, write: Write) -> None:
     make_envs = partial(make_vector_env, task, seed=args.seed, asynchronous=task.is_parallel)
     spaces, agent = task_spaces(task), None
     if args.run:
-        saved = read_checkpoint(find_checkpoint(args.run))
+        saved = read_checkpoint(checkpoint_of(args.run))
         check_spaces(saved, spaces)
         agent = load_agent(saved, "cpu")
     recordings = record_batches(agent, spaces, make_envs, COLLECTION.episodes(args.seed, args.episodes))
@@ -185,7 +204,7 @@ def collect(args: CollectArgs, write: Write) -> None:
 
 def export(args: ExportArgs, write: Write) -> None:
     """Export the policy of one checkpoint."""
-    saved = read_checkpoint(find_checkpoint(args.run, args.checkpoint))
+    saved = read_checkpoint(checkpoint_of(args.run, args.checkpoint))
     agent, loop = load_dreamer(saved, args.run), saved_config(saved).model.loop
     loops = args.max_loops or max(1, round(loop.mean_loops))
     export_policy(agent, Path(args.file), loops)
@@ -205,18 +224,31 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Write], None]]] = {
 }
 
 
+def check_command(argv: list[str]) -> None:
+    """Raise UsageError where the first word is no command, with the nearest one."""
+    if not argv or argv[0].startswith("-") or argv[0] in COMMANDS:
+        return
+    near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    raise UsageError(f"there is no command {argv[0]!r}; {meant}the commands are {', '.join(COMMANDS)}")
+
+
 @lasting_streams()
 def main(argv: list[str]) -> int:
     """Run one command; errors that the user can correct are one line. Returns the exit status."""
-    with COUNTS:
-        types: dict[str, Callable[..., Any]] = {name: kind for name, (kind, _) in COMMANDS.items()}
-        args = tyro.extras.subcommand_cli_from_dict(types, args=argv, prog="evaluate.py")
     try:
+        check_command(argv)
+        with COUNTS:
+            types: dict[str, Callable[..., Any]] = {name: kind for name, (kind, _) in COMMANDS.items()}
+            args = tyro.extras.subcommand_cli_from_dict(types, args=argv, prog="evaluate.py")
         with json_output(getattr(args, "json", None)) as write:
             next(command for kind, command in COMMANDS.values() if isinstance(args, kind))(args, write)
     except (TaskError, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except EnvironmentFailure as error:
+        print(f"{environment_traceback(error)}error: the environment failed: {error}", file=sys.stderr)
+        return 1
     except NonFiniteError as error:
         print(f"error: {error} is not finite", file=sys.stderr)
         return 1

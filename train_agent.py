@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from agent.data.checkpoint import check_spaces
+from agent.environment_failures import first_reset
 from agent.errors import NonFiniteError, UsageError
 from agent.evaluation.episodes import Evaluator
 from agent.execution import make_execution
@@ -38,7 +39,7 @@ from agent.spaces import spaces_of
 from agent.training.evaluations import Evaluations
 from agent.training.resume import open_replay
 from agent.training.trainer import Trainer
-from envs import EPISODE_LIMIT, TaskError, TaskId, endless, make_env, make_vector_env, prepare_rendering
+from envs import EPISODE_LIMIT, TaskError, TaskId, endless, how_shown, make_env, make_vector_env, prepare_rendering
 
 
 def train(argv: list[str]) -> int:
@@ -76,6 +77,7 @@ def train_dreamer(
         make_vector_env(task, config.train.envs, config.seed, config.train.lives_end, task.is_slow)
     ) as envs:
         spaces = spaces_of(envs)
+        first_reset(envs, config.seed)
         if saved:
             check_spaces(saved, spaces)
         check_capacity(config, spaces, task.action_repeat, bool(saved))
@@ -97,7 +99,8 @@ def train_dreamer(
                 )  # fmt: skip
                 if saved:
                     trainer.load_state_dict(saved)
-                lines = [f"resume       {resume_command(folder)}", *notes(config, spaces, device, limit, cannot_draw)]
+                lines = [f"resume       {resume_command(folder)}", *how_shown(envs)]
+                lines += notes(config, spaces, device, limit, cannot_draw)
                 print_header(headline(config, task), spaces, counts, f"{device}, {config.preset}", folder, *lines)
                 status = train_to_end(run, trainer, config)
             if status == 0:

@@ -220,6 +220,5 @@ def test_a_run_that_went_on_meanwhile_is_not_resumed_from_where_it_was(make_trai
     with claimed(str(tmp_path), "toy", "x", saved):
         pass
     trainer.save()
-    trainer.save()
     with pytest.raises(UsageError, match="has gone on in another process"), claimed(str(tmp_path), "toy", "x", saved):
         pass

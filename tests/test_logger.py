@@ -285,12 +285,19 @@ def test_an_evaluation_replaces_one_of_the_same_step(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "text"), [("eval.csv", "\n"), ("eval.csv", "x,1\n"), ("metrics.jsonl", "{}\n")])
-def test_damaged_logs_are_named(tmp_path, name, text):
-    Logger(tmp_path, 100, console=False).close()
-    with (tmp_path / name).open("a") as file:
-        file.write(text)
-    with pytest.raises(ValueError, match=f"{name} is damaged"):
-        Logger(tmp_path, 100, start_step=10, console=False)
+def test_damaged_lines_are_left_out_and_kept_beside(tmp_path, capsys, name, text):
+    log = Logger(tmp_path, 100, console=False)
+    log.episode(5, 0, 1.0, 5)
+    log.write(5)
+    log.evaluation(5, [evaluation_row(0)])
+    log.close()
+    whole = (tmp_path / name).read_text()
+    (tmp_path / name).write_text(whole + text)
+    log = Logger(tmp_path, 100, start_step=10, console=False)
+    assert f"{name} has 1 damaged line" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == whole
+    assert (tmp_path / f"{name}.damaged").read_text() == whole + text
+    log.close()
 
 
 def test_output_stays_ascii_where_the_terminal_is(tmp_path, monkeypatch):

@@ -195,21 +195,22 @@ def run_folder(checkpoint: Path) -> Path:
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Load a checkpoint to the CPU; nothing in the file is executed. In place of a latest.pt that is damaged the one
-    before it is read, with a line on standard error.
+    """Load a checkpoint to the CPU; nothing in the file is executed. "file" in it tells the file at `path` from later
+    ones.
 
-    Raises UsageError when the file is missing, damaged, of another format, or not a checkpoint of this program.
+    In place of a latest.pt that is damaged the one before it is read, with a line on standard error. Raises UsageError when the file is missing, damaged, of another format, or not a checkpoint of this program.
     """
     path = Path(path)
     previous = path.with_name("previous.pt")
+    written = fingerprint(path)
     try:
-        return read_file(path)
+        return {**read_file(path), "file": written}
     except Damaged:
         if path.name != "latest.pt" or not previous.is_file():
             raise
         content = read_file(previous)
         print(f"note: {path} is damaged; the one before it is used, of step {content['step']:,}", file=sys.stderr)
-        return content
+        return {**content, "file": written}
 
 
 class Damaged(UsageError):
@@ -217,9 +218,8 @@ class Damaged(UsageError):
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """One checkpoint file, and as "file" what tells it from later ones of the same name."""
+    """The content of one checkpoint file."""
     try:
-        written = fingerprint(path)
         with zipfile.ZipFile(path) as file:
             if damaged := file.testzip():  # torch does not verify check sums
                 raise ValueError(f"the check sum of {damaged} is wrong")
@@ -240,12 +240,15 @@ def read_file(path: Path) -> dict[str, Any]:
         )
     if wrong := [name for name, kind in NEEDED.items() if not isinstance(content[name], kind)]:
         raise Damaged(f"{path} is not a checkpoint of this program: its {wrong[0]} is of another type")
-    return {**content, "file": written}
+    return content
 
 
-def fingerprint(path: Path) -> tuple[int, int]:
-    """Tells a checkpoint file from those that replace it. Raises OSError where there is none."""
-    status = path.stat()
+def fingerprint(path: Path) -> tuple[int, int] | None:
+    """Tells a file from those that replace it; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
     return status.st_ino, status.st_mtime_ns
 
 

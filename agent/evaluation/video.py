@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from agent.evaluation.episodes import Agent, EvalConfig
+from agent.evaluation.rounds import MAX_STEPS
 from agent.logs.video import depth_strip, write_video
 
 VIDEO_FRAMES = 500
-"""Most frames of a video; the episode is played to its end all the same, for its return."""
+"""Most frames of a video; the episode is played to its end (or MAX_STEPS) all the same, for its return."""
 MAX_FPS = 30.0  # faster tasks are shown with steps left out: drawing without a GPU is slow
 
 
@@ -43,7 +44,7 @@ def record_episode(
                 frames.append(np.asarray(env.render()))
                 depths.append(float(depth[0]))
             obs, reward, terminated, truncated, _ = env.step(action[0])
-            total, step, over = total + float(reward), step + 1, terminated or truncated
+            total, step, over = total + float(reward), step + 1, terminated or truncated or step + 1 >= MAX_STEPS
     return np.stack(frames), np.array(depths), fps / stride, total
 
 

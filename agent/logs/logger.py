@@ -8,6 +8,8 @@ import csv
 import json
 import math
 import os
+import shutil
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -46,7 +48,7 @@ class Logger:
     `run_dir` is made when missing; progress is shown relative to `total_steps`.
     `start_step` > 0 continues a run: what was logged after that step is removed, so that steps increase throughout.
     With `start_step` 0 logs that lie in the folder are renamed to `*.old`.
-    `console` False prints nothing. Raises ValueError when a log in the folder is damaged or has other columns.
+    `console` False prints nothing. Raises ValueError when a log in the folder has other columns.
     """
 
     def __init__(
@@ -253,7 +255,8 @@ def _truncate_log(path: Path, start_step: int, columns: tuple[str, ...] | None, 
 
     `columns`: the columns of a CSV whose first is the step, None for lines of JSON. The last line is removed when it
     has no line end: the run was stopped while writing it. With start_step 0 an old file is renamed to *.old if
-    `move_aside`. Raises ValueError when the file is damaged.
+    `move_aside`. Of a file with other lines that cannot be read a copy *.damaged is kept, and a line is printed.
+    Raises ValueError when the columns are others.
     """
     header = [",".join(columns)] if columns else []
     lines = []
@@ -261,16 +264,30 @@ def _truncate_log(path: Path, start_step: int, columns: tuple[str, ...] | None, 
         if start_step == 0 and move_aside:
             os.replace(path, path.with_name(path.name + ".old"))
         else:
-            lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     if lines and lines[: len(header)] != header:
         raise ValueError(f"{path} has the columns {lines[0]}, expected {header[0]}")
     rows = lines[len(header) :]
-    try:
-        steps = [int(row.split(",")[0]) if columns else int(json.loads(row)["step"]) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: a line has no step; repair it, or move it away") from error
-    kept = [row for row, step in zip(rows, steps, strict=True) if step <= start_step]
+    steps = [_step_of(row, columns) for row in rows]
+    if None in steps:
+        copy = path.with_name(path.name + ".damaged")
+        shutil.copyfile(path, copy)
+        print(f"note: {path} has {steps.count(None)} damaged lines, which are left out; {copy} has them", file=sys.stderr)
+    kept = [row for row, step in zip(rows, steps, strict=True) if step is not None and step <= start_step]
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(row + "\n" for row in header + kept), encoding="utf-8")
     os.replace(temporary, path)
     return kept
+
+
+def _step_of(row: str, columns: tuple[str, ...] | None) -> int | None:
+    """The step of a CSV row with these columns, or of a line of JSON; None where it is damaged."""
+    try:
+        if columns is None:
+            line = json.loads(row)
+            float(line["wall"])
+            return int(line["step"])
+        numbers = [float(number) for number in row.split(",")]
+        return int(row.split(",")[0]) if len(numbers) == len(columns) else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None

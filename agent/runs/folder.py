@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from filelock import FileLock, SoftFileLock, Timeout
 
-from agent.data.checkpoint import fingerprint
+from agent.data.checkpoint import find_checkpoint, fingerprint
 from agent.errors import UsageError
 
 PACKAGES = ("torch", "numpy", "gymnasium", "dm-control", "mujoco")
@@ -74,7 +74,7 @@ def claimed(run_dir: str | None, slug: str, name: str, saved: Mapping[str, Any] 
     folder = Path(run_dir or "")
     with locked(folder):
         check_task(saved, folder)
-        if saved["file"] not in map(fingerprint, (folder / "checkpoints").glob("*.pt")):
+        if saved["file"] != fingerprint(find_checkpoint(folder)):
             raise UsageError(f"{folder} has gone on in another process meanwhile: give the command again")
         yield folder
 
