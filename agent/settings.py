@@ -46,17 +46,24 @@ def shown(value: Any) -> str:
         return "a number of thousands of digits"
 
 
+def home_expanded(name: str, path: str) -> str:
+    """The path with ~ replaced by the home folder: shells leave it in --run-dir=~/x. name: of the setting.
+
+    Raises ValueError for a path that no message can show: with line breaks, or bytes that are no letters.
+    """
+    if bad := [letter for letter in path if ord(letter) < 32 or "\ud800" <= letter <= "\udfff"]:
+        raise ValueError(f"{option(name)} {shown(path)} holds {bad[0]!r}: give a name of letters")
+    return os.path.expanduser(path)
+
+
 def expand_home(settings: Any, *names: str) -> None:
-    """In these fields of a frozen dataclass, paths or tuples of them, replace ~ by the home folder: shells leave it in
-    --run-dir=~/x. Raises ValueError for what no path can be."""
+    """`home_expanded` for these fields of a frozen dataclass, paths or tuples of them."""
     for name in names:
         value = getattr(settings, name)
-        paths = [os.path.expanduser(path) for path in (value if isinstance(value, tuple) else (value or "",))]
-        for path in paths:
-            if bad := [letter for letter in path if ord(letter) < 32 or "\ud800" <= letter <= "\udfff"]:
-                raise ValueError(f"{option(name)} {shown(path)} holds {bad[0]!r}: give a name of letters")
-        if value is not None:
-            object.__setattr__(settings, name, tuple(paths) if isinstance(value, tuple) else paths[0])
+        if isinstance(value, tuple):
+            object.__setattr__(settings, name, tuple(home_expanded(name, path) for path in value))
+        elif value is not None:
+            object.__setattr__(settings, name, home_expanded(name, value))
 
 
 def names(kind: type[Any], prefix: str = "") -> Iterator[str]:

@@ -239,3 +239,14 @@ def test_a_malformed_sweep_is_one_line(words):
     with pytest.raises(UsageError) as caught:
         parse_sweep(["toy:cue", *words])
     assert one_line(str(caught.value))
+
+
+@pytest.mark.parametrize("words", [
+    ["--resume", "two\nlines"], ["--config", "two\nlines"], ["--run-dir=two\nlines", "--train.slice", "1"],
+    ["--model.loop.expand", "inf"], ["--model.loop.expand=nan"], ["--steps", "1e999"], ["--steps", "9" * 5000],
+])  # fmt: skip
+def test_values_that_cannot_be_end_the_command_with_status_2(words, capsys):
+    with pytest.raises((UsageError, SystemExit)) as caught:
+        parse_cli(["toy:cue", *words])
+    assert one_line(str(caught.value))
+    assert caught.type is UsageError or caught.value.code == 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from agent.errors import UsageError
 from agent.runs.config import Config, saved_config
 from agent.runs.header import evaluate_command
 from agent.runs.presets import PRESETS, preset
-from agent.settings import differences, from_dict, merge, option, parse_count, shown, to_dict
+from agent.settings import differences, from_dict, home_expanded, merge, option, parse_count, shown, to_dict
 
 COUNTS = ConstructorRegistry()
 """Use `with COUNTS:` around tyro: whole numbers are then read by `parse_count`."""
@@ -63,10 +62,10 @@ def parse_cli(
     for word in ("--preset", "--resume", "--device", "--run-dir", "--train.slice"):
         early.add_argument(word, nargs="?")  # a missing value is for tyro to complain about
     first, _ = early.parse_known_args([re.sub("^--run_dir", "--run-dir", word) for word in argv])
-    run = first.resume and os.path.expanduser(first.resume)
+    run = first.resume and _path("resume", first.resume)
     if path is not None and run is not None:
         raise UsageError("--config starts a new run and --resume goes on with an old one: give one of the two")
-    run_dir = os.path.expanduser(first.run_dir or "")
+    run_dir = _path("run_dir", first.run_dir or "")
     if run is None and getattr(first, "train.slice") and run_dir and _begun(run_dir):
         run = run_dir
     if run is not None:
@@ -101,7 +100,15 @@ def _split_config_file(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     options, others = parser.parse_known_args(argv)
     if options.config == "":
         raise UsageError("--config needs a file: --config runs/TASK/NAME/config.yaml")
-    return options.config and os.path.expanduser(options.config), others
+    return options.config and _path("config", options.config), others
+
+
+def _path(name: str, text: str) -> str:
+    """`home_expanded`, before the settings are read. Raises UsageError."""
+    try:
+        return home_expanded(name, text)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _read_config_file(path: str) -> dict[str, Any]:
