@@ -116,7 +116,7 @@ class Unseen(Metronome):
         return {"state": seen["state"] * np.nan} if self.judged else seen
 
 
-@pytest.mark.parametrize(("kind", "cause"), [(Level, "no level 1")])
+@pytest.mark.parametrize(("kind", "cause"), [(Level, "no level 1"), (Unseen, "observation state is nan")])
 def test_evaluations_that_fail_are_reported_and_training_ends_as_it_should(make_trainer, tmp_path, kind, cause):
     failures = []
     trainer = make_trainer(tmp_path, lambda n: metronomes(n, kind), steps=300, eval_every=120, failures=failures)
