@@ -16,7 +16,6 @@ import difflib
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,11 +86,10 @@ def policy(args: PolicyArgs, write: Write) -> None:
     if config.agent != "dreamer" and args.exit:
         raise UsageError(f"{args.run} is a run of {config.agent}, which has no loops: leave --exit out")
     agent = load_agent(saved, args.device) if args.sb3 is None else load_sb3_agent(args.sb3, saved)
-    cfg = args.eval_config(config.eval)
-    if args.exit and isinstance(agent, Dreamer):
-        cfg = replace(cfg, max_loops=args.loop_cap(config))
+    cfg, max_loops = args.eval_config(config.eval), args.loop_cap(config)
+    if args.exit and max_loops and isinstance(agent, Dreamer):
         try:
-            use_exit(agent, args.exit, args.loop_cap(config), args.exit_threshold, args.exit_histogram)
+            use_exit(agent, args.exit, max_loops, args.exit_threshold, args.exit_histogram)
         except ValueError as error:
             raise UsageError(f"--exit {args.exit}: {error}") from error
     torch.set_num_threads(config.train.threads or 1)  # batches of ten rows: more threads do not help
@@ -99,7 +97,8 @@ def policy(args: PolicyArgs, write: Write) -> None:
 
     check_spaces(saved, task_spaces(task))
     make_envs = partial(make_vector_env, task, seed=cfg.first_seed, asynchronous=task.is_parallel)
-    episodes = Evaluator(cfg, agent, make_envs, task.action_repeat, task.evaluation_episodes)(final=True)
+    evaluate = Evaluator(cfg, agent, make_envs, task.action_repeat, task.evaluation_episodes, max_loops)
+    episodes = evaluate(final=True)
     result, shares = summarise(episodes), loop_shares(episodes)
     print(f"{task}, {args.sb3}" if args.sb3 else f"{task}, {path}, step {saved['step']:,}")
     print(format_summary(result))
@@ -110,18 +109,20 @@ def policy(args: PolicyArgs, write: Write) -> None:
         print(f"human-normalised {human:.3f}")
     write({
         "task": str(task), "checkpoint": args.sb3 or str(path), "step": None if args.sb3 else saved["step"],
-        "max_loops": cfg.max_loops, "exit": None if args.sb3 else args.exit or config.model.loop.exit,
+        "max_loops": max_loops, "exit": None if args.sb3 else args.exit or config.model.loop.exit,
         "summary": result, "loop_shares": shares, "human_normalised": human, "episodes": episodes,
     })  # fmt: skip
     if args.video:
-        print(cannot_draw or policy_video(args, path, task, agent, cfg))
+        print(cannot_draw or policy_video(args, path, task, agent, cfg, max_loops))
 
 
-def policy_video(args: PolicyArgs, path: Path, task: TaskId, agent: Agent, cfg: EvalConfig) -> str:
+def policy_video(
+    args: PolicyArgs, path: Path, task: TaskId, agent: Agent, cfg: EvalConfig, max_loops: int | None
+) -> str:
     """Record the first episode into the run's videos/; returns a line for the terminal."""
     name = Path(args.sb3 or path).stem
     target = run_folder(path) / "videos" / f"policy_{name}_{args.seed}.mp4"
-    return save_video(target, agent, partial(make_env, task, render=True), cfg)
+    return save_video(target, agent, partial(make_env, task, render=True), cfg, max_loops)
 
 
 # ---------------------------------------------------------------------- evaluate.py model

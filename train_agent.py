@@ -54,7 +54,7 @@ def train(argv: list[str]) -> int:
     cannot_draw = prepare_rendering(task.draws or (config.video and task.suite == "dmc"))
     limit = EPISODE_LIMIT if endless(task) else None
     if config.agent != "dreamer":
-        return train_baseline(config, task, device, make_env, make_vector_env, limit, cannot_draw)
+        return train_baseline(config, task, device, make_env, make_vector_env, limit, cannot_draw, how_shown)
     return train_dreamer(config, saved, task, device, limit, cannot_draw)
 
 

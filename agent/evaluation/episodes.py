@@ -59,11 +59,9 @@ class EvalConfig:
     """Episodes of each evaluation during training."""
     seed: int = 0
     """Which episodes: the first final one has the seed 1,000,000,000 + this number, see agent/seeds.py."""
-    max_loops: int | None = None
-    """Most loops per step; by default as the model is configured."""
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "interim_episodes", "max_loops"):
+        for name in ("episodes", "interim_episodes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--eval.{name.replace('_', '-')} must be at least 1, got {value}")
@@ -92,6 +90,8 @@ class Evaluator:
     """Simulator steps per action."""
     default_episodes: int = 10
     """Episodes of the final evaluation where `cfg` names no number."""
+    max_loops: int | None = None
+    """Most loops per step; by default as the model is configured."""
     say: Say = say
     """Shows a line to a person."""
 
@@ -102,7 +102,7 @@ class Evaluator:
         count = (cfg.episodes or self.default_episodes) if final else cfg.interim_episodes
         first_seed = purpose.episodes(cfg.seed, count).start
         return run_episodes(
-            self.agent, self.make_envs, count, first_seed, cfg.max_loops, repeat=self.repeat, stop=stop, say=self.say
+            self.agent, self.make_envs, count, first_seed, self.max_loops, repeat=self.repeat, stop=stop, say=self.say
         )
 
 

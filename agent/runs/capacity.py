@@ -71,12 +71,12 @@ def _rounded(rows: float) -> int:
 
 def _free_on_disk(folder: Path) -> float:
     """Free bytes where the folder is or will be, with what its replay and checkpoints occupy already."""
-    kept = [path for part in ("replay", "checkpoints") for path in folder.glob(f"{part}/*") if path.is_file()]
-    occupied = sum(getattr(path.stat(), "st_blocks", 0) * 512 for path in kept)
     try:
+        kept = [path for part in ("replay", "checkpoints") for path in folder.glob(f"{part}/*") if path.is_file()]
+        occupied = sum(getattr(path.stat(), "st_blocks", 0) * 512 for path in kept)
         here = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
         return float(shutil.disk_usage(here).free + occupied)
-    except (OSError, StopIteration):
+    except (OSError, StopIteration):  # a name that cannot be is refused where the folder is made
         return math.inf
 
 
