@@ -165,7 +165,7 @@ def replay_problems(saved, replay, run, legs):
     for env in range(len(first)):
         known = [(ret, length) for step, number, ret, length in logged if number == env and step <= saved["step"]]
         found += episode_problems(env, known, episodes(columns, env, repeat), legs)
-    for name, values in replay["rows"].items():
+    for values in replay["rows"].values():
         if values.ndim == 5 and "Told" in saved["task"]:
             found += image_problems(np.asarray(values), np.asarray(replay["rows"]["reward"]), replay)
     return found

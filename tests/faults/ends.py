@@ -40,6 +40,8 @@ KILOBYTES = {"vector": 1500, "discrete": 1500, "several": 1500, "images": 18000}
 """What a run's folder takes, about."""
 KINDS = {"KILL": 22, "TERM": 10, "INT": 10, "HUP": 7, "USR1": 4, "USR1 in a slice": 4, "two signals": 10, "pipe": 8,
          "pipe and INT": 6, "disk": 10, "worker": 5, "environment": 5}  # fmt: skip
+AGAIN = {name: KINDS[name] for name in ("KILL", "TERM", "INT", "HUP", "two signals", "pipe", "pipe and INT")}
+"""Kinds by which a resumed run is ended."""
 MOMENTS = {"start": 15, "step": 50, "save": 15, "end": 20}
 SIGNALS = {"TERM": signal.SIGTERM, "INT": signal.SIGINT, "HUP": signal.SIGHUP, "USR1": signal.SIGUSR1}
 LIMIT = 400.0
@@ -69,8 +71,7 @@ class Case:
         workers = 2 if kind == "worker" or rng.random() < 0.2 else 1
         ends = [(kind, pick(MOMENTS), rng.random())]
         while rng.random() < 0.3 and len(ends) < 3:  # ended again
-            ends.append((pick({name: weight for name, weight in KINDS.items() if name not in
-                               ("worker", "environment", "disk", "USR1 in a slice")}), pick(MOMENTS), rng.random()))  # fmt: skip
+            ends.append((pick(AGAIN), pick(MOMENTS), rng.random()))
         return cls(number, task, workers, real, ends)
 
 
@@ -141,7 +142,8 @@ class Trial:
             lost = self.checks.seen_step(self.run) - step
             self.lost.append((max(0, lost), died - written if lost > 0 else 0.0))
             self.reference = self.reference or self.checks.settings(self.run)
-            allowed = 0 if kind in (*SIGNALS, "USR1 in a slice", "worker", "environment") or status == 0 else SAVE_EVERY + 6
+            losing = kind in ("KILL", "two signals", "disk", "pipe and INT") and status != 0
+            allowed = SAVE_EVERY + 6 if losing else 0
             if lost > allowed:
                 self.wrong.append(f"{kind}: {lost} steps lost, {allowed} allowed")
             if not finished:
@@ -155,31 +157,34 @@ class Trial:
         say = lambda text: self.wrong.append(f"{kind}: {text}; {err.strip()[-300:]}")  # noqa: E731
         if self.orphan_seconds == float("inf"):
             say("a process of the run is left alive")
-        over = self.saved and self.saved[1]
+        over = self.saved is not None and self.saved[1]
         if "Traceback" in err and not (status == -signal.SIGINT and self.saved == before):
             say("a traceback")
-        if kind == "none" and status != 0:
-            say(f"status {status}, though nothing happened to it")
-        elif kind == "pipe" and status != 0:
+        unexpected = {
+            "none": status != 0, "pipe": status != 0, "disk": status not in (0, 2),
+            "worker": status != 1 and not (status == 0 and over),
+            "environment": status != 1 and not (status == 0 and over),
+        }  # fmt: skip
+        if unexpected.get(kind, not self.answers_signal(kind, status, before, over)):
             say(f"status {status}")
-        elif kind == "disk" and status not in (0, 2):
-            say(f"status {status}")
-        elif kind in ("worker", "environment") and status != 1 and not (status == 0 and over):
-            say(f"status {status}")
-        elif kind.endswith(tuple(SIGNALS)) or kind in ("USR1 in a slice", "two signals"):
-            name = "INT" if kind == "pipe and INT" else kind.split()[0]
-            numbers = [SIGNALS[name]] if name in SIGNALS else list(SIGNALS.values())
-            fine = [75] if "slice" in kind else [128 + number for number in numbers]
-            asked = status in fine
-            begun = self.saved is not None and self.saved != before  # training had begun: the signal has a handler
-            early = status in [-number for number in numbers] + [130] * (signal.SIGINT in numbers)
-            twice = kind == "two signals" and early
-            if not (asked or (status == 0 and over) or (early and (over or not begun)) or twice):
-                say(f"status {status}")
-            if asked and begun and not twice and not over and kind != "two signals" and "stopped and saved" not in out:
-                self.wrong += [] if "pipe" in kind else [f"{kind}: the printed lines do not say that it was saved"]
-            if asked and "pipe" not in kind and begun and not over and not self.printed and kind != "two signals":
-                say("no line says how to go on")
+        begun = self.saved is not None and self.saved != before
+        if status > 0 and begun and not over and "pipe" not in kind and kind != "two signals" and not self.printed:
+            say("no line says how to go on")
+
+    def answers_signal(self, kind, status, before, over):
+        """Whether a part that got a signal has the status that is documented: 128 and the signal, with all saved.
+
+        Before training begins, after its end, and with a second signal, the process may die of the signal itself.
+        """
+        name = kind.removesuffix(" in a slice").rpartition(" ")[2]
+        numbers = [SIGNALS[name]] if name in SIGNALS else list(SIGNALS.values())
+        if kind == "KILL":
+            return status == -signal.SIGKILL or (status == 0 and over)
+        asked = 75 if "slice" in kind else 128 + numbers[0]
+        if status == asked or (kind == "two signals" and status - 128 in numbers) or (status == 0 and over):
+            return True
+        early = -status in numbers or (status == 130 and signal.SIGINT in numbers)
+        return early and (over or self.saved in (None, before) or kind == "two signals")
 
     def row(self, seconds):
         """The case as a row of the table."""

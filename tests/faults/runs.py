@@ -1,7 +1,8 @@
 """Programs of this project started for a test, and what is left of their processes.
 
-Importing PyTorch takes longer than a small run. So this process imports everything once, does nothing with it, and every
-run is a fork of it with a session, working directory, arguments and output of its own; `real` ones are new processes.
+Importing PyTorch takes longer than a small run. So this process imports everything once and does nothing with it, and
+every run is a fork of it with a session, working directory, arguments and output of its own; `real` ones are new
+processes.
 """
 
 import contextlib

@@ -33,7 +33,7 @@ class Table:
         return {int(row[self.columns[0]]) for row in self.rows()}
 
     def summary(self, by, most=()):
-        """Lines: for each value of the column `by` the cases by outcome, and the largest value of the columns `most`."""
+        """A line for each value of the column `by`: its cases by outcome, and the largest values of columns `most`."""
         groups = {}
         for row in self.rows():
             groups.setdefault(row[by], []).append(row)
