@@ -12,10 +12,10 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ import tyro
 
 from agent.data.checkpoint import check_spaces, find_checkpoint, read_checkpoint, run_folder
 from agent.data.dataset import dataset_line, export_dataset, rows_of, write_dataset
-from agent.errors import NonFiniteError, UsageError
+from agent.environment_failures import environment_traceback
+from agent.errors import EnvironmentFailure, NonFiniteError, UsageError
 from agent.evaluation.atari_scores import human_normalised
 from agent.evaluation.episodes import Agent, EvalConfig, Evaluator, loop_shares, summarise
 from agent.evaluation.open_loop import use_exit
@@ -57,12 +58,26 @@ def task_spaces(task: TaskId) -> Spaces:
         return spaces_of(envs)
 
 
+def checkpoint_of(run: str, which: str = "latest") -> Path:
+    """`find_checkpoint`; where `run` is a folder that holds runs, the message names some of them."""
+    try:
+        return find_checkpoint(run, which)
+    except UsageError as error:
+        inside = sorted(path.parent for depth in ("*", "*/*") for path in Path(run).glob(f"{depth}/checkpoints"))
+        if not inside or (Path(run) / "checkpoints").exists():
+            raise
+        newest = sorted(inside, key=lambda path: path.stat().st_mtime)[-5:]
+        more = f", and {len(inside) - len(newest)} older ones" if len(inside) > len(newest) else ""
+        names = " ".join(map(str, newest))
+        raise UsageError(f"{run} is not a run folder but holds runs; give one of them: {names}{more}") from error
+
+
 # ---------------------------------------------------------------------- evaluate.py policy
 
 
 def policy(args: PolicyArgs, write: Write) -> None:
     """Play evaluation episodes with one checkpoint."""
-    path = find_checkpoint(args.run, args.checkpoint)
+    path = checkpoint_of(args.run, args.checkpoint)
     saved = read_checkpoint(path)
     task, config = TaskId.parse(saved["task"]), from_dict(Config, saved["config"])
     if config.model_only:
@@ -70,11 +85,10 @@ def policy(args: PolicyArgs, write: Write) -> None:
     if config.agent != "dreamer" and args.exit:
         raise UsageError(f"{args.run} is a run of {config.agent}, which has no loops: leave --exit out")
     agent = load_agent(saved, args.device) if args.sb3 is None else load_sb3_agent(args.sb3, saved)
-    cfg = args.eval_config(config.eval)
-    if args.exit and isinstance(agent, Dreamer):
-        cfg = replace(cfg, max_loops=args.loop_cap(config))
+    cfg, max_loops = args.eval_config(config.eval), args.loop_cap(config)
+    if args.exit and max_loops and isinstance(agent, Dreamer):
         try:
-            use_exit(agent, args.exit, args.loop_cap(config), args.exit_threshold, args.exit_histogram)
+            use_exit(agent, args.exit, max_loops, args.exit_threshold, args.exit_histogram)
         except ValueError as error:
             raise UsageError(f"--exit {args.exit}: {error}") from error
     torch.set_num_threads(config.train.threads or 1)  # batches of ten rows: more threads do not help
@@ -82,7 +96,8 @@ def policy(args: PolicyArgs, write: Write) -> None:
 
     check_spaces(saved, task_spaces(task))
     make_envs = partial(make_vector_env, task, seed=cfg.first_seed, asynchronous=task.is_parallel)
-    episodes = Evaluator(cfg, agent, make_envs, task.action_repeat, task.evaluation_episodes)(final=True)
+    evaluate = Evaluator(cfg, agent, make_envs, task.action_repeat, task.evaluation_episodes, max_loops)
+    episodes = evaluate(final=True)
     result, shares = summarise(episodes), loop_shares(episodes)
     print(f"{task}, {args.sb3}" if args.sb3 else f"{task}, {path}, step {saved['step']:,}")
     print(format_summary(result))
@@ -93,18 +108,20 @@ def policy(args: PolicyArgs, write: Write) -> None:
         print(f"human-normalised {human:.3f}")
     write({
         "task": str(task), "checkpoint": args.sb3 or str(path), "step": None if args.sb3 else saved["step"],
-        "max_loops": cfg.max_loops, "exit": None if args.sb3 else args.exit or config.model.loop.exit,
+        "max_loops": max_loops, "exit": None if args.sb3 else args.exit or config.model.loop.exit,
         "summary": result, "loop_shares": shares, "human_normalised": human, "episodes": episodes,
     })  # fmt: skip
     if args.video:
-        print(cannot_draw or policy_video(args, path, task, agent, cfg))
+        print(cannot_draw or policy_video(args, path, task, agent, cfg, max_loops))
 
 
-def policy_video(args: PolicyArgs, path: Path, task: TaskId, agent: Agent, cfg: EvalConfig) -> str:
+def policy_video(
+    args: PolicyArgs, path: Path, task: TaskId, agent: Agent, cfg: EvalConfig, max_loops: int | None
+) -> str:
     """Record the first episode into the run's videos/; returns a line for the terminal."""
     name = Path(args.sb3 or path).stem
     target = run_folder(path) / "videos" / f"policy_{name}_{args.seed}.mp4"
-    return save_video(target, agent, partial(make_env, task, render=True), cfg)
+    return save_video(target, agent, partial(make_env, task, render=True), cfg, max_loops)
 
 
 # ---------------------------------------------------------------------- evaluate.py model
@@ -112,7 +129,7 @@ def policy_video(args: PolicyArgs, path: Path, task: TaskId, agent: Agent, cfg: 
 
 def model(args: ModelArgs, write: Write) -> None:
     """Record episodes, predict them open loop, and write tables and figures."""
-    path = find_checkpoint(args.run, args.checkpoint)
+    path = checkpoint_of(args.run, args.checkpoint)
     saved = read_checkpoint(path)
     task, config = TaskId.parse(saved["task"]), from_dict(Config, saved["config"])
     agent = load_dreamer(saved, args.run)
@@ -132,7 +149,10 @@ def model(args: ModelArgs, write: Write) -> None:
     print(f"{task}, {path}, step {saved['step']:,}\n{format_results(results)}")
     folder = Path(args.out) if args.out else run_folder(path) / "model"
     save_results(results, folder, {"task": str(task), "checkpoint": str(path), "step": saved["step"]})
-    save_all(draw_all(world, recordings, results, args.horizon, folder), folder)
+    try:
+        save_all(draw_all(world, recordings, results, args.horizon, folder), folder)
+    except ValueError as error:  # numbers that are not finite cannot be drawn
+        print(f"note: not all figures can be drawn: {error}")
     print(f"results {folder}")
     write(results.to_dict())
 
@@ -155,7 +175,7 @@ def compare(args: CompareArgs, write: Write) -> None:
 
 def dataset(args: DatasetArgs, write: Write) -> None:
     """Write the replay of one run as a data set."""
-    path = find_checkpoint(args.run)
+    path = checkpoint_of(args.run)
     saved = read_checkpoint(path)
     variant = (position_entries(saved["task"]), "@nov") if args.nov else ()
     print(f"{dataset_line(export_dataset(saved, args.folder, path, *variant))}, in {args.folder}")
@@ -167,7 +187,7 @@ def collect(args: CollectArgs, write: Write) -> None:
     make_envs = partial(make_vector_env, task, seed=args.seed, asynchronous=task.is_parallel)
     spaces, agent = task_spaces(task), None
     if args.run:
-        saved = read_checkpoint(find_checkpoint(args.run))
+        saved = read_checkpoint(checkpoint_of(args.run))
         check_spaces(saved, spaces)
         agent = load_agent(saved, "cpu")
     recordings = record_batches(agent, spaces, make_envs, COLLECTION.episodes(args.seed, args.episodes))
@@ -183,7 +203,7 @@ def collect(args: CollectArgs, write: Write) -> None:
 
 def export(args: ExportArgs, write: Write) -> None:
     """Export the policy of one checkpoint."""
-    saved = read_checkpoint(find_checkpoint(args.run, args.checkpoint))
+    saved = read_checkpoint(checkpoint_of(args.run, args.checkpoint))
     agent, loop = load_dreamer(saved, args.run), from_dict(Config, saved["config"]).model.loop
     loops = args.max_loops or max(1, round(loop.mean_loops))
     export_policy(agent, Path(args.file), loops)
@@ -203,17 +223,30 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Write], None]]] = {
 }
 
 
+def check_command(argv: list[str]) -> None:
+    """Raise UsageError where the first word is no command, with the nearest one."""
+    if not argv or argv[0].startswith("-") or argv[0] in COMMANDS:
+        return
+    near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    raise UsageError(f"there is no command {argv[0]!r}; {meant}the commands are {', '.join(COMMANDS)}")
+
+
 def main(argv: list[str]) -> int:
     """Run one command; errors that the user can correct are one line. Returns the exit status."""
-    with COUNTS:
-        types: dict[str, Callable[..., Any]] = {name: kind for name, (kind, _) in COMMANDS.items()}
-        args = tyro.extras.subcommand_cli_from_dict(types, args=argv, prog="evaluate.py")
     try:
+        check_command(argv)
+        with COUNTS:
+            types: dict[str, Callable[..., Any]] = {name: kind for name, (kind, _) in COMMANDS.items()}
+            args = tyro.extras.subcommand_cli_from_dict(types, args=argv, prog="evaluate.py")
         with json_output(getattr(args, "json", None)) as write:
             next(command for kind, command in COMMANDS.values() if isinstance(args, kind))(args, write)
     except (TaskError, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except EnvironmentFailure as error:
+        print(f"{environment_traceback(error)}error: the environment failed: {error}", file=sys.stderr)
+        return 1
     except NonFiniteError as error:
         print(f"error: {error} is not finite", file=sys.stderr)
         return 1

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from agent.data.checkpoint import check_spaces
+from agent.environment_failures import first_reset
 from agent.errors import NonFiniteError, UsageError
 from agent.evaluation.episodes import Evaluator
 from agent.execution import make_execution
@@ -36,7 +37,7 @@ from agent.spaces import spaces_of
 from agent.training.evaluations import Evaluations
 from agent.training.resume import open_replay
 from agent.training.trainer import Trainer
-from envs import EPISODE_LIMIT, TaskError, TaskId, endless, make_env, make_vector_env, prepare_rendering
+from envs import EPISODE_LIMIT, TaskError, TaskId, endless, how_shown, make_env, make_vector_env, prepare_rendering
 
 
 def train(argv: list[str]) -> int:
@@ -51,7 +52,7 @@ def train(argv: list[str]) -> int:
     cannot_draw = prepare_rendering(task.draws or (config.video and task.suite == "dmc"))
     limit = EPISODE_LIMIT if endless(task) else None
     if config.agent != "dreamer":
-        return train_baseline(config, task, device, make_env, make_vector_env, limit, cannot_draw)
+        return train_baseline(config, task, device, make_env, make_vector_env, limit, cannot_draw, how_shown)
     return train_dreamer(config, saved, task, device, limit, cannot_draw)
 
 
@@ -74,6 +75,7 @@ def train_dreamer(
         make_vector_env(task, config.train.envs, config.seed, config.train.lives_end, task.is_slow)
     ) as envs:
         spaces = spaces_of(envs)
+        first_reset(envs, config.seed)
         if saved:
             check_spaces(saved, spaces)
         agent = make_agent(config, spaces, device)
@@ -94,7 +96,8 @@ def train_dreamer(
                 )  # fmt: skip
                 if saved:
                     trainer.load_state_dict(saved)
-                lines = [f"resume       {resume_command(folder)}", *notes(config, spaces, device, limit, cannot_draw)]
+                lines = [f"resume       {resume_command(folder)}", *how_shown(envs)]
+                lines += notes(config, spaces, device, limit, cannot_draw)
                 print_header(headline(config, task), spaces, counts, f"{device}, {config.preset}", folder, *lines)
                 status = train_to_end(run, trainer, config)
             if status == 0:

@@ -40,4 +40,14 @@ def failures() -> Iterator[None]:
             f"its process has ended (killed, or out of memory): {type(error).__name__} {error}"
         ) from error
     except Exception as error:
-        raise EnvironmentFailure(f"{type(error).__name__}: {error}") from error
+        raise EnvironmentFailure(in_words(error)) from error
+
+
+def in_words(error: BaseException) -> str:
+    """`Type: message`; of an error of this program the message alone."""
+    return str(error) if made_to_be_read(error) else f"{type(error).__name__}: {error}"
+
+
+def made_to_be_read(error: BaseException) -> bool:
+    """Whether the error is one of this program, whose message says what is wrong and what to do about it."""
+    return type(error).__module__.partition(".")[0] in ("agent", "envs", "world_model")

@@ -5,14 +5,16 @@ Every environment made here has the observations `{"state": float32 vector}`, or
 """
 
 from envs.errors import TaskError
+from envs.gym_tasks import EPISODE_LIMIT
 from envs.rendering import prepare_rendering, rendering_backend
-from envs.tasks import EPISODE_LIMIT, TaskId, endless, make_env, make_vector_env, position_entries
+from envs.tasks import TaskId, endless, how_shown, make_env, make_vector_env, position_entries
 
 __all__ = [
     "EPISODE_LIMIT",
     "TaskError",
     "TaskId",
     "endless",
+    "how_shown",
     "make_env",
     "make_vector_env",
     "position_entries",

@@ -43,6 +43,9 @@ TASKS = {f"{domain}_{task}": (domain, task) for domain, tasks in _DOMAINS.items(
 # lqr has no time limit of its own, and an episode without an end would stop training: 1000 steps of 0.03 s.
 _TIME_LIMITS = {"lqr": 30.0}
 
+CONTACTS = "dm_control.contacts"
+"""Name of the number of contacts in the info; agent/evaluation/recording.py reads it by this name."""
+
 # What the names of the suite's velocity entries have in common ("velocity", "body_velocities", "arm_vel").
 VELOCITY = "vel"
 # Quadruped and dog lay velocities and other numbers into one entry.
@@ -99,7 +102,7 @@ class DMControl(gym.Env[dict[str, Any], np.ndarray]):
     limits gets the number in [-1, 1] as it is.
     Reward: the sum over the `repeat` simulator steps of one `step`; fewer where the episode ends between.
     `terminated` only where the task ends the episode with discount 0; the time limit gives `truncated`.
-    Info: `contacts`, how many the simulator sees.
+    Info: `dm_control.contacts`, how many the simulator sees.
 
     Args:
         domain, task: the suite's names, for example "ball_in_cup" and "catch".
@@ -227,7 +230,7 @@ class DMControl(gym.Env[dict[str, Any], np.ndarray]):
         return {"state": np.concatenate([np.ravel(entries[name]) for name in self._entries]).astype(np.float32)}
 
     def _info(self) -> dict[str, int]:
-        return {"contacts": int(self._env.physics.data.ncon)}
+        return {CONTACTS: int(self._env.physics.data.ncon)}
 
     def close(self) -> None:
         """Free the simulation and its drawing context."""

@@ -1,4 +1,4 @@
-"""The one error of this package."""
+"""The errors of this package."""
 
 
 class TaskError(ValueError):
@@ -6,3 +6,7 @@ class TaskError(ValueError):
 
     It is a `ValueError`, so a command line can print it without a traceback.
     """
+
+
+class BadReturn(TaskError):
+    """What an environment returned is not what Gymnasium or its spaces announce; the message says what to change."""

@@ -1,12 +1,10 @@
 """Task names such as "dmc:walker_walk", and the environments they stand for."""
 
 import difflib
-import importlib
 import multiprocessing
 import re
 import signal
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,11 +13,12 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from envs import atari, dmc, toy
+from envs import atari, dmc, gym_tasks, toy
 from envs.errors import TaskError
-from envs.gym_adapter import GymAdapter, SeedFirstReset
+from envs.gym_adapter import SeedFirstReset
 from envs.processes import MANY_CORES, SIGNALS, ClosableAsyncVectorEnv, cores, without_signals
 from envs.rendering import prepare_rendering
+from envs.suggestions import did_you_mean, near
 
 EXAMPLES = {
     "dmc": "dmc:walker_walk",
@@ -52,7 +51,8 @@ class TaskId:
         instead, and "@fast_pixels" images without shadows and reflections, rendered 7 to 10 times as fast.
 
         A Gymnasium id may be led by the module that registers it, "gym:my_package:MyEnv-v0"; the module is
-        imported. dm_control is not imported here, so drawing can still be prepared after this call.
+        imported. Behind an id "@grid" reads images number by number, and "@image" shows grids as images. dm_control
+        is not imported here, so drawing can still be prepared after this call.
 
         Raises:
             TaskError: no such suite or task, with suggestions; or a package is missing, with its name.
@@ -61,7 +61,7 @@ class TaskId:
         check = _CHECKS.get(suite.lower())
         if not colon or check is None:
             problem = f"there is no suite {suite!r}" if colon else f"the task {text!r} names no suite"
-            raise TaskError(f"{problem}; {_did_you_mean(_with_suites(text.strip(), name))}{_SUITES}")
+            raise TaskError(f"{problem}; {did_you_mean(_with_suites(text.strip(), name))}{_SUITES}")
         return cls(suite.lower(), check(name))
 
     def __str__(self) -> str:
@@ -79,8 +79,8 @@ class TaskId:
 
     @property
     def variant(self) -> str:
-        """The part of a dmc name after '@': nov, pixels, fast_pixels, or nothing."""
-        return self.name.partition("@")[2] if self.suite == "dmc" else ""
+        """The part of a name after '@': nov, pixels, fast_pixels of dmc, grid, image of gym, or nothing."""
+        return self.name.partition("@")[2] if self.suite in ("dmc", "gym") else ""
 
     @property
     def is_slow(self) -> bool:
@@ -94,9 +94,10 @@ class TaskId:
 
     @classmethod
     def shows_images(cls, text: str) -> bool:
-        """Whether `text` names a task with image observations: an Atari game, or dmc:TASK@pixels."""
+        """Whether `text` names a task with image observations: an Atari game, dmc:TASK@pixels, or gym:ID@image."""
         suite, _, name = text.lower().partition(":")
-        return suite in atari.STICKY or (suite == "dmc" and name.partition("@")[2] in PIXELS)
+        variant = name.partition("@")[2]
+        return suite in atari.STICKY or (suite, variant) in [("gym", "image"), *(("dmc", look) for look in PIXELS)]
 
     @property
     def unit(self) -> str:
@@ -111,7 +112,7 @@ class TaskId:
     @property
     def draws(self) -> bool:
         """Whether the observations of this task are rendered with OpenGL."""
-        return self.variant in PIXELS
+        return self.suite == "dmc" and self.variant in PIXELS
 
 
 def make_env(
@@ -147,7 +148,7 @@ def make_env(
     elif task.suite == "toy":
         env = toy.make_toy(task.name, mode)
     else:
-        env = _make_gym(task.name, mode)
+        env = gym_tasks.make(task.name, mode)
     if seed is None:
         return env
     env.action_space.seed(seed)
@@ -191,12 +192,16 @@ def make_vector_env(
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, not {num_envs}")
 
+    made: list[gym.Env[Any, Any]] = []  # in this process
+
     def maker(index: int) -> Callable[[], gym.Env[Any, Any]]:
         def make() -> gym.Env[Any, Any]:
             if asynchronous and multiprocessing.parent_process() is not None:
                 for number in SIGNALS:  # the parent process handles them, and saves
                     signal.signal(number, signal.SIG_IGN)
-            return make_env(task, seed + index, lives_end=lives_end)
+            env = make_env(task, seed + index, lives_end=lives_end)
+            made.append(env)
+            return env
 
         return make
 
@@ -206,49 +211,25 @@ def make_vector_env(
             raise TaskError(problem)  # once, and not in every process
         with without_signals():
             return ClosableAsyncVectorEnv(makers, context="spawn", autoreset_mode=AutoresetMode.NEXT_STEP)
-    return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
-
-
-EPISODE_LIMIT = 10_000
-"""Steps after which an episode is cut off where a Gymnasium task names no limit of its own."""
+    try:
+        return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
+    except BaseException:
+        for env in made:
+            env.close()
+        raise
 
 
 def endless(task: TaskId) -> bool:
     """Whether the task names no time limit, so that its episodes are cut off after EPISODE_LIMIT steps."""
-    return task.suite == "gym" and gym.spec(task.name.rpartition(":")[2]).max_episode_steps is None
+    return task.suite == "gym" and gym_tasks.registered(task.name).max_episode_steps is None
 
 
-def _make_gym(name: str, render_mode: str | None) -> gym.Env[Any, Any]:
-    # Many custom environments have no argument render_mode: it is given only where frames are asked for.
-    wanted = {} if render_mode is None else {"render_mode": render_mode}
-    try:
-        env = gym.make(name.rpartition(":")[2], **wanted)  # type: ignore[arg-type]
-    except gym.error.Error as error:  # missing packages of Gymnasium's own tasks come with an install line
-        raise TaskError(f"gym:{name} cannot be made: {error}") from error
-    except ImportError as error:
-        hint = f"; install the package that holds it: pip install {error.name}" if error.name else ""
-        raise TaskError(f"gym:{name} cannot be made: {error}{hint}") from error
-    except Exception as error:  # whatever the environment's own constructor does
-        raise TaskError(f"gym:{name} cannot be made: {type(error).__name__}: {error}") from error
-    if env.spec is not None and env.spec.max_episode_steps is None:
-        env = gym.wrappers.TimeLimit(env, EPISODE_LIMIT)  # an episode without end would be an evaluation without end
-    try:
-        if render_mode is not None:
-            _prepare_drawing(env, name)
-        return GymAdapter(env)
-    except TaskError:
-        env.close()
-        raise
-
-
-def _prepare_drawing(env: gym.Env[Any, Any], name: str) -> None:
-    if "rgb_array" not in env.metadata.get("render_modes", []):
-        raise TaskError(f"gym:{name} cannot be drawn: it does not offer the render mode 'rgb_array'")
-    # Gymnasium's MuJoCo tasks open OpenGL at the first frame, so the choice can wait until here.
-    mujoco_env = sys.modules.get("gymnasium.envs.mujoco.mujoco_env")
-    uses_mujoco = mujoco_env is not None and isinstance(env.unwrapped, mujoco_env.MujocoEnv)
-    if uses_mujoco and (problem := prepare_rendering(True)):
-        raise TaskError(problem)
+def how_shown(envs: gym.vector.VectorEnv[Any, Any, Any]) -> list[str]:
+    """Lines for a person about observations that are shown otherwise than they might expect: grids and images."""
+    copies = getattr(envs, "envs", None)  # those in processes are tasks of ours, which need no such line
+    if not copies or not copies[0].has_wrapper_attr("how_shown"):
+        return []
+    return list(copies[0].get_wrapper_attr("how_shown"))
 
 
 def _check_dmc(name: str) -> str:
@@ -256,7 +237,7 @@ def _check_dmc(name: str) -> str:
         raise TaskError("dmc tasks need dm_control: pip install dm-control==1.0.50 mujoco==3.17.0")
     name, at, variant = name.replace("-", "_").partition("@")
     if name not in dmc.TASKS:
-        raise TaskError(f"there is no dmc task {name!r}; {_near(name, dmc.TASKS, 'dmc')}")
+        raise TaskError(f"there is no dmc task {name!r}; {near(name, dmc.TASKS, 'dmc', EXAMPLES['dmc'])}")
     if at and variant not in ("nov", *PIXELS):
         raise TaskError(
             f"there is no variant @{variant}; dmc:{name}@nov has positions without velocities, @pixels and "
@@ -267,33 +248,6 @@ def _check_dmc(name: str) -> str:
     return name + at + variant
 
 
-def _check_gym(name: str) -> str:
-    module, colon, env_id = name.rpartition(":")
-    if colon:
-        _import_registering_module(module)
-    if env_id not in gym.registry:
-        hint = f"a task of another package is written gym:its_module:{env_id or 'MyEnv-v0'}; "
-        raise TaskError(
-            f"there is no Gymnasium task {env_id!r}; "
-            f"{'' if colon else hint}{_near(env_id, list(gym.registry), f'gym:{module}' if colon else 'gym')}"
-        )
-    return name
-
-
-def _import_registering_module(module: str) -> None:
-    try:
-        importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is not None and not f"{module}.".startswith(f"{error.name}."):
-            raise TaskError(f"the module {module!r} needs {error.name!r}, which is not installed") from error
-        raise TaskError(
-            f"the module {module!r} cannot be found; it must be importable: run from the folder that holds "
-            "it with that folder on PYTHONPATH (PYTHONPATH=.), or install it"
-        ) from error
-    except Exception as error:  # whatever the user's module does while it is imported
-        raise TaskError(f"importing {module!r} failed: {type(error).__name__}: {error}") from error
-
-
 def _check_toy(name: str) -> str:
     toy.make_toy(name)  # cheap, and the only place that knows which numbers are allowed
     return name
@@ -301,7 +255,7 @@ def _check_toy(name: str) -> str:
 
 _CHECKS: dict[str, Callable[[str], str]] = {
     "dmc": _check_dmc,
-    "gym": _check_gym,
+    "gym": gym_tasks.check,
     "toy": _check_toy,
     **{suite: partial(atari.check_game, suite) for suite in atari.STICKY},
 }
@@ -319,16 +273,4 @@ def _with_suites(text: str, name: str) -> list[str]:
             names.append(f"toy:{candidate}")
     if not names and name and re.search(r"-v\d+$", name):
         names.append(f"gym:{text}")  # "my_package:MyEnv-v0" without its suite
-    return names or [f"dmc:{near}" for near in difflib.get_close_matches(name or text, dmc.TASKS, n=1)]
-
-
-def _near(name: str, known: Iterable[str], suite: str) -> str:
-    """Suggest the names nearest to `name`, or else say how names of the suite look."""
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
-    example = f"tasks of this suite look like {EXAMPLES[suite.partition(':')[0]]}"
-    return _did_you_mean([f"{suite}:{by_lower[match]}" for match in near]).rstrip() or example
-
-
-def _did_you_mean(names: list[str]) -> str:
-    return f"did you mean {' or '.join(names)}? " if names else ""
+    return names or [f"dmc:{match}" for match in difflib.get_close_matches(name or text, dmc.TASKS, n=1)]

@@ -81,7 +81,6 @@ def test_what_is_not_a_whole_number(text):
         (["--steps", "0"], "steps must be at least 1, got 0"),
         (["--behavior.horizon", "0"], "horizon must be at least 1, got 0"),
         (["--eval.episodes", "0"], "episodes must be at least 1, got 0"),
-        (["--eval.max-loops", "0"], "max-loops must be at least 1, got 0"),
         (["--train.ratio", "-1"], "ratio must be 0 or more"),
         (["--train.ratio", "nan"], "ratio must be 0 or more"),
         (["--train.length", "2000"], "prefill must be at least 2001"),

@@ -18,8 +18,8 @@ from envs import TaskError, TaskId, dmc, make_env, position_entries
 def test_control_suite_tasks_step(name: str) -> None:
     env = make_env(f"dmc:{name}", seed=0)
     observation, info = env.reset()
-    assert set(info) == {"contacts"}
-    assert info["contacts"] >= 0
+    assert set(info) == {dmc.CONTACTS}
+    assert info[dmc.CONTACTS] >= 0
     assert list(observation) == ["state"]
     for _ in range(3):
         observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
@@ -90,7 +90,7 @@ def test_only_discount_zero_terminates(
 ) -> None:
     env, fake = fake_task(monkeypatch, length=3, discount=discount)
     observation, info = env.reset()
-    assert info == {"contacts": 2}
+    assert info == {dmc.CONTACTS: 2}
     np.testing.assert_array_equal(observation["state"], np.float32([0, 7, 8]))
     assert env.step(np.zeros(3, np.float32))[1:4] == (2.0, False, False)
     observation, reward, terminated, truncated, _ = env.step(np.zeros(3, np.float32))

@@ -37,7 +37,9 @@ def test_a_run_leaves_everything_behind(finished):
     run, printed = finished
     assert run.name.startswith("debug-s3-")
     assert {path.name for path in run.iterdir()} >= RUN_FILES | {"checkpoints"}
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"latest.pt", "best.pt"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {
+        "latest.pt", "previous.pt", "best.pt"
+    }  # fmt: skip
     assert list((run / "videos").glob("eval_final.*"))
     assert iio.imread(run / "curve.png").ndim == 3
     with (run / "eval.csv").open(newline="") as file:
@@ -131,6 +133,7 @@ def test_what_evaluate_refuses(finished, refused, tmp_path):
     assert "histogram" in refused("evaluate.py", "policy", copy, "--exit", "random", "--exit-histogram", "0", "0")
     assert "expected auto, cpu or cuda" in refused("evaluate.py", "policy", copy, "--device", "tpu")
     latest = copy / "checkpoints" / "latest.pt"
+    (copy / "checkpoints" / "previous.pt").unlink()  # else it would be used
     whole = latest.read_bytes()
     latest.write_bytes(whole[: len(whole) // 2])
     assert "is damaged or not a checkpoint" in refused("evaluate.py", "policy", copy)
@@ -185,6 +188,7 @@ def test_what_cannot_go_on_is_refused_before_anything_is_touched(finished, refus
     run, _ = finished
     copy = shutil.copytree(run, tmp_path / "copy")
     latest = copy / "checkpoints" / "latest.pt"
+    (copy / "checkpoints" / "previous.pt").unlink()  # else it would be used
     whole = torch.load(latest, weights_only=True)
     words = "train_agent.py", "--resume", copy, "--steps", "1k"
 
@@ -213,9 +217,9 @@ def test_what_cannot_go_on_is_refused_before_anything_is_touched(finished, refus
     assert "needs the folder of a run" in refused("train_agent.py", "--resume", "")
     torch.save(whole | {"trainer": whole["trainer"] | {"finished": False}}, latest)
     assert "has done 600 already" in refused("train_agent.py", "--resume", copy, "--steps", "500")
-    (copy / "eval.csv").write_text((copy / "eval.csv").read_text() + "\n")
     torch.save(whole, latest)
-    assert "eval.csv is damaged" in refused(*words)
+    (copy / "eval.csv").write_text("step,score\n1,2\n")
+    assert "eval.csv has the columns" in refused(*words)
     (copy / "eval.csv").write_bytes((run / "eval.csv").read_bytes())
     (copy / "meta.json").write_text("{")
     done = script(*words, "--steps", "620", "--no-video")

@@ -9,7 +9,7 @@ import pytest
 from conftest import Metronome, metronomes
 
 from agent.data.checkpoint import find_checkpoint, read_checkpoint
-from agent.errors import BadStep, EnvironmentFailure, NonFiniteError
+from agent.errors import BadStep, EnvironmentFailure
 
 
 class Broken(Metronome):
@@ -30,7 +30,7 @@ def test_rewards_that_are_not_finite_stop_the_run_before_the_replay_has_them(mak
         trainer.run()
     saved = read_checkpoint(find_checkpoint(tmp_path))
     assert saved["replay"]["rows"]["reward"].isfinite().all()
-    with pytest.raises(NonFiniteError, match="return of an evaluation episode"):
+    with pytest.raises(BadStep, match="in step 1 of an evaluation episode: the environment's reward is nan"):
         trainer.evaluations.evaluate(False, lambda: False)
 
 
@@ -116,7 +116,7 @@ class Unseen(Metronome):
         return {"state": seen["state"] * np.nan} if self.judged else seen
 
 
-@pytest.mark.parametrize(("kind", "cause"), [(Level, "no level 1")])
+@pytest.mark.parametrize(("kind", "cause"), [(Level, "no level 1"), (Unseen, "observation state is nan")])
 def test_evaluations_that_fail_are_reported_and_training_ends_as_it_should(make_trainer, tmp_path, kind, cause):
     failures = []
     trainer = make_trainer(tmp_path, lambda n: metronomes(n, kind), steps=300, eval_every=120, failures=failures)
@@ -163,7 +163,8 @@ def test_a_run_whose_final_evaluation_fails_is_finished(script, tmp_path, monkey
     words = ("gym:levels:Levels-v0", "--preset", "debug", "--no-video", "--run-dir", "run")
     done = script("train_agent.py", *words)
     assert done.returncode == 0
-    assert "the final evaluation failed at step 600: ValueError: there is no level 1000000000" in done.stderr
+    said = "the final evaluation failed at step 600: in the reset with the seeds 1000000000 to 1000000009: ValueError"
+    assert f"{said}: there is no level 1000000000; reset(seed=...) must accept any whole number" in done.stderr
     assert "evaluate.py policy run" in done.stdout
     meta = json.loads((tmp_path / "run/meta.json").read_text())
     assert meta["finished"]

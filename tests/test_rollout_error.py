@@ -74,7 +74,7 @@ def test_contacts_are_recorded_where_the_simulator_tells():
     limited = lambda count: Short(make(count))  # noqa: E731
     recording = record(None, agent.spaces, limited, range(9, 10))
     assert recording.contacts.shape == recording.episodes.reward.shape
-    assert recording.contacts[0, 0] == info["contacts"][0]
+    assert recording.contacts[0, 0] == info["dm_control.contacts"][0]
 
 
 class Short:

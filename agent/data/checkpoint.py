@@ -198,7 +198,8 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """Load a checkpoint to the CPU; nothing in the file is executed. "file" in it tells the file at `path` from later
     ones.
 
-    In place of a latest.pt that is damaged the one before it is read, with a line on standard error. Raises UsageError when the file is missing, damaged, of another format, or not a checkpoint of this program.
+    In place of a latest.pt that is damaged the one before it is read, with a line on standard error.
+    Raises UsageError when the file is missing, damaged, of another format, or not a checkpoint of this program.
     """
     path = Path(path)
     previous = path.with_name("previous.pt")

@@ -9,26 +9,31 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict
 
-import gymnasium as gym
 import numpy as np
 import torch
 
-from agent.errors import Interrupted, NonFiniteError, failures
+from agent.errors import Interrupted
+from agent.evaluation.rounds import MakeEnvs, Progress, Round, Say, cut_note, open_copies, say
 from agent.evaluation.statistics import summary
 from agent.seeds import FINAL_EVALUATION, INTERIM_EVALUATION
 
 MAX_PARALLEL = 10
 """Environments that play evaluation episodes side by side."""
 
-MakeEnvs = Callable[[int], gym.vector.VectorEnv[Any, Any, Any]]
-"""make_envs(count) -> a vector environment of `count` copies; who calls it closes it."""
-
 # Written as a call because "return" is a keyword of Python.
 Episode = TypedDict(  # noqa: UP013
     "Episode",
-    {"episode": int, "seed": int, "return": float, "length": int, "mean_loops": float, "loop_counts": list[int]},
+    {
+        "episode": int,
+        "seed": int,
+        "return": float,
+        "length": int,
+        "mean_loops": float,
+        "loop_counts": list[int],
+        "cut": bool,
+    },
 )
-"""One evaluation episode; loop_counts[i]: number of its steps that took i + 1 loops."""
+"""One evaluation episode; loop_counts[i]: number of its steps that took i + 1 loops; cut: it did not end by itself."""
 
 
 class Agent(Protocol):
@@ -54,11 +59,9 @@ class EvalConfig:
     """Episodes of each evaluation during training."""
     seed: int = 0
     """Which episodes: the first final one has the seed 1,000,000,000 + this number, see agent/seeds.py."""
-    max_loops: int | None = None
-    """Most loops per step; by default as the model is configured."""
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "interim_episodes", "max_loops"):
+        for name in ("episodes", "interim_episodes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--eval.{name.replace('_', '-')} must be at least 1, got {value}")
@@ -87,6 +90,10 @@ class Evaluator:
     """Simulator steps per action."""
     default_episodes: int = 10
     """Episodes of the final evaluation where `cfg` names no number."""
+    max_loops: int | None = None
+    """Most loops per step; by default as the model is configured."""
+    say: Say = say
+    """Shows a line to a person."""
 
     def __call__(self, final: bool, stop: Callable[[], bool] = never) -> list[Episode]:
         """Play the episodes. Raises Interrupted as soon as stop() is true (Ctrl-C), else as `run_episodes`."""
@@ -95,7 +102,7 @@ class Evaluator:
         count = (cfg.episodes or self.default_episodes) if final else cfg.interim_episodes
         first_seed = purpose.episodes(cfg.seed, count).start
         return run_episodes(
-            self.agent, self.make_envs, count, first_seed, cfg.max_loops, repeat=self.repeat, stop=stop
+            self.agent, self.make_envs, count, first_seed, self.max_loops, repeat=self.repeat, stop=stop, say=self.say
         )
 
 
@@ -112,73 +119,66 @@ def run_episodes(
     repeat: int = 1,
     parallel: int = MAX_PARALLEL,
     stop: Callable[[], bool] = never,
+    say: Say = say,
 ) -> list[Episode]:
     """Play `episodes` episodes, number i with the seed `seed` + i, and return one row for each.
 
     Up to `parallel` environments play one episode each and wait for the longest, so that short episodes are not
-    over-represented. Lengths are in simulator steps, `repeat` per action. The random state of training is restored
-    afterwards.
+    over-represented; where only one can be made, it plays all. An episode that has not ended after MAX_STEPS steps is
+    cut off. Lengths are in simulator steps, `repeat` per action. The random state of training is restored afterwards.
+    say: shows lines about long evaluations, cut episodes and environments that are hard to make or close.
 
     Raises:
         ValueError: `episodes` is below 1.
         Interrupted: stop() became true.
-        NonFiniteError: the environment's rewards are not finite.
+        EnvironmentFailure: the environment failed, or returned what is not finite in an episode that was not over.
     """
     if episodes < 1:
         raise ValueError(f"an evaluation needs at least 1 episode, got {episodes}")
-    count = min(episodes, parallel)
-    envs = make_envs(count)
     rows: list[Episode] = []
-    try:
-        with torch.random.fork_rng():
-            for start in range(0, episodes, count):
-                torch.manual_seed(seed + start)
-                returns, loops = _play_round(agent, envs, seed + start, max_loops, explore, stop)
-                if not np.isfinite(returns).all():
-                    raise NonFiniteError("the return of an evaluation episode")
-                for i in range(min(count, episodes - start)):
-                    # (T, E) -> (steps of this episode,)
-                    taken = loops[loops[:, i] > 0, i]
-                    rows.append(
-                        {
-                            "episode": start + i,
-                            "seed": seed + start + i,
-                            "return": float(returns[i]),
-                            "length": len(taken) * repeat,
-                            "mean_loops": float(taken.mean()),
-                            "loop_counts": np.bincount(taken)[1:].tolist(),
-                        }
-                    )
-    finally:
-        envs.close()
+    progress = Progress(say, episodes)
+    with open_copies(make_envs, min(episodes, parallel), say) as stepper, torch.random.fork_rng():
+        count = stepper.envs.num_envs
+        for start in range(0, episodes, count):
+            torch.manual_seed(seed + start)
+            seeds = range(seed + start, seed + start + count)
+            played = Round(stepper, seeds, progress, min(count, episodes - start))
+            loops = _play(agent, played, max_loops, explore, stop)
+            for i in np.flatnonzero(played.wanted):
+                # (T, E) -> (steps of this episode,)
+                taken = loops[loops[:, i] > 0, i]
+                rows.append(
+                    {
+                        "episode": start + int(i),
+                        "seed": seeds[i],
+                        "return": float(played.returns[i]),
+                        "length": len(taken) * repeat,
+                        "mean_loops": float(taken.mean()),
+                        "loop_counts": np.bincount(taken)[1:].tolist(),
+                        "cut": bool(played.cut[i]),
+                    }
+                )
+            progress.over = len(rows)
+    if cut := sum(row["cut"] for row in rows):
+        say(cut_note(cut, episodes, played.limit))
     return rows
 
 
-def _play_round(
-    agent: Agent,
-    envs: gym.vector.VectorEnv[Any, Any, Any],
-    seed: int,
-    max_loops: int | None,
-    explore: bool,
-    stop: Callable[[], bool],
-) -> tuple[np.ndarray, np.ndarray]:
-    """One episode in each environment: returns (E,), and the loops (T, E) of every step, 0 after an episode's end."""
-    count = envs.num_envs
-    obs, _ = envs.reset(seed=[seed + i for i in range(count)])  # type: ignore[arg-type]
+def _play(
+    agent: Agent, episodes: Round, max_loops: int | None, explore: bool, stop: Callable[[], bool]
+) -> np.ndarray:
+    """Play the round to its end: the loops (T, E) of every step, 0 after an episode's end."""
+    obs, _ = episodes.reset()
     memory: Any = None
-    is_first, running = np.ones(count, bool), np.ones(count, bool)
-    returns, loops = np.zeros(count), []
-    while running.any():
+    is_first, loops = np.ones(len(episodes.running), bool), []
+    while episodes.running.any():
         if stop():
             raise Interrupted
         action, memory, depth = agent.act(obs, memory, is_first, explore, max_loops)
-        with failures():
-            obs, reward, terminated, truncated, _ = envs.step(action)
-        returns += np.where(running, reward, 0.0)
-        loops.append(np.where(running, depth, 0))
-        running &= ~(terminated | truncated)
-        is_first = np.zeros(count, bool)
-    return returns, np.stack(loops)
+        loops.append(np.where(episodes.running, depth, 0))
+        obs, *_ = episodes.step(action)
+        is_first = np.zeros(len(is_first), bool)
+    return np.stack(loops)
 
 
 # ---------------------------------------------------------------------- statistics

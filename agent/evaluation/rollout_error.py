@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,8 +62,16 @@ class RolloutErrors:
         return np.array([row["step"] for row in rows]), np.array([row[name] for row in rows])
 
     def to_dict(self) -> dict[str, Any]:
-        """All tables as plain values, for JSON."""
-        return dataclasses.asdict(self)
+        """All tables as plain values, for JSON, which has no infinite numbers: they are None."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: plain(part) for name, part in value.items()}
+            if isinstance(value, list):
+                return [plain(part) for part in value]
+            return None if isinstance(value, float) and not math.isfinite(value) else value
+
+        return {name: plain(value) for name, value in dataclasses.asdict(self).items()}
 
 
 def recorded_rewards(recording: Recording) -> Tensor:
@@ -89,15 +98,17 @@ def rollout_errors(
 ) -> RolloutErrors:
     """Predict from `windows` rows of each recording, with the exit rule and with each fixed number of loops.
 
-    All predictions start from the same posterior states, inferred with the exit rule. Raises ValueError when no
-    episode is long enough for any prediction.
+    All predictions start from the same posterior states, inferred with the exit rule. Raises UsageError when no
+    episode is long enough for any prediction, or no number of the observations ever changes.
     """
     results = RolloutErrors()
     metric = NormalisedError.fit(world.observation_model, [recording.episodes for recording in recordings])
     mean_reward = float(torch.cat([recorded_rewards(recording) for recording in recordings]).mean())
     usable = longest_horizon(recordings)
     if usable < 1:
-        raise ValueError("the recorded episodes are too short to predict anything")
+        raise UsageError("the recorded episodes are too short to predict anything: a prediction needs two rows or more")
+    if not metric.varies.any():
+        raise UsageError("the recorded observations never change, so there is nothing to predict")
     if horizon > usable:
         results.notes.append(f"the episodes are long enough for {usable} steps, not for {horizon}")
         horizon = usable
@@ -119,7 +130,17 @@ def rollout_errors(
                     with exit_rule(world, None if max_loops is None else ExitRule()):
                         results.norms += state_norms(world, behavior, start, max_loops)
     results.crossings = crossings(results.errors)
+    results.notes += not_finite_notes(results)
     return results
+
+
+def not_finite_notes(results: RolloutErrors) -> list[str]:
+    """A line for each policy and number of loops whose predictions are not finite, with the first such step."""
+    first: dict[str, int] = {}
+    for row in results.errors:
+        if not all(math.isfinite(row[name]) for name in ("observation", "reward")):
+            first.setdefault(f"{row['policy']}, {loops_in_words(row['loops'])}", row["step"])
+    return [f"the predictions are not finite from step {step} on ({label})" for label, step in first.items()]
 
 
 def start_states(states: LatentState, windows: Windows, most: int) -> LatentState:
@@ -180,7 +201,7 @@ def step_errors(
 def crossings(errors: Sequence[Row]) -> list[Row]:
     """For each policy and number of loops, the first step at which the model is no better than each naive predictor.
 
-    None where it is better at every step measured.
+    None where it is better at every step measured. An error that is not finite is no better than anything.
     """
     lines = []
     for policy, loops in dict.fromkeys((row["policy"], row["loops"]) for row in errors):
@@ -189,7 +210,7 @@ def crossings(errors: Sequence[Row]) -> list[Row]:
         for name in ("observation", "reward"):
             for predictor in NAIVE:
                 column = predictor if name == "observation" else f"reward_{predictor}"
-                no_better = [row["step"] for row in rows if row[name] >= row[column]]
+                no_better = [row["step"] for row in rows if not row[name] < row[column]]  # NaN too
                 line[f"{name}_{predictor}"] = no_better[0] if no_better else None
         lines.append(line)
     return lines

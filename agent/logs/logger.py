@@ -272,7 +272,8 @@ def _truncate_log(path: Path, start_step: int, columns: tuple[str, ...] | None, 
     if None in steps:
         copy = path.with_name(path.name + ".damaged")
         shutil.copyfile(path, copy)
-        print(f"note: {path} has {steps.count(None)} damaged lines, which are left out; {copy} has them", file=sys.stderr)
+        count = steps.count(None)
+        print(f"note: {path} has {count} damaged lines, which are left out; {copy} has them", file=sys.stderr)
     kept = [row for row, step in zip(rows, steps, strict=True) if step is not None and step <= start_step]
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(row + "\n" for row in header + kept), encoding="utf-8")

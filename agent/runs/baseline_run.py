@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import torch
 
+from agent.environment_failures import first_reset
 from agent.errors import UsageError
 from agent.evaluation.episodes import Evaluator
 from agent.runs.config import Config
@@ -28,12 +29,13 @@ MakeVectorEnv = Callable[..., gym.vector.VectorEnv[Any, Any, Any]]
 
 def train_baseline(
     config: Config, task: Task, device: torch.device, make_env: MakeEnv, make_vector_env: MakeVectorEnv,
-    limit: int | None, cannot_draw: str | None,
+    limit: int | None, cannot_draw: str | None, how_shown: Callable[[Any], list[str]],
 ) -> int:  # fmt: skip
     """Train a baseline of stable-baselines3, which leaves the files of any run. Returns the exit status.
 
     make_env(task, seed) and make_vector_env(task, count, seed) make environments of the task; limit: length at which
-    episodes are cut off where the task names none; cannot_draw: why there will be no video. Raises UsageError.
+    episodes are cut off where the task names none; cannot_draw: why there will be no video; how_shown: lines on how
+    observations are read. Raises UsageError.
     """
     from agent.interop.baseline_trainer import BaselineTrainer  # a second to import
     from agent.interop.baselines import Baseline, DreamVecEnv, VecEnv, make_sb3_env
@@ -44,7 +46,8 @@ def train_baseline(
     set_threads(config.train.threads)
     seed_everything(config.seed)
     with closing(make_vector_env(task, 1, config.seed)) as one:
-        spaces, repeat = spaces_of(one), task.action_repeat
+        spaces, repeat, shown = spaces_of(one), task.action_repeat, how_shown(one)
+        first_reset(one, config.seed)
     if config.dream:
         worlds: VecEnv = DreamVecEnv(config.dream, str(task), seed=config.seed)
     else:
@@ -61,7 +64,7 @@ def train_baseline(
             trainer = BaselineTrainer(config.train, agent, run.logger, evaluations, run.store, repeat)
             machine = f"{device}, {config.agent} of stable-baselines3"
             machine += f", learning in the dream of {config.dream} alone" if config.dream else ""
-            lines = notes(config, spaces, device, limit, cannot_draw)
+            lines = [*shown, *notes(config, spaces, device, limit, cannot_draw)]
             print_header(headline(config, task), spaces, counts, machine, folder, *lines)
             status = train_to_end(run, trainer, config, resumes=False)
     if status == 0:

@@ -43,6 +43,8 @@ class PolicyArgs:
     """Write the numbers to this file; - is standard output, which then holds nothing else."""
 
     def __post_init__(self) -> None:
+        if self.max_loops is not None and self.max_loops < 1:
+            raise ValueError(f"--max-loops must be at least 1, got {self.max_loops}")
         try:
             self.eval_config(EvalConfig())
         except ValueError as error:
@@ -52,15 +54,16 @@ class PolicyArgs:
         if self.exit is None and (self.exit_threshold is not None or self.exit_histogram):
             raise ValueError("--exit-threshold and --exit-histogram belong to another rule: name it with --exit")
 
-    def loop_cap(self, config: Config) -> int:
-        """Most loops per step with the rule of --exit."""
+    def loop_cap(self, config: Config) -> int | None:
+        """Most loops per step; None: as the run is configured."""
         loop = config.model.loop
+        if self.exit is None:
+            return self.max_loops
         return self.max_loops or (round(loop.mean_loops) if self.exit == "fixed" else loop.run_cap)
 
     def eval_config(self, cfg: EvalConfig) -> EvalConfig:
         """The run's evaluation settings `cfg`, replaced by those of the command line."""
-        max_loops = cfg.max_loops if self.max_loops is None else self.max_loops
-        return replace(cfg, episodes=self.episodes, seed=self.seed, max_loops=max_loops)
+        return replace(cfg, episodes=self.episodes, seed=self.seed)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,9 +14,11 @@ import torch
 
 from agent.data.checkpoint import CheckpointStore
 from agent.data.replay import ReplayBuffer
+from agent.environment_failures import environment_traceback
 from agent.errors import BadStep, EnvironmentFailure, NonFiniteError, UsageError, WorkerFailure
 from agent.evaluation.episodes import Agent, Episode
 from agent.evaluation.plots import draw_curves
+from agent.evaluation.rounds import say
 from agent.evaluation.video import save_video
 from agent.learning.dreamer import Dreamer
 from agent.logs.logger import Logger
@@ -65,13 +66,14 @@ class Run:
     def report(self, step: int, what: str, error: Exception) -> None:
         """Say that `what` failed at `step` and training goes on, and keep it in meta.json.
 
-        The first failure comes with its traceback: it is most often the environment's, whose author wants to see it.
+        The first failure of an environment comes with its traceback, for its author.
         """
-        if not self.failures:
-            traceback.print_exception(error.__cause__ or error)
-        line = f"{what} failed at step {step:,}: {cause_of(error)}"
-        print(f"note: {line}; training goes on", file=sys.stderr)
-        self.failures.append({"step": step, "what": what, "error": cause_of(error)})
+        if isinstance(error, EnvironmentFailure) and not self.failures:
+            print(environment_traceback(error), end="", file=sys.stderr)
+        cause = " ".join(str(error).split())
+        cause = cause if isinstance(error, EnvironmentFailure) else f"{type(error).__name__}: {cause}"
+        say(f"note: {what} failed at step {step:,}: {cause}; training goes on")
+        self.failures.append({"step": step, "what": what, "error": cause})
         self.meta.update(failures=self.failures[-100:])
 
 
@@ -148,7 +150,7 @@ def train_to_end(run: Run, trainer: AgentTrainer, config: Config, resumes: bool 
         print(f"error: {error}, after step {trainer.step:,}{skip}; {saved}", file=sys.stderr)
         return 1
     except EnvironmentFailure as error:
-        traceback.print_exception(error.__cause__)
+        print(environment_traceback(error), end="", file=sys.stderr)
         print(f"error: the environment failed after step {trainer.step:,}: {error}; {saved}", file=sys.stderr)
         return 1
     except WorkerFailure as error:
@@ -181,12 +183,6 @@ def show_results(
             print(cannot_draw or save_video(run.folder / "videos" / "eval_final.mp4", agent, make_env, config.eval))
     except Exception as error:
         run.report(trainer.step, "drawing the results", error)
-
-
-def cause_of(error: Exception) -> str:
-    """What went wrong, in one line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, EnvironmentFailure) else f"{type(error).__name__}: {text}"
 
 
 def changed_settings(config: Config) -> dict[str, object]:

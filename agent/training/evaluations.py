@@ -35,7 +35,7 @@ class Evaluations:
         self.means: dict[int, float] = {}
         """Step -> mean return, of the evaluations before the end."""
         self.tried = 0
-        """Step of the last evaluation before the end, whether it failed or not."""
+        """Step of the last evaluation, whether it failed or not."""
         self.best = -np.inf
 
     def interim(self, step: int, stop: Callable[[], bool]) -> None:
@@ -53,6 +53,7 @@ class Evaluations:
         """Evaluate at the end. It judges and does not choose: it plays other episodes, and more of them."""
         self.means.pop(step, None)  # during training, and then the time was over
         self.episodes = self.play(step, True, stop)
+        self.tried = step
         if self.best == -np.inf:  # nothing was evaluated before
             self.save_best(step)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from agent.evaluation.rounds import say
 from agent.execution import Eager
 from agent.learning.dreamer import Dreamer, Update
 from agent.logs.logger import Logger
@@ -40,8 +40,7 @@ class EpisodeCounter:
         self.end(which, step)
         self.logger.scalars(step, {"episode/bad_steps": float(skipped)})
         if str(skipped).strip("0") == "1":  # 1, 10, 100, ..
-            message = f"step {step:,}: a reward or an observation was not finite; {skipped:,} such rows skipped so far"
-            print(f"\nnote: {message}", file=sys.stderr)
+            say(f"note: step {step:,}: a reward or an observation was not finite; {skipped:,} such rows skipped so far")
 
     def end(self, which: np.ndarray, step: int) -> None:
         """Log the episodes `which` (E,)."""
