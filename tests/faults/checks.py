@@ -175,7 +175,7 @@ def episodes(columns, env, repeat):
     """(return, length) of the episodes of one environment that the replay holds to their end."""
     starts = np.flatnonzero(columns["is_first"][env])
     found = []
-    for start, stop in zip(starts, [*starts[1:], len(columns["reward"][env])], strict=True):
+    for start, stop in zip(starts, [*starts, len(columns["reward"][env])][1:], strict=True):
         if columns["is_last"][env, stop - 1]:
             found.append((float(columns["reward"][env, start:stop].sum()), repeat * (stop - start - 1)))
     return found

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.faults.ends import COMMON, LIMIT, mine, options, share_out, wait_for
+from tests.faults.ends import COMMON, LIMIT, STEPS, mine, options, share_out, wait_for
 from tests.faults.table import Table
 
 TASK = ("gym:tests.faults.worlds:Beat-v0", *map(str, COMMON), "--train.eval-every", "200", "--train.save-every", "100")
@@ -103,7 +103,11 @@ def play(number, seed, work, references):
         status = killed.part()
         wrong = [f"status {status}"] if status else []
     if not wrong:
-        wrong = differences(killed.runs.forked(contents, killed.run), references[workers])
+        found, other = killed.runs.forked(contents, killed.run), dict(references[workers])
+        if STEPS in killed.resumed_at[:-1]:  # in the final evaluation: the last line of metrics knows of no updates
+            for values in (found, other):
+                values["metrics.jsonl"] = {**values["metrics.jsonl"], str(STEPS): {}}
+        wrong = differences(found, other)
     if not wrong:
         shutil.rmtree(folder)
     return {
