@@ -43,10 +43,10 @@ class Hung(Exception):
 class Started:
     """A program under way: started in the folder `cwd`, with its output in the files `name`.out and `name`.err."""
 
-    def __init__(self, words, cwd, name, real=False, piped=False, slow_tasks=False, limit=None, env=None):
+    def __init__(self, words, cwd, name, real=False, piped=False, slow_tasks=False, limit=None, memory=None, env=None):
         """words: program and arguments, or one string for the shell, which is always `real`. piped: the output goes
         through another process, `reader`, which can die. slow_tasks: every environment gets a process of its own.
-        limit: bytes of the largest file that may be written.
+        limit: bytes of the largest file that may be written; memory: bytes of address space.
         """
         self.out, self.err = cwd / f"{name}.out", cwd / f"{name}.err"
         self.began, self.status, self.ended, self.reader = time.monotonic(), None, 0.0, 0
@@ -75,8 +75,9 @@ class Started:
                 os.dup2(file, number)
                 os.close(file)
             default_signals()
-            if limit is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            for kind, most in ((resource.RLIMIT_FSIZE, limit), (resource.RLIMIT_AS, memory)):
+                if most is not None:
+                    resource.setrlimit(kind, (most, most))
             if isinstance(words, str):
                 os.execv("/bin/sh", ["sh", "-c", f"exec {words}"])
             if real:
@@ -93,12 +94,13 @@ class Started:
                 self.status, self.ended = os.waitstatus_to_exitcode(status), time.monotonic()
         return self.status
 
-    def wait(self, seconds):
-        """The exit status. Raises Hung, and ends everything, after so many seconds."""
+    def wait(self, seconds, kill=True):
+        """The exit status. Raises Hung after so many seconds, and ends everything where it may `kill`."""
         limit = time.monotonic() + seconds
         while self.poll() is None:
             if time.monotonic() > limit:
-                self.kill_all()
+                if kill:
+                    self.kill_all()
                 raise Hung(f"did not end within {seconds:.0f} s")
             time.sleep(0.01)
         return self.status
