@@ -30,8 +30,8 @@ MEMORY = 12 << 30
 COLUMNS = ("number", "kind", "outcome", "status", "seconds", "what", "command", "message", "wrong", "folder")
 REMEDY = re.compile(
     r"--\w|evaluate\.py|train_agent\.py|\b(give|choose|use|expected?|must|leave|write|install|supported|there (are|is)|"
-    r"mean|need(s|ed)?|required|run|keep|make|set|wait|check|look|rename|remove|at (least|most)|below|between|cannot change|"
-    r"invalid|start|only|should|too few|more|other|another)\b"
+    r"mean|need(s|ed)?|required|run|keep|make|set|wait|check|look|rename|remove|at (least|most)|below|between|"
+    r"cannot change|invalid|start|only|should|too few|more|other|another)\b"
 )
 
 
