@@ -40,14 +40,15 @@ from agent.interop.export import export_policy
 from agent.interop.load import load_agent, load_dreamer, load_sb3_agent
 from agent.learning.dreamer import Dreamer
 from agent.logs.json_output import Write, json_output
+from agent.logs.streams import lasting_streams
+from agent.runs.capacity import out_of_memory
 from agent.runs.cli import COUNTS
 from agent.runs.commands import CollectArgs, CompareArgs, DatasetArgs, ExportArgs, ModelArgs, PolicyArgs
 from agent.runs.compare import Comparison, format_table
-from agent.runs.config import Config
+from agent.runs.config import saved_config
 from agent.runs.report import write_report
-from agent.runs.run_record import find_runs, load_run
+from agent.runs.run_record import find_runs, load_runs
 from agent.seeds import COLLECTION, MODEL_RECORDING
-from agent.settings import from_dict
 from agent.spaces import Spaces, spaces_of
 from envs import TaskError, TaskId, make_env, make_vector_env, position_entries, prepare_rendering
 
@@ -79,7 +80,7 @@ def policy(args: PolicyArgs, write: Write) -> None:
     """Play evaluation episodes with one checkpoint."""
     path = checkpoint_of(args.run, args.checkpoint)
     saved = read_checkpoint(path)
-    task, config = TaskId.parse(saved["task"]), from_dict(Config, saved["config"])
+    task, config = TaskId.parse(saved["task"]), saved_config(saved)
     if config.model_only:
         raise UsageError(f"{args.run} trained the world model alone: it has no policy to play")
     if config.agent != "dreamer" and args.exit:
@@ -131,7 +132,7 @@ def model(args: ModelArgs, write: Write) -> None:
     """Record episodes, predict them open loop, and write tables and figures."""
     path = checkpoint_of(args.run, args.checkpoint)
     saved = read_checkpoint(path)
-    task, config = TaskId.parse(saved["task"]), from_dict(Config, saved["config"])
+    task, config = TaskId.parse(saved["task"]), saved_config(saved)
     agent = load_dreamer(saved, args.run)
     world, behavior = agent.averaged.world, agent.averaged.behavior
     if not world.observation_model.decodes:
@@ -162,8 +163,9 @@ def model(args: ModelArgs, write: Write) -> None:
 
 def compare(args: CompareArgs, write: Write) -> None:
     """Read the runs, print the table, write the report."""
-    comparison = Comparison([load_run(path) for path in find_runs(args.runs)], args.by)
-    for line in comparison.warnings:
+    runs, left_out = load_runs(find_runs(args.runs))
+    comparison = Comparison(runs, args.by)
+    for line in [*left_out, *comparison.warnings]:
         print(f"note: {line}")
     print(format_table(comparison.table()))
     print(f"report {write_report(comparison, Path(args.out))}")
@@ -204,7 +206,7 @@ def collect(args: CollectArgs, write: Write) -> None:
 def export(args: ExportArgs, write: Write) -> None:
     """Export the policy of one checkpoint."""
     saved = read_checkpoint(checkpoint_of(args.run, args.checkpoint))
-    agent, loop = load_dreamer(saved, args.run), from_dict(Config, saved["config"]).model.loop
+    agent, loop = load_dreamer(saved, args.run), saved_config(saved).model.loop
     loops = args.max_loops or max(1, round(loop.mean_loops))
     export_policy(agent, Path(args.file), loops)
     sizes = ", ".join(f"{name} ({size})" for name, size in agent.spaces.obs.items())
@@ -232,6 +234,7 @@ def check_command(argv: list[str]) -> None:
     raise UsageError(f"there is no command {argv[0]!r}; {meant}the commands are {', '.join(COMMANDS)}")
 
 
+@lasting_streams()
 def main(argv: list[str]) -> int:
     """Run one command; errors that the user can correct are one line. Returns the exit status."""
     try:
@@ -250,6 +253,15 @@ def main(argv: list[str]) -> int:
     except NonFiniteError as error:
         print(f"error: {error} is not finite", file=sys.stderr)
         return 1
+    except OSError as error:  # a path that may not be read
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        line = out_of_memory(error, "close other programs, or give fewer --episodes where the command has them")
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
     return 0

@@ -22,7 +22,9 @@ from agent.environment_failures import first_reset
 from agent.errors import NonFiniteError, UsageError
 from agent.evaluation.episodes import Evaluator
 from agent.execution import make_execution
+from agent.logs.streams import lasting_streams
 from agent.runs.baseline_run import train_baseline
+from agent.runs.capacity import check_capacity, out_of_memory
 from agent.runs.cli import parse_cli
 from agent.runs.config import Config
 from agent.runs.folder import claimed
@@ -78,6 +80,7 @@ def train_dreamer(
         first_reset(envs, config.seed)
         if saved:
             check_spaces(saved, spaces)
+        check_capacity(config, spaces, task.action_repeat, bool(saved))
         agent = make_agent(config, spaces, device)
         replay = make_replay(config, envs.num_envs, spaces)
         make_envs = partial(make_vector_env, task, seed=config.eval.first_seed, asynchronous=task.is_parallel)
@@ -115,6 +118,7 @@ def checked(argv: Sequence[str]) -> Config:
     return config
 
 
+@lasting_streams()
 def main(argv: list[str]) -> int:
     """`train`, with one line in place of a traceback where the command cannot work."""
     try:
@@ -127,6 +131,12 @@ def main(argv: list[str]) -> int:
         return 1
     except OSError as error:  # a full disk, a folder that cannot be written
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        line = out_of_memory(error, "a lower --train.replay-rows, --train.batch or --train.envs needs less")
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -10,6 +10,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,11 +69,41 @@ def set_threads(wanted: int) -> int:
     return wanted
 
 
-def available_memory() -> float:
-    """Bytes that can be taken without swapping; infinite where the system does not tell."""
-    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/meminfo", encoding="ascii") as file:
-        return 1024.0 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
-    return math.inf
+def available_memory(root: Path = Path("/")) -> float:
+    """Bytes that can be taken without swapping, by the machine and by the limits of a container or a job; infinite
+    where the system does not tell. root: where /proc and /sys lie."""
+    free = [math.inf, *_free_in_control_groups(root)]
+    with contextlib.suppress(OSError, ValueError, IndexError, StopIteration):
+        lines = (root / "proc/meminfo").read_text("ascii").splitlines()
+        free.append(1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
+    return max(0.0, min(free))
+
+
+def _free_in_control_groups(root: Path) -> Iterator[float]:
+    """What the limit of each control group that holds this process leaves; pages of files can be dropped at any time.
+
+    Linux has two layouts: one tree of groups, or one tree for each resource.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, resources, path = line.split(":", 2)
+        if resources and "memory" not in resources.split(","):
+            continue
+        limit, used = ("limit_in_bytes", "usage_in_bytes") if resources else ("max", "current")
+        top = root / "sys/fs/cgroup" / resources
+        group = top / path.strip("/")
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError):  # no such group here, or no limit: "max"
+                most, now = (int((folder / f"memory.{name}").read_text()) for name in (limit, used))
+                stat = dict(map(str.split, (folder / "memory.stat").read_text().splitlines()))
+                prefix = "total_" if resources else ""
+                files = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+                yield float(most - now + files)
+            if folder == top:
+                break
 
 
 def keep_memory() -> None:

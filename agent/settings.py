@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
+import reprlib
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -24,8 +26,44 @@ def parse_count(text: str) -> int:
     except ValueError:
         value = float("nan")
     if not value.is_integer():  # nor are infinity and NaN
-        raise ValueError(f"{text!r} is not a whole number; write 100000, 100_000, 1e5 or 100k")
+        raise ValueError(f"{shown(text)} is not a whole number; write 100000, 100_000, 1e5 or 100k")
     return int(value)
+
+
+def text_of(value: Any) -> str:
+    """A value of somebody else as a word of a table: `shown` where it holds line breaks or the like."""
+    text = str(value)
+    return text if text.isprintable() else shown(text)
+
+
+def shown(value: Any) -> str:
+    """A value of somebody else in a message: on one line, and not longer than a person reads."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 2, 80, 80
+    try:
+        return short.repr(value)
+    except ValueError:  # Python writes no numbers of more than 4,300 digits
+        return "a number of thousands of digits"
+
+
+def home_expanded(name: str, path: str) -> str:
+    """The path with ~ replaced by the home folder: shells leave it in --run-dir=~/x. name: of the setting.
+
+    Raises ValueError for a path that no message can show: with line breaks, or bytes that are no letters.
+    """
+    if bad := [letter for letter in path if ord(letter) < 32 or "\ud800" <= letter <= "\udfff"]:
+        raise ValueError(f"{option(name)} {shown(path)} holds {bad[0]!r}: give a name of letters")
+    return os.path.expanduser(path)
+
+
+def expand_home(settings: Any, *names: str) -> None:
+    """`home_expanded` for these fields of a frozen dataclass, paths or tuples of them."""
+    for name in names:
+        value = getattr(settings, name)
+        if isinstance(value, tuple):
+            object.__setattr__(settings, name, tuple(home_expanded(name, path) for path in value))
+        elif value is not None:
+            object.__setattr__(settings, name, home_expanded(name, value))
 
 
 def names(kind: type[Any], prefix: str = "") -> Iterator[str]:
@@ -51,7 +89,7 @@ def known_name(kind: type[Any], name: str) -> str:
         return ends[0]
     near = ends or difflib.get_close_matches(wanted, every, n=1) or _near_ends(wanted, every)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise UsageError(f"there is {'no one' if ends else 'no'} setting {name}{hint}")
+    raise UsageError(f"there is {'no one' if ends else 'no'} setting {text_of(name)}{hint}")
 
 
 def _near_ends(wanted: str, every: list[str]) -> list[str]:
@@ -78,7 +116,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = 
     for name, value in one.items():
         if name not in other:
             continue
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and isinstance(other[name], Mapping):
             changed += differences(value, other[name], f"{prefix}{name}.")
         elif value != other[name]:
             changed.append(prefix + name)
@@ -108,14 +146,15 @@ def from_dict(kind: type[Any], values: Any, prefix: str = "") -> Any:
     Raises UsageError that names the setting when it is unknown or its value cannot be.
     """
     if not isinstance(values, Mapping):
-        raise UsageError(f"{prefix.rstrip('.') or 'the file'} must hold names with values, got {values!r}")
+        raise UsageError(f"{prefix.rstrip('.') or 'the file'} must hold names with values, got {shown(values)}")
     hints = get_type_hints(kind)
     names = [f.name for f in dataclasses.fields(kind)]
     for name in values:
         if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=1)
+            word = name if isinstance(name, str) and name.isprintable() and len(name) < 80 else shown(name)
+            near = difflib.get_close_matches(word, names, n=1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else ""
-            raise UsageError(f"there is no setting {prefix}{name}{hint}")
+            raise UsageError(f"there is no setting {prefix}{word}{hint}")
     try:
         return kind(**{name: _convert(hints[name], value, prefix + name) for name, value in values.items()})
     except ValueError as error:
@@ -135,15 +174,15 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
         good = value in get_args(kind)
     elif kind is bool:
         good = isinstance(value, bool)
-    elif isinstance(value, bool) or value is None:
+    elif isinstance(value, bool) or not isinstance(value, str | int | float):
         good = False
     else:
         try:
             return parse_count(str(value)) if kind is int else kind(value)
-        except (TypeError, ValueError):
+        except (ValueError, OverflowError):
             good = False
     if not good:
-        raise UsageError(f"{name} cannot be {value!r}; expected {getattr(kind, '__name__', kind)}")
+        raise UsageError(f"{name} cannot be {shown(value)}; expected {getattr(kind, '__name__', kind)}")
     return value
 
 
@@ -151,9 +190,9 @@ def _convert_tuple(kind: Any, value: Any, name: str) -> tuple[Any, ...]:
     """A YAML list as tuple[X, ...] or tuple[X, Y], each element converted."""
     kinds = get_args(kind)
     if not isinstance(value, list | tuple):
-        raise UsageError(f"{name} cannot be {value!r}; expected a list")
+        raise UsageError(f"{name} cannot be {shown(value)}; expected a list")
     if kinds[-1] is Ellipsis:
         kinds = kinds[:1] * len(value)
     if len(kinds) != len(value):
-        raise UsageError(f"{name} cannot be {value!r}; expected a list of {len(kinds)} values")
+        raise UsageError(f"{name} cannot be {shown(value)}; expected a list of {len(kinds)} values")
     return tuple(_convert(part, item, f"{name}[{i}]") for i, (part, item) in enumerate(zip(kinds, value, strict=True)))

@@ -30,9 +30,19 @@ class Spaces(NamedTuple):
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Spaces:
-        """From plain values, as a checkpoint or data set holds them: see `plain`."""
-        obs = {name: size if isinstance(size, int) else tuple(size) for name, size in plain["obs"].items()}
-        return cls(obs, ActionSpec(**plain["action"]))
+        """From plain values, as a checkpoint or data set holds them: see `plain`. Raises ValueError for others."""
+        try:
+            obs = {name: size if isinstance(size, int) else tuple(size) for name, size in plain["obs"].items()}
+            action = ActionSpec(**plain["action"])
+            sizes = [*(part for size in obs.values() for part in (size if isinstance(size, tuple) else (size,)))]
+            good = bool(obs) and all(isinstance(name, str) for name in obs) and isinstance(action.discrete, bool)
+            good &= all(isinstance(size, int) or len(size) == 3 for size in obs.values())
+            good &= all(type(size) is int and size > 0 for size in (*sizes, action.size))
+        except (KeyError, TypeError, AttributeError):
+            good = False
+        if not good:
+            raise ValueError(f"these are no sizes of observations and actions: {str(plain)[:200]}")
+        return cls(obs, action)
 
     def plain(self) -> dict[str, Any]:
         """As numbers, lists and dictionaries."""

@@ -31,7 +31,7 @@ def refusal(capsys, *words):
 
 def test_small_is_the_default_of_the_dataclasses():
     assert preset("small") == Config()
-    assert cli("--device", "cpu") == Config(device="cpu")
+    assert cli("toy:cue", "--device", "cpu") == Config(task="toy:cue", device="cpu")
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -50,10 +50,10 @@ def test_options_are_spelt_with_either_dash():
 
 
 def test_a_preset_is_the_base_of_what_else_is_given():
-    config = cli("--behavior.horizon", "9", "--preset", "debug", "--steps", "2k")
+    config = cli("toy:cue", "--behavior.horizon", "9", "--preset", "debug", "--steps", "2k")
     debug = preset("debug")
     expected = replace(
-        debug, behavior=replace(debug.behavior, horizon=9), train=replace(debug.train, steps=2000)
+        debug, task="toy:cue", behavior=replace(debug.behavior, horizon=9), train=replace(debug.train, steps=2000)
     )
     assert config == expected
 
@@ -172,7 +172,7 @@ def test_a_run_starts_from_the_config_file_of_another(finished):
 
 def test_run_dir_and_resume_of_a_config_file_are_ignored(tmp_path):
     save_yaml(replace(preset("debug"), run_dir="there", resume="there"), tmp_path / "config.yaml")
-    assert cli("--config", str(tmp_path / "config.yaml")) == preset("debug")
+    assert cli("toy:cue", "--config", str(tmp_path / "config.yaml")) == replace(preset("debug"), task="toy:cue")
 
 
 def test_options_stand_above_the_config_file_and_the_file_above_its_preset(tmp_path):
@@ -184,14 +184,14 @@ def test_options_stand_above_the_config_file_and_the_file_above_its_preset(tmp_p
         debug, task="toy:cue", optimizer=replace(debug.optimizer, model_lr=3e-4),
         behavior=replace(debug.behavior, horizon=9, units=48),
     )  # fmt: skip
-    assert cli("--config", str(file), "--preset", "debug").behavior.units == 48
+    assert cli("toy:cue", "--config", str(file), "--preset", "debug").behavior.units == 48
     file.write_text("behavior:\n  units: 48\n")
-    mine = cli("--preset", "debug", "--config", str(file))
-    assert mine == replace(debug, behavior=replace(debug.behavior, units=48))
+    mine = cli("toy:cue", "--preset", "debug", "--config", str(file))
+    assert mine == replace(debug, task="toy:cue", behavior=replace(debug.behavior, units=48))
     file.write_text("task: dmc:walker_walk@pixels\n")
     assert parse_cli(["--device", "cpu", "--config", str(file)], TaskId.shows_images)[0].preset == "pixels"
     file.write_text("")
-    assert cli("--device", "cpu", "--config", str(file)) == Config(device="cpu")
+    assert cli("toy:cue", "--device", "cpu", "--config", str(file)) == Config(task="toy:cue", device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_options_stand_above_the_config_file_and_the_file_above_its_preset(tmp_p
         ("trian: 7\n", (), "did you mean train"),
         ("train: 7\n", (), "train must hold"),
         ("preset: huge\n", (), "preset cannot be 'huge'"),
-        ("preset: debug\n", ("--preset", "small"), "has the settings of preset debug: leave --preset small out"),
+        ("preset: debug\n", ("--preset", "small"), "has the settings of preset 'debug': leave --preset small out"),
         ("behavior:\n  horizon: 0\n", (), "horizon must be at least 1"),
         ("- 1\n", (), "must hold names with values"),
         ("a: [", (), "it is no YAML"),
@@ -241,11 +241,11 @@ def test_an_absent_device(monkeypatch):
 
 def test_a_gpu_changes_the_default_preset(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert cli().preset == "base"
-    assert cli("--device", "cpu").preset == "small"
-    assert cli("--preset", "debug").preset == "debug"
+    assert cli("toy:cue").preset == "base"
+    assert cli("toy:cue", "--device", "cpu").preset == "small"
+    assert cli("toy:cue", "--preset", "debug").preset == "debug"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert cli().preset == "small"
+    assert cli("toy:cue").preset == "small"
 
 
 def test_tasks_of_images_have_a_preset_of_their_own_on_a_cpu(monkeypatch):
@@ -259,8 +259,8 @@ def test_tasks_of_images_have_a_preset_of_their_own_on_a_cpu(monkeypatch):
     assert pixels.model.image.anneal
     assert preset("base").model.image.anneal
     assert chosen("atari100k:pong", "--train.length", "12").train.length == 12
-    for words in (["dmc:walker_walk"], ["gym:CartPole-v1"], ["atari:pong", "--preset", "small"], ["--seed", "1"]):
-        assert chosen(*words).preset == "small"
+    for words in ("dmc:walker_walk", "gym:CartPole-v1", "atari:pong --preset small", "toy:cue --seed 1"):
+        assert chosen(*words.split()).preset == "small"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert chosen("atari:pong").preset == "base"
 

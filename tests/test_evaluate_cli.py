@@ -153,7 +153,7 @@ def test_what_training_refuses_leaves_runs_alone(finished, refused, tmp_path):
     assert "--behavior.horizon" in refused(train, "toy:cue5", "--behavior.horizn", "3")
     assert "no toy world" in refused(train, "toy:nothing")
     assert "nothing would be learned" in refused(train, "toy:cue5", "--steps", "1000")
-    assert "(2000 steps of dmc:cartpole_swingup)" in refused(train, "--steps", "2k")
+    assert "(2000 steps of dmc:cartpole_swingup)" in refused(train, "dmc:cartpole_swingup", "--steps", "2k")
     assert "is not empty" in refused(train, "toy:cue5", "--preset", "debug", "--run-dir", copy)
     assert "is a run of toy:cue5" in refused(train, "toy:serial", "--resume", copy, "--steps", "1k")
     assert "is complete" in refused(train, "--resume", copy)

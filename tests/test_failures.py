@@ -130,6 +130,39 @@ def test_evaluations_that_fail_are_reported_and_training_ends_as_it_should(make_
     assert trainer.episodes == []
 
 
+class Robot(Metronome):
+    """There is one."""
+
+    taken = False
+
+    def __init__(self):
+        super().__init__()
+        if Robot.taken:
+            raise OSError("address in use")
+        Robot.taken = True
+
+    def close(self):
+        Robot.taken = False
+
+
+def robots(count):
+    free = not Robot.taken
+    try:
+        return metronomes(count, Robot)
+    except OSError:
+        Robot.taken = not free  # the first of several is closed again
+        raise
+
+
+def test_an_environment_of_which_there_is_one_is_evaluated_at_the_end(make_trainer, tmp_path, capsys):
+    failures = []
+    trainer = make_trainer(tmp_path, robots, steps=300, eval_every=200, failures=failures)
+    trainer.run()
+    assert [step for step, *_ in failures] == [200]  # training has it
+    assert len(trainer.episodes) == 10
+    assert "only one copy" in capsys.readouterr().err
+
+
 ENVIRONMENT = """
 import gymnasium as gym, numpy as np
 

@@ -123,6 +123,11 @@ def test_the_command_exports(finished, script, tmp_path):
     assert "cannot be written" in refused.stderr
     with pytest.raises(UsageError, match="cannot be written"):
         export_policy(lively(), tmp_path / "nowhere" / "x.pt2", 1)
+    latest = run / "checkpoints" / "latest.pt"
+    before = latest.read_bytes()
+    refused = script("evaluate.py", "export", run, latest)
+    assert (refused.returncode, latest.read_bytes() == before) == (2, True)
+    assert "exists and is no exported program" in refused.stderr
 
 
 def test_the_agent_is_imported_from_the_package_and_torch_only_then():

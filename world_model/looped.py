@@ -35,7 +35,7 @@ from world_model.core import Core, CoreSizes, LogPrior, LoopStats, Trace
 from world_model.exits import RULES, HaltingState, Memory, make_rule
 from world_model.extensions import check_name
 from world_model.nets import Norm, linear
-from world_model.ranges import AT_LEAST_ONE, require
+from world_model.ranges import ABOVE_ZERO, AT_LEAST_ONE, require
 from world_model.retention import Dynamics, Retention
 
 LONGEST_MEMORY = 20.0
@@ -75,7 +75,7 @@ class LoopConfig:
     def __post_init__(self) -> None:
         check_name("exit rule", self.exit, RULES)
         whole = ("tokens", "width", "units", "max_loops")
-        require(self, "", **dict.fromkeys(whole, AT_LEAST_ONE), mean_loops=(1.0, 1000.0))
+        require(self, "", **dict.fromkeys(whole, AT_LEAST_ONE), mean_loops=(1.0, 1000.0), expand=ABOVE_ZERO)
         if self.hidden < 1:
             raise ValueError(f"expand {self.expand} leaves the gated MLP of a width of {self.width} nothing")
 

@@ -31,7 +31,7 @@ from agent.spaces import Spaces
 
 FORMAT = 4
 """Layout of checkpoints. Files of another format are refused; the commit that wrote them reads them."""
-NEEDED = ("format", "task", "config", "spaces", "step", "agent")
+NEEDED = {"format": int, "task": str, "config": dict, "spaces": dict, "step": int, "agent": dict}
 """What every checkpoint holds."""
 BESIDE_SECONDS = 0.25
 """Where a checkpoint takes longer to write, the next ones are written beside training: they grow, and training is not
@@ -232,13 +232,15 @@ def read_file(path: Path) -> dict[str, Any]:
             f"{path} is damaged or not a checkpoint; the run's other one (latest.pt, best.pt) may still be good: "
             "evaluate.py policy RUN --checkpoint best"
         ) from error
-    if not isinstance(content, dict) or any(key not in content for key in NEEDED):
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int) or NEEDED.keys() - content:
         raise Damaged(f"{path} is a PyTorch file but not a checkpoint of this program")
     if content["format"] != FORMAT:
         raise UsageError(
             f"{path} has checkpoint format {content['format']}, and this version reads format {FORMAT} only; "
             "check out the commit named in the run's meta.json to use it"
         )
+    if wrong := [name for name, kind in NEEDED.items() if not isinstance(content[name], kind)]:
+        raise Damaged(f"{path} is not a checkpoint of this program: its {wrong[0]} is of another type")
     return content
 
 

@@ -23,12 +23,16 @@ import numpy as np
 import torch
 
 from agent.data.checkpoint import replay_of
-from agent.data.replay import LATENTS
+from agent.data.replay import FLAGS, LATENTS
 from agent.errors import UsageError
+from agent.numbers import byte_size, number
+from agent.runtime import available_memory
 from agent.spaces import Spaces
 
 HELD_OUT_EVERY = 10
 """One episode in this many is held out."""
+IN_MEMORY = 3
+"""What is read, its two parts, and the replay that training fills with the larger one."""
 
 Rows = dict[str, np.ndarray]
 """Columns of arrival rows: name -> (L, ...), observations under "obs/NAME"."""
@@ -95,6 +99,10 @@ def write_dataset(rows: Rows, folder: Path | str, source: Mapping[str, Any]) -> 
     starts = np.flatnonzero(rows["is_first"])
     if len(starts) < HELD_OUT_EVERY:
         raise UsageError(f"{len(starts)} whole episodes are too few: a data set needs at least {HELD_OUT_EVERY}")
+    try:
+        rows = checked_rows(rows, Spaces.of(source["spaces"]))
+    except ValueError as error:
+        raise UsageError(f"no data set can be made of this: {error}") from error
     returns = np.add.reduceat(rows["reward"], starts)
     metadata = {
         **source,
@@ -123,23 +131,33 @@ def dataset_line(metadata: Mapping[str, Any]) -> str:
     """What a data set holds, for the terminal."""
     return (
         f"{metadata['task']}: {metadata['episodes']} whole episodes, {metadata['rows']:,} rows, mean return "
-        f"{metadata['mean_return']:.4g}, best {metadata['best_return']:.4g}"
+        f"{number(metadata['mean_return'])}, best {number(metadata['best_return'])}"
     )
 
 
 def load_dataset(folder: Path | str) -> Dataset:
-    """Read a data set. Raises UsageError when it is not one."""
+    """Read a data set; nothing in it is executed. Raises UsageError when it is not one, or too large for memory."""
     folder = Path(folder)
     try:
         metadata = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        with np.load(folder / "rows.npz") as file:
-            rows = {name: file[name] for name in file.files}
-        spaces = Spaces.of(metadata["spaces"])
-        task, episode = metadata["task"], np.cumsum(rows["is_first"]) - 1
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        task, spaces = str(metadata["task"]), Spaces.of(metadata["spaces"])
+        with zipfile.ZipFile(folder / "rows.npz") as archive:
+            size, free = sum(file.file_size for file in archive.infolist()), available_memory()
+        if IN_MEMORY * size > free:
+            raise UsageError(
+                f"the data set {folder} needs {byte_size(IN_MEMORY * size)} of memory and {byte_size(free)} "
+                "are free: make a smaller one, with fewer episodes"
+            )
+        with np.load(folder / "rows.npz", allow_pickle=False) as file:
+            rows = checked_rows({name: file[name] for name in file.files}, spaces)
+    except UsageError:
+        raise
+    except Exception as error:  # numpy, zipfile and json raise many types of errors for damaged files
+        what = error.strerror if isinstance(error, OSError) else " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
-            f"{folder} is not a data set ({error}); make one from a run: python evaluate.py dataset RUN {folder}"
+            f"{folder} is not a data set ({what}); make one from a run: python evaluate.py dataset RUN FOLDER"
         ) from error
+    episode = np.cumsum(rows["is_first"]) - 1
     held_out = episode % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
     return Dataset(
         task,
@@ -147,6 +165,33 @@ def load_dataset(folder: Path | str) -> Dataset:
         {name: value[~held_out] for name, value in rows.items()},
         {name: value[held_out] for name, value in rows.items()},
     )
+
+
+def checked_rows(rows: Rows, spaces: Spaces) -> Rows:
+    """Rows of whole episodes as a replay takes them. Raises ValueError that names the column which does not fit."""
+    shapes: dict[str, tuple[int, ...]] = {"prev_action": (spaces.action.size,), "reward": ()}
+    shapes |= {f"obs/{name}": (size,) if isinstance(size, int) else size for name, size in spaces.obs.items()}
+    shapes |= dict.fromkeys(FLAGS, ())
+    if rows.keys() != shapes.keys():
+        raise ValueError(f"it has the columns {', '.join(sorted(rows)) or 'none'}, expected {', '.join(shapes)}")
+    count, result = len(np.atleast_1d(rows["reward"])), {}
+    for name, shape in shapes.items():
+        value = np.asarray(rows[name])
+        kinds, kind = ("b", bool) if name in FLAGS else ("u", np.uint8) if len(shape) == 3 else ("fiu", np.float32)
+        if value.dtype.kind not in kinds or (kind == np.uint8 and value.dtype != kind):
+            raise ValueError(f"column {name} is of type {value.dtype}, expected {np.dtype(kind)}")
+        if value.shape != (count, *shape):
+            raise ValueError(f"column {name} has the shape {value.shape}, expected {(count, *shape)}")
+        with np.errstate(over="ignore"):
+            result[name] = value.astype(kind, copy=False)
+        if kind == np.float32 and not np.isfinite(result[name]).all():
+            raise ValueError(f"column {name} holds values that are not finite")
+    first, last = result["is_first"], result["is_last"]
+    if not count or not first[0] or not last[-1] or (last[:-1] != first[1:]).any():
+        raise ValueError("its rows are no whole episodes, from is_first to is_last, one after the other")
+    if first.sum() < HELD_OUT_EVERY:
+        raise ValueError(f"it has {first.sum()} episodes, and needs at least {HELD_OUT_EVERY}")
+    return result
 
 
 def check_dataset(dataset: Dataset, task: str) -> None:
@@ -182,8 +227,8 @@ def pad_episodes(rows: Rows) -> Episodes:
     def padded(value: np.ndarray) -> torch.Tensor:
         kind = np.uint8 if value.dtype == np.uint8 else np.float32
         episodes = np.zeros((len(starts), lengths.max(), *value.shape[1:]), kind)
-        for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-            episodes[number, :length] = value[start : start + length]
+        for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+            episodes[row, :length] = value[start : start + length]
         return torch.from_numpy(episodes)
 
     obs = {name.removeprefix("obs/"): padded(value) for name, value in rows.items() if name.startswith("obs/")}

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy import optimize, stats
 
+from agent.numbers import side_by_side
+
 Numbers = Sequence[float] | np.ndarray
 
 
@@ -89,16 +91,12 @@ def format_summary(result: dict[str, float]) -> str:
 
     For example: return 812.4 +- 35.1 (IQM 820.0, 95 % interval [790.0, 838.0]) over 20 episodes | loops 1.8
     """
-    largest = max(abs(result["min"]), abs(result["max"]))
-    digits = 1 if largest >= 10 else 3  # toy tasks return at most 1
-
-    def text(key: str) -> str:
-        return f"{result[key]:.{digits}f}"
-
+    keys = "mean", "std", "iqm", "low", "high", "min", "max"
+    text = dict(zip(keys, side_by_side([result[key] for key in keys]), strict=True))
     episodes = int(result["episodes"])
     line = (
-        f"return {text('mean')} +- {text('std')} "
-        f"(IQM {text('iqm')}, 95 % interval [{text('low')}, {text('high')}]) "
+        f"return {text['mean']} +- {text['std']} "
+        f"(IQM {text['iqm']}, 95 % interval [{text['low']}, {text['high']}]) "
         f"over {episodes} episode{'' if episodes == 1 else 's'}"
     )
     if "loops" in result:

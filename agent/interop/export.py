@@ -54,6 +54,10 @@ def export_policy(agent: Dreamer, path: Path, loops: int) -> ExportablePolicy:
 
     Raises UsageError when the file cannot be written, or the exported program gives other actions than the module.
     """
+    if path.exists() and path.suffix != ".pt2":  # it could be a checkpoint
+        raise UsageError(f"{path} exists and is no exported program: give a new name, by custom ending in .pt2")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{path} cannot be written: there is no folder {path.absolute().parent}")
     module = ExportablePolicy(copy.deepcopy(agent.averaged).cpu(), loops).eval()
     world = module.policy.world
     if world.observation_model.images:  # the program may run on machines without bfloat16

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 from agent.errors import UsageError
 from agent.evaluation.episodes import Agent
@@ -13,11 +16,12 @@ from agent.spaces import Spaces
 
 def load_agent(saved: dict[str, Any], device: str) -> Agent:
     """The agent of a checkpoint that `read_checkpoint` returned, a Dreamer or a baseline. Raises UsageError."""
-    if saved["config"]["agent"] == "dreamer":
-        return Dreamer.from_checkpoint(saved, device)
-    from agent.interop.baselines import Baseline  # takes a second to import
+    with _contents():
+        if saved["config"]["agent"] == "dreamer":
+            return Dreamer.from_checkpoint(saved, device)
+        from agent.interop.baselines import Baseline  # takes a second to import
 
-    return Baseline.from_checkpoint(saved, device)
+        return Baseline.from_checkpoint(saved, device)
 
 
 def load_sb3_agent(file: str, saved: Mapping[str, Any]) -> Agent:
@@ -29,7 +33,23 @@ def load_sb3_agent(file: str, saved: Mapping[str, Any]) -> Agent:
 
 def load_dreamer(saved: dict[str, Any], run: str) -> Dreamer:
     """The Dreamer of a checkpoint, on the CPU. Raises UsageError for a baseline, which has no world model."""
-    kind = saved["config"]["agent"]
-    if kind != "dreamer":
-        raise UsageError(f"{run} is a run of {kind}, which has no world model")
-    return Dreamer.from_checkpoint(saved, "cpu")
+    with _contents():
+        kind = saved["config"]["agent"]
+        if kind != "dreamer":
+            raise UsageError(f"{run} is a run of {kind}, which has no world model")
+        return Dreamer.from_checkpoint(saved, "cpu")
+
+
+@contextmanager
+def _contents() -> Iterator[None]:
+    """Inside of this, values of a checkpoint that do not fit each other raise UsageError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"the checkpoint is incomplete or of another version ({type(error).__name__}: {what}); use the commit in "
+            "the run's meta.json, or another checkpoint"
+        ) from error

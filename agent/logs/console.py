@@ -10,6 +10,8 @@ from collections import deque
 
 import numpy as np
 
+from agent.numbers import number
+
 
 class Console:
     """Progress line of one run; the logger sets `returns`, `eval_return`, `loops` and `updates`."""
@@ -60,9 +62,9 @@ class Console:
         parts = [f"{100 * self._share:3.0f}%  {_short(self._step)}/{_short(self._total)}"]
         if self.returns:
             recent = list(self.returns)
-            parts.append(f"return {sparkline(recent, 8, self._unicode)} {np.mean(recent[-10:]):.4g}")
+            parts.append(f"return {sparkline(recent, 8, self._unicode)} {number(float(np.mean(recent[-10:])))}")
         if self.eval_return is not None:
-            parts.append(f"eval {self.eval_return:.4g}")
+            parts.append(f"eval {number(self.eval_return)}")
         if self.loops is not None:
             parts.append(f"loops {self.loops:.1f}")
         if speed > 0:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import UsageError
+from agent.logs.streams import failure_of
 
 Write = Callable[[dict[str, Any]], None]
 """Writes numbers to the target of --json."""
@@ -32,6 +33,8 @@ def json_output(target: str | None) -> Iterator[Write]:
         text = json.dumps(content, indent=2) + "\n"
         if target == "-":
             stdout.write(text)
+            if error := failure_of(stdout):
+                raise UsageError(f"--json - cannot be written: {error.strerror}")
         elif target is not None:
             try:
                 Path(target).write_text(text, encoding="utf-8")

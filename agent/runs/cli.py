@@ -16,9 +16,10 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from agent.data.checkpoint import find_checkpoint, read_checkpoint
 from agent.errors import UsageError
-from agent.runs.config import Config
+from agent.runs.config import Config, saved_config
+from agent.runs.header import evaluate_command
 from agent.runs.presets import PRESETS, preset
-from agent.settings import differences, from_dict, merge, option, parse_count, to_dict
+from agent.settings import differences, from_dict, home_expanded, merge, option, parse_count, shown, to_dict
 
 COUNTS = ConstructorRegistry()
 """Use `with COUNTS:` around tyro: whole numbers are then read by `parse_count`."""
@@ -38,6 +39,14 @@ def _counts(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
     )
 
 
+NO_TASK = (
+    "which task? For example: python train_agent.py dmc:cartpole_swingup, gym:CartPole-v1 or, done in seconds, "
+    "toy:cue5 --preset debug; --help lists the options"
+)
+LARGEST_YAML = 1 << 18
+"""Bytes of a file of settings; a run's config.yaml has 3,000."""
+
+
 def parse_cli(
     argv: Sequence[str], shows_images: Callable[[str], bool] = lambda task: False
 ) -> tuple[Config, dict[str, Any] | None]:
@@ -53,29 +62,35 @@ def parse_cli(
     for word in ("--preset", "--resume", "--device", "--run-dir", "--train.slice"):
         early.add_argument(word, nargs="?")  # a missing value is for tyro to complain about
     first, _ = early.parse_known_args([re.sub("^--run_dir", "--run-dir", word) for word in argv])
-    run = first.resume
+    run = first.resume and _path("resume", first.resume)
     if path is not None and run is not None:
         raise UsageError("--config starts a new run and --resume goes on with an old one: give one of the two")
-    if run is None and getattr(first, "train.slice") and first.run_dir and _begun(first.run_dir):
-        run = first.run_dir
+    run_dir = _path("run_dir", first.run_dir or "")
+    if run is None and getattr(first, "train.slice") and run_dir and _begun(run_dir):
+        run = run_dir
     if run is not None:
         _run_folder(run)
         saved = read_checkpoint(find_checkpoint(run))
         return _parse_resumed(argv, saved, run), saved
     values = {} if path is None else _read_config_file(path)
-    default = "pixels" if any(shows_images(word) for word in [*argv, str(values.get("task", ""))]) else "small"
+    words = [word for word in (*argv, values.get("task")) if isinstance(word, str)]
+    default = "pixels" if any(map(shows_images, words)) else "small"
     if first.device != "cpu" and torch.cuda.is_available():
         default = "base"
     name = first.preset or values.get("preset") or default
     if values.get("preset") not in (None, name):
-        raise UsageError(f"--config {path} has the settings of preset {values['preset']}: leave --preset {name} out")
+        theirs = shown(values["preset"])
+        raise UsageError(f"--config {path} has the settings of preset {theirs}: leave --preset {name} out")
     base = preset(name if name in PRESETS else default)  # tyro and from_dict complain about another one
     if path is not None:
         try:
             base = from_dict(Config, merge(to_dict(base), values))
         except UsageError as error:
             raise UsageError(f"--config {path}: {error}") from error
-    return _parse(argv, base), None
+    config = _parse(argv, base)
+    if not config.task:
+        raise UsageError(NO_TASK)
+    return config, None
 
 
 def _split_config_file(argv: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -85,7 +100,15 @@ def _split_config_file(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     options, others = parser.parse_known_args(argv)
     if options.config == "":
         raise UsageError("--config needs a file: --config runs/TASK/NAME/config.yaml")
-    return options.config, others
+    return options.config and _path("config", options.config), others
+
+
+def _path(name: str, text: str) -> str:
+    """`home_expanded`, before the settings are read. Raises UsageError."""
+    try:
+        return home_expanded(name, text)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _read_config_file(path: str) -> dict[str, Any]:
@@ -125,7 +148,7 @@ def _parse_resumed(argv: Sequence[str], saved: Mapping[str, Any], run: str) -> C
     """The settings of a stopped run; only what leaves the run the same run may be given anew."""
     if "trainer" not in saved:
         raise UsageError(f"{run} holds the agent alone; --resume needs the run's folder or its latest.pt")
-    before = replace(from_dict(Config, saved["config"]), resume=run, run_dir=str(_run_folder(run)))
+    before = replace(saved_config(saved), resume=run, run_dir=str(_run_folder(run)))
     config = _parse(argv, before)
     may_change = ("steps", "minutes", "slice", "eval_every", "log_every", "save_every", "threads")
     kept = {name: getattr(before.train, name) for name in may_change}
@@ -141,13 +164,14 @@ def _parse_resumed(argv: Sequence[str], saved: Mapping[str, Any], run: str) -> C
         )
     if config.train.steps < min(saved["step"], before.train.steps):
         raise UsageError(f"--steps {config.train.steps}: the run {run} has done {saved['step']} already")
-    if saved["trainer"]["finished"]:
-        out_of_time = 0.0 < 60.0 * config.train.minutes <= saved["trainer"].get("seconds", 0.0)
+    trainer = saved["trainer"]  # a damaged one is refused where it is loaded
+    if isinstance(trainer, dict) and trainer.get("finished"):
+        out_of_time = 0.0 < 60.0 * config.train.minutes <= float(trainer.get("seconds", 0.0))
         more = "--train.minutes 0" if out_of_time else f"--steps {2 * saved['step']}"
         if out_of_time or config.train.steps <= saved["step"]:
             raise UsageError(
                 f"the run {run} is complete with {saved['step']} steps; to extend it give more, for example "
-                f"{more}, or see what it is worth: python evaluate.py policy {run}"
+                f"{more}, or see what it is worth: {evaluate_command(Path(run))}"
             )
     return config
 
@@ -166,10 +190,33 @@ def load_yaml(path: Path | str) -> Config:
 
 
 def read_yaml(path: Path | str) -> Any:
-    """The content of a YAML file; {} where it is empty. Raises UsageError."""
+    """The content of a YAML file; {} where it is empty. Nothing in it is executed. Raises UsageError."""
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_YAML + 1)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    if len(content) > LARGEST_YAML:
+        raise UsageError(f"{path} cannot be read: it is too large for a file of settings")
+    try:
+        values = yaml.safe_load(content.decode("utf-8")) or {}
+    except RecursionError:
+        raise UsageError(f"{path} cannot be read: it is nested too deeply") from None
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:  # a date such as 2000-99-99 among them
         raise UsageError(f"{path} cannot be read: it is no YAML: {' '.join(str(error).split())}") from error
+    if not _is_small(values):
+        raise UsageError(f"{path} cannot be read: its references stand for too many values")
+    return values
+
+
+def _is_small(content: Any) -> bool:
+    """Whether this is little where every reference is followed: ten lines of YAML can stand for billions of values."""
+    waiting, seen = [content], 0
+    while waiting and seen <= LARGEST_YAML:
+        value = waiting.pop()
+        seen += 1
+        if isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list | tuple | set):
+            waiting += value
+    return not waiting

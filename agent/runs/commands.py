@@ -10,6 +10,7 @@ import tyro
 from agent.evaluation.episodes import EvalConfig
 from agent.runs.config import Config
 from agent.seeds import COLLECTION, MODEL_RECORDING
+from agent.settings import expand_home
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class PolicyArgs:
     """Write the numbers to this file; - is standard output, which then holds nothing else."""
 
     def __post_init__(self) -> None:
+        expand_home(self, "run", "sb3", "json")
         if self.max_loops is not None and self.max_loops < 1:
             raise ValueError(f"--max-loops must be at least 1, got {self.max_loops}")
         try:
@@ -90,6 +92,7 @@ class ModelArgs:
     """Write the numbers to this file too; - is standard output, which then holds nothing else."""
 
     def __post_init__(self) -> None:
+        expand_home(self, "run", "out", "json")
         for name in ("horizon", "episodes", "windows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
@@ -111,6 +114,9 @@ class CompareArgs:
     json: str | None = None
     """Write the numbers to this file too; - is standard output, which then holds nothing else."""
 
+    def __post_init__(self) -> None:
+        expand_home(self, "runs", "out", "json")
+
 
 @dataclass(frozen=True)
 class DatasetArgs:
@@ -122,6 +128,9 @@ class DatasetArgs:
     """The new folder of the data set."""
     nov: bool = False
     """Leave the velocities out, as dmc:TASK@nov does."""
+
+    def __post_init__(self) -> None:
+        expand_home(self, "run", "folder")
 
 
 @dataclass(frozen=True)
@@ -140,6 +149,7 @@ class CollectArgs:
     """Which episodes."""
 
     def __post_init__(self) -> None:
+        expand_home(self, "run", "folder")
         if self.episodes < 1:
             raise ValueError(f"--episodes must be at least 1, got {self.episodes}")
         COLLECTION.episodes(self.seed, self.episodes)
@@ -159,5 +169,6 @@ class ExportArgs:
     """Which checkpoint of a run folder."""
 
     def __post_init__(self) -> None:
+        expand_home(self, "run", "file")
         if self.max_loops is not None and self.max_loops < 1:
             raise ValueError(f"--max-loops must be at least 1, got {self.max_loops}")

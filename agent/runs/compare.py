@@ -23,11 +23,12 @@ from agent.evaluation.statistics import (
     paired_interval,
     probability_of_improvement,
 )
+from agent.numbers import number, side_by_side
 from agent.runs.config import Config
-from agent.runs.presets import preset
+from agent.runs.presets import PRESETS, preset
 from agent.runs.published import PublishedReturn, published_near
 from agent.runs.run_record import RunRecord
-from agent.settings import differences, known_name, to_dict
+from agent.settings import differences, known_name, text_of, to_dict
 
 SCHEDULES = {f"train.{name}" for name in ("threads", "slice", "eval_every", "log_every", "save_every")}
 IGNORED = {"seed", "run_dir", "resume", "device", "video"} | SCHEDULES
@@ -83,7 +84,7 @@ class Comparison:
             short = {name: name for name in self.by}
         groups: dict[tuple[str, ...], list[RunRecord]] = {}
         for run in self.runs:
-            groups.setdefault(tuple(str(run.setting(name)) for name in self.by), []).append(run)
+            groups.setdefault(tuple(text_of(run.setting(name)) for name in self.by), []).append(run)
 
         def order(values: tuple[str, ...]) -> list[tuple[int, float, str]]:
             return [(0, float(value), "") if _is_number(value) else (1, 0.0, value) for value in values]
@@ -203,7 +204,7 @@ class Comparison:
             warnings.append(f"the groups differ in {', '.join(differing)} too")
         warnings += [f"{run.path}: the errors of its dreams are left out, they are of step {run.rollout_step:,}"
                      for run in self.runs if run.rollout_step not in (None, run.meta.get("step"))]  # fmt: skip
-        commits = {str(run.meta.get("git", {}).get("commit", "unknown"))[:7] for run in self.runs}
+        commits = {(run.commit or "unknown")[:7] for run in self.runs}
         if len(commits) > 1:
             warnings.append(f"the runs are of different commits: {', '.join(sorted(commits))}")
         return warnings
@@ -217,7 +218,7 @@ class Comparison:
                 warnings.append(f"{group.label} has no run of {task}: its means are over fewer tasks")
             elif len(runs) < FEWEST_SEEDS:
                 warnings.append(f"{group.label} has {len(runs)} runs of {task}: no interval below {FEWEST_SEEDS}")
-            seeds = [run.setting("seed") for run in runs]
+            seeds = [str(run.setting("seed")) for run in runs]
             if len(set(seeds)) < len(seeds):
                 warnings.append(f"{group.label}: two runs of {task} have the same seed")
         if differing := _differing(group.runs, IGNORED | {*self.by, "task"}):
@@ -254,7 +255,8 @@ class Comparison:
 
         same: whether all groups have one value; those that differ come first. A group's value is its first run's.
         """
-        usual = to_dict(preset(str(self.runs[0].setting("preset") or "small")))
+        name = self.runs[0].setting("preset")
+        usual = to_dict(preset(name if name in PRESETS else "small"))
         changed = dict[str, None]()  # an ordered set
         for group in self.groups:
             changed |= dict.fromkeys(differences(usual, group.runs[0].settings))
@@ -271,7 +273,7 @@ class Comparison:
             "group": group.label, "run": str(run.path), "task": run.task, "seed": run.setting("seed"),
             "step": run.last_step, "return": run.final_return, "last_3_evaluations": run.recent_return,
             "minutes": _mean([run.seconds_at(run.last_step) / 60]), "finished": run.finished,
-            "commit": run.meta.get("git", {}).get("commit"), "command": "; ".join(run.meta.get("commands") or ()),
+            "commit": run.commit, "command": run.commands,
         }  # fmt: skip
 
 
@@ -309,12 +311,15 @@ def _finite_or_none(curve: Mapping[str, list[float]]) -> dict[str, list[float | 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of `Comparison.table` as lines for the terminal."""
-    width = max(len(row["group"]) for row in rows)
-    lines = [f"{'':{width}s}  runs      IQM     mean   median   lowest  highest  95 % of the IQM   minutes"]
+    lines = [["", "runs", "IQM", "mean", "median", "lowest", "highest", "95 % of the IQM", "minutes"]]
     for row in rows:
-        ends = row["iqm_interval"]
-        interval = f"[{ends[0]:.1f}, {ends[1]:.1f}]" if ends else "-"
+        returns = [number(row[name]) for name in ("iqm", "mean", "median", "lowest", "highest")]
+        interval = f"[{', '.join(side_by_side(row['iqm_interval']))}]" if row["iqm_interval"] else "-"
         minutes = "-" if row["minutes"] is None else f"{row['minutes']:.1f}"
-        numbers = " ".join(f"{row[name]:8.4g}" for name in ("iqm", "mean", "median", "lowest", "highest"))
-        lines.append(f"{row['group']:{width}s}  {row['runs']:4d} {numbers}  {interval:>15s}  {minutes:>8s}")
-    return "\n".join(lines)
+        lines.append([row["group"], str(row["runs"]), *returns, interval, minutes])
+    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
+
+    def padded(cells: Sequence[str]) -> str:
+        return "  ".join([f"{cells[0]:{first}s}", *(f"{c:>{w}s}" for c, w in zip(cells[1:], others, strict=True))])
+
+    return "\n".join(map(padded, lines))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
+from agent.errors import UsageError
 from agent.evaluation.episodes import EvalConfig
 from agent.learning.actor_critic import BehaviorConfig
 from agent.learning.optimizer import OptimizerConfig
 from agent.seeds import TRAINING
+from agent.settings import expand_home, from_dict
 from agent.training.offline import OfflineConfig
 from agent.training.trainer import TrainConfig
 from world_model import ModelConfig
@@ -29,8 +32,8 @@ class Config:
     it would run.
     """
 
-    task: tyro.conf.Positional[str] = "dmc:cartpole_swingup"
-    """Task as suite:name, for example dmc:walker_walk, gym:CartPole-v1 or toy:cue."""
+    task: tyro.conf.Positional[str] = ""
+    """Task as suite:name, for example dmc:walker_walk, gym:CartPole-v1 or toy:cue. Every new run needs one."""
     preset: Literal["debug", "small", "pixels", "base"] = "small"
     """Values of all options not given: debug ends in seconds, small suits two CPU cores (pixels where there is much to
     look at: dmc:TASK@pixels and games), base a GPU."""
@@ -66,6 +69,9 @@ class Config:
     """Training on a fixed data set."""
 
     def __post_init__(self) -> None:
+        expand_home(self, "run_dir", "resume", "dataset", "dream")
+        if self.run_dir == "":
+            raise ValueError("--run-dir needs the name of a folder")
         if self.seed < 0:
             raise ValueError(f"--seed must be 0 or more, got {self.seed}")
         if self.seed >= TRAINING.size:
@@ -88,3 +94,12 @@ class Config:
             )
 
 
+def saved_config(saved: Mapping[str, Any]) -> Config:
+    """The settings in a checkpoint. Raises UsageError where they are those of another version."""
+    try:
+        config: Config = from_dict(Config, saved["config"])
+    except UsageError as error:
+        raise UsageError(
+            f"the checkpoint's settings are of another version ({error}); check out the commit in the run's meta.json"
+        ) from error
+    return config

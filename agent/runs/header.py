@@ -11,6 +11,8 @@ from typing import Any, Protocol
 from agent.evaluation.atari_scores import human_normalised
 from agent.evaluation.episodes import Episode, summarise
 from agent.evaluation.statistics import format_summary
+from agent.numbers import number
+from agent.runs.folder import PROJECT
 from agent.spaces import Spaces
 
 
@@ -35,7 +37,8 @@ def print_header(
     print("parameters   " + "  ".join(f"{name} {count:,}" for name, count in parameters.items()))
     print(f"device       {machine}")
     print(f"run folder   {run_dir}")
-    print(f"watch        {python_command()} -m tensorboard.main --logdir {shlex.quote(str(run_dir))}")
+    watch = shlex.join([python_command(), "-m", "tensorboard.main", "--logdir", str(run_dir.absolute())])
+    print(f"watch        {watch}")
     for note in notes:
         print(note)
 
@@ -45,7 +48,7 @@ def print_results(trainer: FinishedTrainer, task: str) -> dict[str, Any]:
     final, recent = summarise(trainer.episodes), trainer.recent()
     print(f"final evaluation: {format_summary(final)}")
     for label, value in recent.items():
-        print(f"mean of the {label.replace('_', ' ')}: {value:.4g}")
+        print(f"mean of the {label.replace('_', ' ')}: {number(value)}")
     human = human_normalised(task, final["mean"])
     if human is None:
         return {"final": final, **recent}
@@ -55,21 +58,23 @@ def print_results(trainer: FinishedTrainer, task: str) -> dict[str, Any]:
 
 def resume_command(run_dir: Path) -> str:
     """The command that goes on with the run."""
-    return f"{python_command()} train_agent.py --resume {shlex.quote(str(run_dir))}"
+    return command("train_agent.py", "--resume", str(run_dir.absolute()))
 
 
 def evaluate_command(run_dir: Path) -> str:
     """The command that plays evaluation episodes with the run's agent."""
-    return f"{python_command()} evaluate.py policy {shlex.quote(str(run_dir))}"
+    return command("evaluate.py", "policy", str(run_dir.absolute()))
+
+
+def command(script: str, *words: str) -> str:
+    """A command of the project that runs from any folder."""
+    return shlex.join([python_command(), str(PROJECT / script), *words])
 
 
 def python_command() -> str:
-    """How to call this Python from the current folder, as a person would type it."""
-    here, executable = Path.cwd(), Path(sys.executable)
-    if executable.is_relative_to(here):
-        return shlex.quote(str(executable.relative_to(here)))
+    """How to call this Python from any folder."""
     on_path = shutil.which("python")
-    return "python" if on_path and Path(on_path).absolute() == executable else shlex.quote(str(executable))
+    return "python" if on_path and Path(on_path).absolute() == Path(sys.executable) else sys.executable
 
 
 def last_checkpoint_note(run_dir: Path) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from agent.errors import UsageError
+from agent.numbers import number
 from agent.runs.compare import ROLLOUT_ERRORS, Comparison
 from agent.runs.report_plots import curves, final_returns
 
@@ -29,12 +30,13 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "comparison.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        with (folder / "runs.csv").open("w", encoding="utf-8", newline="") as file:
+        # Names of folders may hold bytes that are no UTF-8.
+        with (folder / "runs.csv").open("w", encoding="utf-8", newline="", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, list(content["runs"][0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(content["runs"])
         page = folder / "report.html"
-        page.write_text(render(comparison, content), encoding="utf-8")
+        page.write_text(render(comparison, content), encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UsageError(f"the report cannot be written to {folder}: {error.strerror}") from error
     return page
@@ -60,13 +62,13 @@ def _templates() -> Environment:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    templates.filters |= {"number": number, "thousands": "{:,}".format, "verdict": verdict}
+    templates.filters |= {"number": number_or_dash, "thousands": "{:,}".format, "verdict": verdict}
     return templates
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """So many significant digits, or all digits before the point where there are more; a dash for None."""
-    return "\N{EN DASH}" if value is None else f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
+def number_or_dash(value: float | None, digits: int = 4) -> str:
+    """`number`, and a dash for None."""
+    return "\N{EN DASH}" if value is None else number(value, digits)
 
 
 def verdict(interval: Sequence[float] | None) -> str:
@@ -85,7 +87,7 @@ def videos(comparison: Comparison) -> list[dict[str, Any]]:
     chosen, room = [], MOST_VIDEO
     for group in comparison.groups:
         for run in sorted(group.runs, key=lambda run: -run.final_return):
-            files = sorted(run.path.glob("videos/eval_final.*"))
+            files = sorted(path for path in run.path.glob("videos/eval_final.*") if path.is_file())
             if files and files[0].stat().st_size <= room:
                 room -= files[0].stat().st_size
                 is_gif = files[0].suffix == ".gif"

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from agent.errors import UsageError
+from agent.runs.cli import read_yaml
 from agent.settings import value_of
 
 
@@ -40,6 +40,19 @@ class RunRecord:
     @property
     def finished(self) -> bool:
         return bool(self.meta.get("finished"))
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of the source that made it."""
+        git = self.meta.get("git")
+        commit = git.get("commit") if isinstance(git, dict) else None
+        return commit if isinstance(commit, str) else None
+
+    @property
+    def commands(self) -> str:
+        """What was typed to make it."""
+        commands = self.meta.get("commands")
+        return "; ".join(map(str, commands)) if isinstance(commands, list) else ""
 
     @property
     def last_step(self) -> int:
@@ -86,21 +99,22 @@ class RunRecord:
             errors = [row for row in measured["errors"] if (row["policy"], row["loops"]) == ("agent", "exit")]
             by_step = {row["step"]: row for row in errors}
             ahead = [by_step[k] for k in (5, 15) if k in by_step]
-            numbers = {f"{name}_{row['step']}": row[name] for row in ahead for name in ("observation", "reward")}
+            numbers = {f"{name}_{row['step']}": float(row[name]) for row in ahead for name in ("observation", "reward")}
             values = [row for row in measured["values"] if row["step"] == 15]
-            return numbers | {f"value_{name}": row[name] for row in values for name in ("bias", "error")}
-        except (KeyError, TypeError):
+            return numbers | {f"value_{name}": float(row[name]) for row in values for name in ("bias", "error")}
+        except (KeyError, TypeError, ValueError, OverflowError):
             return {}
 
     @property
     def rollout_step(self) -> int | None:
         """The step of the checkpoint that `evaluate.py model` measured; None where it was not called."""
-        return self._rollout_file().get("step")
+        step = self._rollout_file().get("step")
+        return step if isinstance(step, int) else None
 
     def _rollout_file(self) -> dict[str, Any]:
         try:
             content = json.loads((self.path / "model" / "model.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return content if isinstance(content, dict) else {}
 
@@ -139,29 +153,59 @@ def find_runs(paths: Sequence[str]) -> list[Path]:
     return runs
 
 
+def load_runs(paths: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
+    """The runs that can be compared, and a line for each of the others. Raises UsageError where there is none."""
+    runs, refused = [], []
+    for path in paths:
+        try:
+            runs.append(load_run(path))
+        except UsageError as error:
+            refused.append(str(error))
+    if not runs:
+        others = f" (and {len(refused) - 1} more like it)" if len(refused) > 1 else ""
+        raise UsageError(f"{refused[0]}{others}")
+    return runs, [f"left out: {line}" for line in refused]
+
+
 def load_run(path: Path) -> RunRecord:
     """Read one run. Raises UsageError when the folder is damaged or holds no evaluation."""
+    settings = read_yaml(path / "config.yaml")
     try:
-        settings = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
         evaluations: dict[int, dict[int, float]] = {}
         for row in _rows(path / "eval.csv"):
-            evaluations.setdefault(int(row["step"]), {})[int(row["seed"])] = float(row["return"])
-        training_episodes = [(int(row["step"]), float(row["return"])) for row in _rows(path / "episodes.csv")]
+            evaluations.setdefault(_step(row["step"]), {})[int(row["seed"])] = _finite(row["return"])
+        training_episodes = [(_step(row["step"]), _finite(row["return"])) for row in _rows(path / "episodes.csv")]
         lines = [json.loads(line) for line in _lines(path / "metrics.jsonl")]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} cannot be read as a run: {error}") from error
-    if not isinstance(settings, dict) or not isinstance(meta, dict) or "task" not in meta:
+        logged = np.array([[float(line["step"]), float(line["wall"])] for line in lines]).reshape(-1, 2)
+        last = lines[-1] if lines else {}
+        metrics = {name: float(value) for name, value in last.items() if isinstance(value, float | int)}
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, csv.Error) as error:
+        what = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        raise UsageError(f"{path} cannot be read as a run: {' '.join(str(what).split())}") from error
+    task = meta.get("task") if isinstance(meta, dict) else None
+    if not isinstance(settings, dict) or not isinstance(task, str) or not task.isprintable():
         raise UsageError(f"{path} cannot be read as a run: its config.yaml or meta.json is damaged")
     if settings.get("model_only"):
         raise UsageError(f"{path} trained a world model alone: compare those with benchmarks/loops.py")
     if not evaluations:
         raise UsageError(f"{path} has no evaluation yet: let it run on (--resume), or leave it out")
-    logged = np.array([[line["step"], line["wall"]] for line in lines], float).reshape(-1, 2)
-    last = lines[-1] if lines else {}
-    metrics = {name: value for name, value in last.items() if isinstance(value, float | int)}
     wall_clock = logged[:, 0], logged[:, 1]
-    return RunRecord(path, meta["task"], settings, meta, evaluations, training_episodes, wall_clock, metrics)
+    return RunRecord(path, task, settings, meta, evaluations, training_episodes, wall_clock, metrics)
+
+
+def _step(text: str) -> int:
+    step = int(text)
+    if not 0 <= step < 2**53:
+        raise ValueError(f"there is no step {text[:30]}")
+    return step
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not np.isfinite(value):
+        raise ValueError(f"a return is {text}")
+    return value
 
 
 def _lines(path: Path) -> list[str]:

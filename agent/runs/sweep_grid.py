@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import re
-import shlex
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import UsageError
+from agent.numbers import mean_and_spread, number
 from agent.runs.cli import load_yaml
 from agent.runs.config import Config
 from agent.runs.folder import read_meta
+from agent.runs.header import command
 from agent.settings import differences, known_name, option, to_dict
 
 Parse = Callable[[Sequence[str]], Config]
@@ -23,6 +25,14 @@ Parse = Callable[[Sequence[str]], Config]
 
 MAY_DIFFER = {"run_dir", "resume", "video", "device", "train.threads", "optimizer.workers"}
 """Settings in which a run that is already there may differ from what the sweep would give it."""
+
+
+PATHS = {"--run-dir", "--dataset", "--config", "--dream"}
+"""Options whose values are paths."""
+
+
+MOST_RUNS = 10_000
+"""Of one sweep: they are checked one by one before the first one starts."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +71,8 @@ class SweepRun:
 
     @property
     def command(self) -> str:
-        """What a person would type in the project's folder."""
-        return shlex.join(["python", "train_agent.py", *self.arguments])
+        """What a person would type, in any folder."""
+        return command("train_agent.py", *_with_absolute_paths(self.arguments))
 
 
 def parse_sweep(argv: Sequence[str]) -> SweepGrid | None:
@@ -91,6 +101,8 @@ def parse_sweep(argv: Sequence[str]) -> SweepGrid | None:
         if len(set(values)) < len(values):
             raise UsageError(f"--sweep {text} holds a value twice")
         fields[field] = values
+    if math.prod(map(len, fields.values())) > MOST_RUNS:
+        raise UsageError(f"the sweep has more than {MOST_RUNS:,} runs: give fewer values")
     return SweepGrid(fields, options.jobs, options.commands, others)
 
 
@@ -155,7 +167,20 @@ def _split_run_dir(arguments: Sequence[str]) -> tuple[Path, list[str]]:
     options, others = parser.parse_known_args(arguments)
     if not options.run_dir:
         raise UsageError("a sweep needs a folder for its runs: give --run-dir DIR")
-    return Path(options.run_dir), others
+    return Path(options.run_dir).expanduser(), others
+
+
+def _with_absolute_paths(arguments: Sequence[str]) -> list[str]:
+    """The same arguments for any working directory."""
+    result: list[str] = []
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        if equals and name in PATHS:
+            word = f"{name}={Path(value).expanduser().absolute()}"
+        elif result and result[-1] in PATHS:
+            word = str(Path(word).expanduser().absolute())
+        result.append(word)
+    return result
 
 
 def _folder_name(value: str) -> str:
@@ -187,8 +212,11 @@ def inspect(run: SweepRun, config: Config) -> None:
 
 
 def describe_results(meta: dict[str, Any]) -> str:
-    """The results of a finished run, from its meta.json, in a few words."""
-    results = meta.get("results") or {}
-    if "final" in results:
-        return f"return {results['final']['mean']:.4g} +- {results['final']['std']:.3g}"
-    return "  ".join(f"{name} {value:.3g}" for name, value in results.items() if isinstance(value, float))
+    """The results of a finished run, from its meta.json, in a few words; none where it is damaged."""
+    results: Any = meta.get("results")
+    try:
+        if "final" in results:
+            return f"return {mean_and_spread(results['final']['mean'], results['final']['std'])}"
+        return "  ".join(f"{name} {number(value, 3)}" for name, value in results.items() if isinstance(value, float))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return ""

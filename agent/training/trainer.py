@@ -274,6 +274,7 @@ class Trainer:
     def finish(self) -> None:
         """After the last step: save, evaluate, and save that it is done."""
         self.save()
+        self.envs.close()  # of some environments there can be one copy only: a robot, a port
         with self.clock.timed("evaluate"):
             self.evaluations.final(self.step, lambda: self.stopping)
         self.draw()

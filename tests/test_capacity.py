@@ -1,0 +1,119 @@
+"""Memory and disk are looked at before a run takes them."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from agent.errors import UsageError
+from agent.runs import capacity
+from agent.runs.capacity import check_capacity, out_of_memory, row_bytes, rows_needed
+from agent.runs.presets import preset
+from agent.runs.run import make_replay
+from agent.runtime import available_memory
+from agent.spaces import Spaces
+
+VECTORS = Spaces.of({"obs": {"a": 20, "b": 3}, "action": {"size": 6, "discrete": False}})
+IMAGES = Spaces.of({"obs": {"a": 20, "image": [64, 64, 3]}, "action": {"size": 4, "discrete": True}})
+
+
+def config(**train):
+    small = preset("small")
+    return replace(small, train=replace(small.train, **train))
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """Sets what is free, in bytes."""
+
+    def provide(memory=1e15, disk=1e15):
+        monkeypatch.setattr(capacity, "available_memory", lambda: memory)
+        monkeypatch.setattr(capacity.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, disk))
+
+    return provide
+
+
+@pytest.mark.parametrize("spaces", [VECTORS, IMAGES])
+def test_a_row_is_as_large_as_the_replay_makes_it(spaces):
+    settings = config(replay_rows=1000)
+    vectors, images = row_bytes(settings, spaces)
+    replay = make_replay(settings, 1, spaces)
+    assert vectors == sum(value.nbytes for value in replay.rows.values()) / 1000
+    replay.open_image_store(None)
+    assert images == sum(store.values.nbytes for store in replay.images.values()) / 1000
+
+
+def test_a_run_of_few_steps_fills_few_rows():
+    assert rows_needed(config(steps=10_000, replay_rows=500_000), repeat=2) == 5001
+    assert rows_needed(config(steps=10_000_000, replay_rows=500_000), repeat=2) == 500_000
+
+
+def test_a_replay_that_does_not_fit_is_told_with_one_that_does(free):
+    settings = config(steps=10_000_000)
+    free(memory=100e6)
+    with pytest.raises(UsageError, match=r"500,000 rows needs .* of memory and 100.0 MB are free: ") as caught:
+        check_capacity(settings, VECTORS, 1)
+    rows = int(str(caught.value).split("--train.replay-rows ")[1].split()[0])
+    assert 50_000 < rows < 500_000
+    check_capacity(replace(settings, train=replace(settings.train, replay_rows=rows)), VECTORS, 1)
+    check_capacity(config(steps=20_000), VECTORS, 1)
+    with pytest.raises(UsageError, match=r"go on with the run on a machine that has more$"):
+        check_capacity(settings, VECTORS, 1, resumed=True)
+    free(memory=1e3)
+    with pytest.raises(UsageError, match="too little for any replay"):
+        check_capacity(settings, VECTORS, 1)
+
+
+def test_images_have_to_fit_onto_the_disk(free, tmp_path):
+    settings = replace(config(steps=10_000_000), run_dir=str(tmp_path / "not" / "there"))
+    free(disk=2e9)
+    check_capacity(settings, VECTORS, 1)
+    with pytest.raises(UsageError, match=r"of disk and 2.0 GB are free: --train.replay-rows 1\d0000 fits"):
+        check_capacity(settings, IMAGES, 1)
+
+
+def test_what_a_run_occupies_already_is_its_own(free, tmp_path):
+    settings = replace(config(steps=10_000_000, replay_rows=1000), run_dir=str(tmp_path))
+    free(disk=10e6)
+    with pytest.raises(UsageError, match="of disk"):
+        check_capacity(settings, IMAGES, 1, resumed=True)
+    (tmp_path / "replay").mkdir()
+    (tmp_path / "replay" / "image.images").write_bytes(bytes(12_288_000))
+    check_capacity(settings, IMAGES, 1, resumed=True)
+
+
+GROUPS = {
+    "two trees": ("4:memory:/job/7\n1:cpu:/\n0::/\n", "memory/job/7", "limit_in_bytes", "usage_in_bytes", "total_"),
+    "one tree": ("0::/job/7\n", "job/7", "max", "current", ""),
+    "a container": ("0::/elsewhere/on/the/host\n", "", "max", "current", ""),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_the_limit_of_a_job_or_container_counts(tmp_path, name):
+    groups, place, limit, used, prefix = GROUPS[name]
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
+    assert available_memory(tmp_path) == 8_192_000
+    (tmp_path / "proc" / "self" / "cgroup").write_text(groups)
+    folder = tmp_path / "sys" / "fs" / "cgroup" / place
+    folder.mkdir(parents=True)
+    (folder / f"memory.{used}").write_text("900000\n")
+    (folder / "memory.stat").write_text(f"cache 1\n{prefix}inactive_file 300000\n{prefix}active_file 1000\n")
+    for text, expected in (("1000000\n", 401_000), ("max\n", 8_192_000), (f"{2**63 - 4096}\n", 8_192_000)):
+        (folder / f"memory.{limit}").write_text(text)
+        assert available_memory(tmp_path) == expected
+
+
+def test_a_system_that_tells_nothing_refuses_nothing(tmp_path):
+    assert available_memory(tmp_path) == float("inf")
+
+
+def test_full_memory_is_one_line_and_other_errors_are_none():
+    refused = "DefaultCPUAllocator: can't allocate memory:\n you tried to allocate 4000 bytes"
+    for error in (MemoryError("Unable to allocate 37.3 GiB"), MemoryError(), RuntimeError(refused)):
+        line = out_of_memory(error, "lower --train.batch")
+        assert line.startswith("memory is full (")
+        assert line.endswith(": lower --train.batch")
+        assert "\n" not in line
+    assert out_of_memory(RuntimeError("shapes do not match"), "") is None
