@@ -154,8 +154,12 @@ def replay_problems(saved, replay, run, legs):
     columns = {}
     for name in ("is_first", "is_last", "reward"):
         columns[name] = np.asarray(replay["rows"][name])
-        if columns[name].shape[1] != replay["count"]:
-            return [f"the replay counts {replay['count']} rows and holds {columns[name].shape[1]}"]
+        rows = columns[name].shape[1]
+        if rows != replay["count"]:
+            capacity = saved["config"]["train"]["replay_rows"] // len(columns[name])
+            if rows == capacity < replay["count"]:
+                return []  # its first rows are overwritten
+            return [f"the replay counts {replay['count']} rows and holds {rows}"]
         if row:  # what was seen last and is not in the replay yet
             columns[name] = np.concatenate([columns[name], row[name][:, None]], 1)
     found, first = [], columns["is_first"]

@@ -9,7 +9,7 @@ import struct
 import zipfile
 
 WORDS = ("", "--", "nan", "-inf", "1e400", "-1", "0", "9" * 40, "1e-99", "true", "None", "null", "../..", ".", "~", "-",
-         "/proc/self/mem", "/proc/nothing", "ü ✓", "😀" * 30, "a" * 4000, "two words", "[]", "{}", "0x10", "1,2", "1_0",
+         "/proc/self/mem", "/proc/nothing", "ü ✓", "😀" * 30, "a" * 300, "two words", "[]", "{}", "0x10", "1,2", "1_0",
          "½", "\n", "%s", "$HOME", "*", "1e3k", "٣", "\u202e", "0.1", "1e9", "2.5", "-0", "+1", " 1 ", "1e", "'", '"',
          "\\", "cpu", "cuda:9", "gru", "toy:cue", "\udcff")  # fmt: skip
 """What people, scripts and shells put in place of a value."""
