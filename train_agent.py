@@ -82,7 +82,7 @@ def train_dreamer(
             check_spaces(saved, spaces)
         check_capacity(config, spaces, task.action_repeat, bool(saved))
         agent = make_agent(config, spaces, device)
-        replay = make_replay(config, envs.num_envs, spaces)
+        replay = make_replay(config, envs.num_envs, spaces, task.action_repeat)
         make_envs = partial(make_vector_env, task, seed=config.eval.first_seed, asynchronous=task.is_parallel)
         evaluate = Evaluator(config.eval, agent, make_envs, task.action_repeat, task.evaluation_episodes)
         start, counts = saved["step"] if saved else 0, agent.parameter_counts()

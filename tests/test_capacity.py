@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import pytest
 
+from agent.data.checkpoint import read_checkpoint
 from agent.errors import UsageError
 from agent.runs import capacity
 from agent.runs.capacity import check_capacity, out_of_memory, row_bytes, rows_needed
 from agent.runs.presets import preset
 from agent.runs.run import make_replay
 from agent.runtime import available_memory
-from agent.spaces import Spaces
+from agent.spaces import ActionSpec, Spaces
 
 VECTORS = Spaces.of({"obs": {"a": 20, "b": 3}, "action": {"size": 6, "discrete": False}})
 IMAGES = Spaces.of({"obs": {"a": 20, "image": [64, 64, 3]}, "action": {"size": 4, "discrete": True}})
@@ -37,7 +38,7 @@ def free(monkeypatch):
 def test_a_row_is_as_large_as_the_replay_makes_it(spaces):
     settings = config(replay_rows=1000)
     vectors, images = row_bytes(settings, spaces)
-    replay = make_replay(settings, 1, spaces)
+    replay = make_replay(settings, 1, spaces, 2)
     assert vectors == sum(value.nbytes for value in replay.rows.values()) / 1000
     replay.open_image_store(None)
     assert images == sum(store.values.nbytes for store in replay.images.values()) / 1000
@@ -117,3 +118,21 @@ def test_full_memory_is_one_line_and_other_errors_are_none():
         assert line.endswith(": lower --train.batch")
         assert "\n" not in line
     assert out_of_memory(RuntimeError("shapes do not match"), "") is None
+
+
+def test_rows_that_a_run_cannot_fill_are_not_reserved():
+    short, long = config(steps=5000, replay_rows=500_000), config(steps=10_000_000, replay_rows=500_000)
+    wide, few = (Spaces({"state": size}, ActionSpec(2, True)) for size in (20_000, 2))
+    assert make_replay(short, 1, wide, repeat=2).length == 2 * (2500 + 17)
+    assert make_replay(long, 1, few, repeat=1).length == 500_000
+    seen = Spaces({"image": (64, 64, 1)}, ActionSpec(2, True))  # the size of their file never changes
+    assert make_replay(short, 1, seen, repeat=2).length == 500_000
+
+
+def test_a_run_with_fewer_rows_reserved_is_extended(script, tmp_path):
+    words = ("--preset", "debug", "--no-video", "--train.eval-every", 0)
+    done = script("train_agent.py", "toy:cue5", *words, "--steps", 300, "--run-dir", "run")
+    assert done.returncode == 0, done.stderr
+    done = script("train_agent.py", "--resume", "run", "--steps", 600)
+    assert done.returncode == 0, done.stderr
+    assert read_checkpoint(tmp_path / "run/checkpoints/latest.pt")["replay"]["count"] > 600

@@ -198,7 +198,7 @@ def test_a_run_whose_final_evaluation_fails_is_finished(script, tmp_path, monkey
     assert done.returncode == 0
     said = "the final evaluation failed at step 600: in the reset with the seeds 1000000000 to 1000000009: ValueError"
     assert f"{said}: there is no level 1000000000; reset(seed=...) must accept any whole number" in done.stderr
-    assert "evaluate.py policy run" in done.stdout
+    assert f"evaluate.py policy {tmp_path}/run" in done.stdout
     meta = json.loads((tmp_path / "run/meta.json").read_text())
     assert meta["finished"]
     assert [failure["step"] for failure in meta["failures"]] == [300, 600]

@@ -119,11 +119,17 @@ def make_agent(config: Config, spaces: Spaces, device: torch.device) -> Dreamer:
         raise UsageError(str(error)) from error
 
 
-def make_replay(config: Config, envs: int, spaces: Spaces) -> ReplayBuffer:
-    """An empty replay for the rows of `envs` environments and the latents of the world model."""
+def make_replay(config: Config, envs: int, spaces: Spaces, repeat: int) -> ReplayBuffer:
+    """An empty replay for the rows of `envs` environments and the latents of the world model.
+
+    repeat: simulator steps per action. No more rows are reserved than the run can fill, two for each action where all
+    episodes have one step; with images as many as are asked for, in a file that occupies what is written.
+    """
     model = config.model
     deter, stoch = (model.loop.tokens, model.loop.width), (model.groups, model.classes)
     rows, actions = config.train.replay_rows, spaces.action.size
+    if all(isinstance(size, int) for size in spaces.obs.values()):
+        rows = min(rows, 2 * (config.train.steps // repeat + (config.train.length + 1) * envs))
     return ReplayBuffer(rows, envs, spaces.obs, actions, deter, stoch, config.seed)
 
 
