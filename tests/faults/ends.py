@@ -46,7 +46,7 @@ MOMENTS = {"start": 15, "step": 50, "save": 15, "end": 20}
 SIGNALS = {"TERM": signal.SIGTERM, "INT": signal.SIGINT, "HUP": signal.SIGHUP, "USR1": signal.SIGUSR1}
 LIMIT = 400.0
 """Seconds after which a run counts as hung."""
-COLUMNS = ("number", "task", "workers", "real", "kinds", "moments", "statuses", "lost_steps", "lost_seconds",
+COLUMNS = ("number", "task", "workers", "real", "kinds", "moments", "struck", "statuses", "lost_steps", "lost_seconds",
            "orphan_seconds", "resumes", "outcome", "seconds", "wrong", "folder")  # fmt: skip
 
 
@@ -70,6 +70,8 @@ class Case:
             task = "rendered" if real else "processes"
         workers = 2 if kind == "worker" or rng.random() < 0.2 else 1
         ends = [(kind, pick(MOMENTS), rng.random())]
+        if kind in ("worker", "environment"):  # there is one from the first update on, or from the beginning
+            ends = [(kind, rng.choice(("start", "step", "step")), 0.7 * rng.random())]
         while rng.random() < 0.3 and len(ends) < 3:  # ended again
             ends.append((pick(AGAIN), pick(MOMENTS), rng.random()))
         return cls(number, task, workers, real, ends)
@@ -90,7 +92,7 @@ class Trial:
         words = (*TASKS[case.task], *COMMON, "--optimizer.workers", case.workers, *slices)
         self.command = ["train_agent.py", *map(str, words), "--run-dir", str(self.run)]
         self.wrong, self.statuses, self.lost = [], [], [(0, 0.0)]
-        self.orphan_seconds, self.resumes, self.reference, self.printed = 0.0, 0, None, None
+        self.struck, self.orphan_seconds, self.resumes, self.reference, self.printed = 0, 0.0, 0, None, None
 
     def start(self, piped=False, limit=None):
         """Start the run, or the next part of it. limit: largest file in bytes that it may write."""
@@ -115,7 +117,9 @@ class Trial:
             wait_for(process, moment, share, self)
             if kind == "disk":
                 disk.fill(self.folder, share)
-            self.finish(process, kind, kind == "disk" or strike(process, kind, share))
+            struck = kind == "disk" or strike(process, kind, share)
+            self.struck += struck
+            self.finish(process, kind, struck)
         if not self.saved or not self.saved[1]:
             process = self.start()
             self.finish(process, "none", False)
@@ -194,7 +198,8 @@ class Trial:
             "number": case.number, "task": case.task, "workers": case.workers, "real": int(case.real),
             "kinds": " + ".join(kind for kind, _, _ in case.ends),
             "moments": " + ".join(f"{moment} {share:.2f}" for _, moment, share in case.ends),
-            "statuses": " ".join(map(str, self.statuses)), "lost_steps": steps, "lost_seconds": round(lost_seconds, 1),
+            "struck": self.struck, "statuses": " ".join(map(str, self.statuses)), "lost_steps": steps,
+            "lost_seconds": round(lost_seconds, 1),
             "orphan_seconds": round(self.orphan_seconds, 1), "resumes": self.resumes,
             "outcome": "wrong" if self.wrong else "ok", "seconds": round(seconds, 1), "wrong": "; ".join(self.wrong),
             "folder": self.folder if self.wrong else "",
@@ -232,7 +237,7 @@ def strike(process, kind, share):
             if process.poll() is not None:
                 return False
             time.sleep(0.02)
-        time.sleep(6.0 * share)  # it may still import
+        time.sleep(share)  # it may still import
         children = process.children()
         if process.poll() is not None or not children:
             return False
