@@ -1,6 +1,6 @@
 # Commands of the project. `make` alone lists them.
 #
-# `make train`, `make test` and `make docs` first see to it that .venv is there and complete. The files
+# `make train`, `make test`, `make faults` and `make docs` first see to it that .venv is there and complete. The files
 # .venv/.installed-* hold a copy of the requirements that were installed, and the folder of the project, which is
 # installed there in editable form: while they match, nothing is installed and a command starts at once.
 
@@ -11,17 +11,19 @@ STEPS ?=
 # The main job keeps to half an hour on slow machines too; what somebody asks for runs to its end.
 MINUTES ?= $(if $(STEPS)$(filter-out dmc:cartpole_swingup,$(TASK)),0,26)
 ARGS ?=
+JOBS ?= 2
 
 VENV := .venv
 CHECKED := envs world_model agent train_agent.py evaluate.py
 
-.PHONY: help train test docs clean ready-train ready-test ready-docs
+.PHONY: help train test faults docs clean ready-train ready-test ready-docs
 
 help:
 	@echo "make train   train an agent; the first call installs what is needed into $(VENV)"
 	@echo "             TASK=$(TASK)  SEED=$(SEED)  STEPS=(environment steps)  ARGS=(more options)"
 	@echo "             MINUTES=$(MINUTES) ends the training early where the machine is slow; 0: no limit"
 	@echo "make test    check style and types, then run the tests"
+	@echo "make faults  end runs at random and feed them damaged inputs, for two hours or so; JOBS=$(JOBS) at a time"
 	@echo "make docs    build the documentation into site/"
 	@echo "make clean   remove caches; $(VENV) and runs/ stay"
 	@echo "PYTHON=python3.12 chooses the Python that $(VENV) is made with (3.11 or newer)"
@@ -34,6 +36,10 @@ test: ready-test
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m mypy $(CHECKED)
 	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4
+
+# Its tables in runs/faults go on where they were; remove them to begin anew.
+faults: ready-test
+	$(VENV)/bin/python -m tests.faults --jobs $(JOBS)
 
 # The variable silences a notice on the end of life of Material for MkDocs (May 2027); versions are pinned.
 docs: ready-docs

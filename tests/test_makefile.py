@@ -68,6 +68,7 @@ def test_help_is_the_default(project):
     assert result.returncode == 0
     assert "make train" in result.stdout
     assert "make test" in result.stdout
+    assert "make faults" in result.stdout
     assert "make docs" in result.stdout
     assert not (project / ".venv").exists()
 
@@ -137,6 +138,13 @@ def test_documentation_has_a_stamp_of_its_own(project):
     assert not any("pip install" in line for line in seen)
     assert make(project, "train").returncode == 0  # the runtime packages are there
     assert not calls(project, "pip install")
+
+
+def test_faults_need_what_tests_need(project):
+    assert make(project, "faults", "JOBS=4").returncode == 0
+    seen = calls(project, "")
+    assert any("-r requirements-dev.txt" in line for line in seen)
+    assert "-m tests.faults --jobs 4" in seen
 
 
 def test_changed_requirements_are_installed(project):

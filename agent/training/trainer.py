@@ -159,7 +159,8 @@ class Trainer:
         self.monitor.start(self.step)
         if self.step and due_eval(self.step) and self.progress(self.step) < 1.0:
             self.evaluate_between()  # the process was killed in it
-        self.begin_episodes()
+        if self.progress(self.step) < 1.0:  # it may have been killed in the final evaluation
+            self.begin_episodes()
         while self.progress(self.step) < 1.0 and not self.stopping:
             self.interact()
             over = self.progress(self.step) == 1.0  # `finish` evaluates, logs and saves
@@ -225,7 +226,8 @@ class Trainer:
             bad = self.stepper.bad  # they have begun anew: the row at hand is the last one of their episode
             self.replay.add({**row, "is_last": row["is_last"] | (bad & ~row["is_first"])}, memory.state)
             first = row["is_last"] | bad  # this call was their reset: no action, no reward (NEXT_STEP)
-            prev_action = memory.action.clamp(-1.0, 1.0).numpy(force=True) * ~first[:, None]
+            taken = memory.action.clamp(-1.0, 1.0).numpy(force=True)
+            prev_action = np.where(first[:, None], np.float32(0.0), taken)  # a product would give -0.0 too
             last = (terminated | truncated) & ~first
             self.memory = memory
             self.row = self.make_row(obs, prev_action, np.where(first, 0.0, reward), first, last, terminated & ~first)
