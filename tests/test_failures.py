@@ -278,3 +278,5 @@ def test_a_step_that_is_not_finite_ends_the_run_with_all_before_it_saved(script,
     assert "--train.on-bad-step skip" in done.stderr
     assert "--resume" in done.stderr
     assert read_checkpoint(find_checkpoint(tmp_path / "run"))["step"] == 239
+    done = script("train_agent.py", "--resume", "run", "--train.on-bad-step", "skip")
+    assert done.returncode == 0, done.stderr

@@ -150,7 +150,7 @@ def _parse_resumed(argv: Sequence[str], saved: Mapping[str, Any], run: str) -> C
         raise UsageError(f"{run} holds the agent alone; --resume needs the run's folder or its latest.pt")
     before = replace(saved_config(saved), resume=run, run_dir=str(_run_folder(run)))
     config = _parse(argv, before)
-    may_change = ("steps", "minutes", "slice", "eval_every", "log_every", "save_every", "threads")
+    may_change = ("steps", "minutes", "slice", "eval_every", "log_every", "save_every", "threads", "on_bad_step")
     kept = {name: getattr(before.train, name) for name in may_change}
     fast = {name: getattr(before.optimizer, name) for name in ("gpu", "workers")}
     same = replace(
