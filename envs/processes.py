@@ -3,10 +3,12 @@
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
+from typing import Any
 
 from gymnasium.vector import AsyncVectorEnv
+from gymnasium.vector.async_vector_env import _async_worker
 
 MANY_CORES = 8
 """Evaluations of slow tasks use processes from this many cores on: starting them takes seconds, and memory."""
@@ -16,6 +18,12 @@ def cores() -> int:
     """Processor cores that this process may use."""
     allowed = getattr(os, "sched_getaffinity", None)
     return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+def quiet_worker(*arguments: Any) -> None:
+    """Gymnasium's loop of a process, which ends without a traceback where the parent process is gone."""
+    with suppress(EOFError, ConnectionError):
+        _async_worker(*arguments)
 
 
 class ClosableAsyncVectorEnv(AsyncVectorEnv):

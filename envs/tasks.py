@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from envs import atari, dmc, gym_tasks, toy
 from envs.errors import TaskError
 from envs.gym_adapter import SeedFirstReset
-from envs.processes import MANY_CORES, SIGNALS, ClosableAsyncVectorEnv, cores, without_signals
+from envs.processes import MANY_CORES, SIGNALS, ClosableAsyncVectorEnv, cores, quiet_worker, without_signals
 from envs.rendering import prepare_rendering
 from envs.suggestions import did_you_mean, near
 
@@ -209,8 +209,15 @@ def make_vector_env(
     if asynchronous and max(num_envs, cores()) > 1:
         if TaskId.parse(str(task)).draws and (problem := prepare_rendering(True)):
             raise TaskError(problem)  # once, and not in every process
-        with without_signals():
-            return ClosableAsyncVectorEnv(makers, context="spawn", autoreset_mode=AutoresetMode.NEXT_STEP)
+        try:
+            with without_signals():
+                mode = AutoresetMode.NEXT_STEP
+                return ClosableAsyncVectorEnv(makers, context="spawn", autoreset_mode=mode, worker=quiet_worker)
+        except (EOFError, ConnectionError) as error:
+            raise TaskError(
+                f"a process of {task} ended while it began: it was killed, or memory is full; give fewer --train.envs "
+                "or the command again"
+            ) from error
     try:
         return SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
     except BaseException:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -333,3 +334,42 @@ if __name__ == "__main__":
             env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120,
         )  # fmt: skip
     assert done.stdout.strip() == "stepped [1]", done.stderr
+
+
+def test_processes_of_a_program_that_is_killed_end_quietly() -> None:
+    code = """
+import os, signal
+from envs import make_vector_env
+if __name__ == "__main__":
+    envs = make_vector_env("toy:counter", 2, 0, asynchronous=True)
+    envs.reset(seed=0)
+    envs.step_async(envs.action_space.sample())
+    print(*(process.pid for process in envs.processes), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "killed.py"
+        path.write_text(code)
+        done = subprocess.run(
+            [sys.executable, str(path)], capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120,
+        )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    for pid in map(int, done.stdout.split()):
+        for _ in range(100):
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError(f"process {pid} lives on")
+
+
+def test_a_process_that_ends_while_it_begins_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr("envs.tasks.ClosableAsyncVectorEnv", broken)
+    with pytest.raises(TaskError, match="ended while it began.*--train.envs"):
+        make_vector_env("toy:counter", 2, 0, asynchronous=True)

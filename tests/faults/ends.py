@@ -167,7 +167,7 @@ class Trial:
         unexpected = {
             "none": status != 0, "pipe": status != 0, "disk": status not in (0, 2),
             "worker": status != 1 and not (status == 0 and over),
-            "environment": status != 1 and not (status == 0 and over),
+            "environment": status != (1 if before or self.saved else 2) and not (status == 0 and over),
         }  # fmt: skip
         if unexpected.get(kind, not self.answers_signal(kind, status, before, over)):
             say(f"status {status}")
