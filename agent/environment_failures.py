@@ -11,9 +11,9 @@ import gymnasium as gym
 
 from agent.env_stepper import EnvStepper
 from agent.errors import EnvironmentFailure, UsageError, made_to_be_read
+from agent.runtime import PROJECT
 
-PROGRAM = Path(__file__).resolve().parents[1]
-OURS = [PROGRAM / name for name in ("agent", "envs", "world_model", "train_agent.py", "evaluate.py")]
+OURS = [PROJECT / name for name in ("agent", "envs", "world_model", "train_agent.py", "evaluate.py")]
 OURS.append(Path(gym.__file__).parent)
 
 

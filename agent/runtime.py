@@ -18,6 +18,9 @@ import torch
 
 from agent.errors import UsageError
 
+PROJECT = Path(__file__).resolve().parents[1]
+"""The folder of the two scripts."""
+
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
 )

@@ -10,9 +10,9 @@ from agent.errors import UsageError
 from agent.runs.cli import parse_cli
 from agent.runs.commands import CollectArgs, CompareArgs, DatasetArgs, ExportArgs, ModelArgs, PolicyArgs
 from agent.runs.config import Config
-from agent.runs.folder import PROJECT
 from agent.runs.header import evaluate_command, resume_command
 from agent.runs.sweep_grid import make_runs, parse_sweep
+from agent.runtime import PROJECT
 
 
 @pytest.fixture

@@ -21,9 +21,10 @@ from filelock import FileLock, SoftFileLock, Timeout
 
 from agent.data.checkpoint import find_checkpoint, fingerprint
 from agent.errors import UsageError
+from agent.runs.header import resume_command
+from agent.runtime import PROJECT
 
 PACKAGES = ("torch", "numpy", "gymnasium", "dm-control", "mujoco")
-PROJECT = Path(__file__).resolve().parents[2]
 
 
 BEGUN = {"config.yaml", "meta.json", "metrics.jsonl", "episodes.csv", "eval.csv", "replay", "checkpoints", ".lock"}
@@ -101,7 +102,7 @@ def new_run_dir(run_dir: str | None, slug: str, name: str) -> Path:
         if taken:
             raise UsageError(
                 f"--run-dir {run_dir} is not empty, and runs never overwrite each other; "
-                f"choose another folder, or go on with the run in it: --resume {run_dir}"
+                f"choose another folder, or go on with the run in it: {resume_command(path)}"
             )
         return path
     stem = f"{name}-{time.strftime('%Y%m%d-%H%M')}"
@@ -128,7 +129,7 @@ def read_meta(run_dir: Path) -> dict[str, Any]:
     """The content of meta.json; empty where there is none, or a damaged one: nothing depends on it."""
     try:
         return dict(json.loads((run_dir / "meta.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
 
 

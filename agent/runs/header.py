@@ -12,7 +12,7 @@ from agent.evaluation.atari_scores import human_normalised
 from agent.evaluation.episodes import Episode, summarise
 from agent.evaluation.statistics import format_summary
 from agent.numbers import number
-from agent.runs.folder import PROJECT
+from agent.runtime import PROJECT
 from agent.spaces import Spaces
 
 

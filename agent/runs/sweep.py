@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from agent.errors import UsageError
-from agent.runs.folder import PROJECT, read_meta
+from agent.runs.folder import read_meta
 from agent.runs.sweep_grid import Parse, SweepGrid, SweepRun, describe_results, make_runs
 from agent.runs.sweep_table import SweepTable
+from agent.runtime import PROJECT
 from agent.training.schedule import UNFINISHED
 
 PROGRAM = (sys.executable, str(PROJECT / "train_agent.py"))

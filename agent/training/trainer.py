@@ -75,9 +75,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         least_one = dict.fromkeys(("steps", "envs", "batch", "length", "log_every"), AT_LEAST_ONE)
-        loose = ("minutes", "slice", "pretrain", "ratio", "eval_every", "save_every", "threads")
+        loose = ("minutes", "slice", "pretrain", "ratio", "eval_every", "save_every")
         require(self, "--train.", **least_one, **dict.fromkeys(loose, NOT_NEGATIVE))
-        require(self, "--train.", replay_rows=(1, 1_000_000_000))
+        require(self, "--train.", replay_rows=(1, 1_000_000_000), threads=(0, 1024))
         rows = (self.length + 1) * self.envs
         for name in ("prefill", "replay_rows"):
             if getattr(self, name) < rows:
