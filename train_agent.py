@@ -130,7 +130,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error} is not finite", file=sys.stderr)
         return 1
     except OSError as error:  # a full disk, a folder that cannot be written
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}; look at that place, then give the command again", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         line = out_of_memory(error, "a lower --train.replay-rows, --train.batch or --train.envs needs less")

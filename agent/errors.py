@@ -39,13 +39,14 @@ def failures() -> Iterator[None]:
         raise EnvironmentFailure(
             f"its process has ended (killed, or out of memory): {type(error).__name__} {error}"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise EnvironmentFailure(in_words(error)) from error
 
 
 def in_words(error: BaseException) -> str:
-    """`Type: message`; of an error of this program the message alone."""
-    return str(error) if made_to_be_read(error) else f"{type(error).__name__}: {error}"
+    """`Type: message` in one line; of an error of this program the message alone."""
+    text = " ".join(str(error).split())
+    return text if made_to_be_read(error) else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def made_to_be_read(error: BaseException) -> bool:

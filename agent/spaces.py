@@ -41,7 +41,8 @@ class Spaces(NamedTuple):
         except (KeyError, TypeError, AttributeError):
             good = False
         if not good:
-            raise ValueError(f"these are no sizes of observations and actions: {str(plain)[:200]}")
+            told = str(plain)[:200]
+            raise ValueError(f"these are no sizes of observations and actions: {told}; use a file of this program")
         return cls(obs, action)
 
     def plain(self) -> dict[str, Any]:

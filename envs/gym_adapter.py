@@ -116,7 +116,7 @@ class GymAdapter(gym.Wrapper[dict[str, Any], Any, Any, Any]):
         """Close the environment; a failure is a note, because what was done with the environment is worth keeping."""
         try:
             self.env.close()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if self._name not in _close_noted:  # once is enough for all copies
                 _close_noted.add(self._name)
                 print(f"note: closing {self._name} failed: {type(error).__name__}: {error}", file=sys.stderr)

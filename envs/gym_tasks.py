@@ -69,7 +69,7 @@ def _import_registering_module(module: str, env_id: str) -> None:
             f"the module {module!r} cannot be found; it must be importable: run from the folder that holds "
             "it with that folder on PYTHONPATH (PYTHONPATH=.), or install it"
         ) from error
-    except Exception as error:  # whatever the user's module does while it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's module does while it is imported
         raise TaskError(f"importing {module!r} failed: {type(error).__name__}: {error}") from error
 
 
@@ -102,7 +102,7 @@ def make(name: str, render_mode: str | None) -> gym.Env[Any, Any]:
     except ImportError as error:
         hint = f"; install the package that holds it: pip install {error.name}" if error.name else ""
         raise TaskError(f"gym:{whole} cannot be made: {error}{hint}") from error
-    except Exception as error:  # whatever the environment's own constructor does
+    except (Exception, SystemExit) as error:  # whatever the environment's own constructor does
         raise TaskError(f"gym:{whole} cannot be made: {type(error).__name__}: {error}") from error
     if limit is None and (env.spec is None or env.spec.max_episode_steps is None):
         limit = EPISODE_LIMIT  # an episode without end would be an evaluation without end

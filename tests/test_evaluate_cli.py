@@ -201,6 +201,13 @@ def test_what_cannot_go_on_is_refused_before_anything_is_touched(finished, refus
 
     assert "cannot go on" in with_content({name: value for name, value in whole.items() if name != "replay"})
     assert "cannot go on" in with_content(whole | {"trainer": {"finished": False}})
+    trainer = whole["trainer"]
+    for part in (
+        {"random": {**trainer["random"], "numpy": {}}}, {"row": {**trainer["row"], "reward": torch.zeros(3)}},
+        {"returns": ["many"]}, {"memory": {**trainer["memory"], "deter": None}}, {"actions": {}}, {"execution": 3},
+    ):  # fmt: skip
+        assert "cannot go on" in with_content(whole | {"trainer": trainer | part}), part
+    assert "cannot go on" in with_content(whole | {"agent": whole["agent"] | {"updates": {}}})
     no_rewards = {name: value for name, value in whole["replay"]["rows"].items() if name != "reward"}
     assert "cannot go on" in with_content(whole | {"replay": whole["replay"] | {"rows": no_rewards}})
     assert "is a run of toy:cue5, but" in with_content(

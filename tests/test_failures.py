@@ -90,6 +90,20 @@ def test_whatever_fails_the_environments_are_closed(tmp_path, monkeypatch, words
     assert {id(envs) for envs in made} == {id(envs) for envs in closed}
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(SystemExit(4), "SystemExit: 4"), (ValueError("two\nlines"), "two lines"), (MemoryError(), "MemoryError")],
+)
+def test_an_environment_that_exits_is_a_failure_in_one_line(make_trainer, tmp_path, monkeypatch, error, told):
+    def step(env, action):
+        raise error
+
+    trainer = make_trainer(tmp_path, steps=200, eval_every=0)
+    monkeypatch.setattr(Metronome, "step", step)
+    with pytest.raises(EnvironmentFailure, match=f"{told}$"):
+        trainer.run()
+
+
 # ---------------------------------------------------------------------- evaluations that fail
 
 

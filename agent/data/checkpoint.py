@@ -233,7 +233,7 @@ def read_file(path: Path) -> dict[str, Any]:
             "evaluate.py policy RUN --checkpoint best"
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), int) or NEEDED.keys() - content:
-        raise Damaged(f"{path} is a PyTorch file but not a checkpoint of this program")
+        raise Damaged(f"{path} is a PyTorch file but not a checkpoint of this program; give the folder of a run")
     if content["format"] != FORMAT:
         raise UsageError(
             f"{path} has checkpoint format {content['format']}, and this version reads format {FORMAT} only; "

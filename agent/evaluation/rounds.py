@@ -65,7 +65,7 @@ def open_copies(make_envs: MakeEnvs, count: int, say: Say = say) -> Iterator[Env
     finally:
         try:
             envs.close()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             say(f"note: closing the environment failed: {in_words(error)}")
 
 

@@ -64,5 +64,5 @@ def save_video(
         most = max_loops or agent.run_cap
         written = write_video(path, depth_strip(frames, loops, most), fps)
         return f"video  {written} (return {total:.4g})"
-    except Exception as error:  # drivers, codecs and users' own environments fail in many ways
+    except (Exception, SystemExit) as error:  # drivers, codecs and users' own environments fail in many ways
         return f"no video: {error}"

@@ -270,7 +270,7 @@ class Dreamer:
         self.averaged.load_state_dict(saved["averaged"])
         for name, adam in self.optimizers.items():
             adam.load_state_dict(saved["optimizers"][name])
-        self.updates = saved["updates"]
+        self.updates = int(saved["updates"])
 
     @classmethod
     def load(cls, path: Path | str, device: str = "auto") -> Dreamer:

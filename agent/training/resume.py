@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from agent.data.checkpoint import images_folder
 from agent.data.replay import ReplayBuffer
 from agent.errors import UsageError
 from agent.learning.dreamer import Dreamer
+from agent.runtime import restore_random_states
 
 RESUMED = (
     "finished", "updates_done", "seconds", "row", "memory", "returns", "evaluations", "bad_steps", "actions",
@@ -33,9 +36,29 @@ def open_replay(replay: ReplayBuffer, run_dir: Path, saved: Mapping[str, Any] | 
         agent.load_state_dict(saved["agent"])
         replay.open_image_store(images_folder(run_dir), exists=True)
         replay.load_state_dict(saved["replay"])
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        what = str(error).splitlines()[0]
+        check_trainer(saved["trainer"], replay)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, LookupError, OverflowError) as error:
+        what = " ".join(str(error).split())[:200]
         raise UsageError(
             f"the run {run_dir} cannot go on: its latest.pt is incomplete or of another version ({what}); the agent "
             "may still be good: evaluate.py policy RUN"
         ) from error
+
+
+def check_trainer(mine: Mapping[str, Any], replay: ReplayBuffer) -> None:
+    """Raise an error of some kind where the trainer could not go on from its part of a checkpoint."""
+    restore_random_states(mine["random"])
+    np.random.default_rng().bit_generator.state = mine["actions"]
+    shapes = {name: value.shape[2:] for name, value in replay.rows.items()} | replay.image_sizes
+    latents = {"deter": shapes.pop("deter"), "stoch": (*shapes.pop("stoch"), replay.classes)}
+    latents["action"] = shapes["prev_action"]
+    for name, values, wanted in (("row", mine["row"], shapes), ("memory", mine["memory"], latents)):
+        if values and {key: tuple(value.shape) for key, value in values.items()} != {
+            key: (replay.envs, *shape) for key, shape in wanted.items()
+        }:
+            raise ValueError(f"{name} has other shapes")
+    evaluations = mine["evaluations"]
+    numbers = [mine["updates_done"], mine["bad_steps"], mine["seconds"], evaluations["best"], evaluations["tried"]]
+    numbers += [*mine["returns"], *evaluations["means"], *evaluations["means"].values()]
+    if not all(isinstance(number, int | float) for number in numbers) or not isinstance(mine["execution"], dict):
+        raise ValueError("a counter is no number")

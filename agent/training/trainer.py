@@ -226,8 +226,8 @@ class Trainer:
             bad = self.stepper.bad  # they have begun anew: the row at hand is the last one of their episode
             self.replay.add({**row, "is_last": row["is_last"] | (bad & ~row["is_first"])}, memory.state)
             first = row["is_last"] | bad  # this call was their reset: no action, no reward (NEXT_STEP)
-            played = memory.action.clamp(-1.0, 1.0).numpy(force=True)
-            prev_action = np.where(first[:, None], np.float32(0.0), played)  # a product would give -0.0 too
+            done = memory.action.clamp(-1.0, 1.0).numpy(force=True)
+            prev_action = np.where(first[:, None], np.float32(0.0), done)  # a product would give -0.0 too
             last = (terminated | truncated) & ~first
             self.memory = memory
             self.row = self.make_row(obs, prev_action, np.where(first, 0.0, reward), first, last, terminated & ~first)
