@@ -31,10 +31,10 @@ COLUMNS = ("number", "kind", "outcome", "status", "seconds", "what", "command", 
 REMEDY = re.compile(
     r"--\w|evaluate\.py|train_agent\.py|\b(give|choose|use|expected?|must|leave|write|install|supported|there (are|is)|"
     r"mean|need(s|ed)?|required|run|keep|make|set|wait|check|look|rename|remove|at (least|most)|below|between|"
-    r"cannot change|cannot be read|invalid|suites are|start|only|should|too few|more|other|another)\b"
+    r"cannot change|cannot be read|invalid|suites are|start|only|should|too few|more|other|another|return)\b"
 )
 
-OF_THE_WORLD = re.compile(r"OddWorld|its space says|is not a finite|MemoryError|RecursionError")
+OF_THE_WORLD = re.compile(r"OddWorld|its space says|is not a finite|(Memory|Recursion)Error|SystemExit")
 """What somebody else's environment has raised or returned: its author is to look there."""
 
 # ---------------------------------------------------------------------- judgement
