@@ -162,7 +162,8 @@ class Trial:
         if self.orphan_seconds == float("inf"):
             say("a process of the run is left alive")
         over = self.saved is not None and self.saved[1]
-        if "Traceback" in err and not (status == -signal.SIGINT and self.saved == before):
+        own = status != -signal.SIGKILL  # processes that are about to begin say that their parent has gone
+        if "Traceback" in err and own and not (status == -signal.SIGINT and self.saved == before):
             say("a traceback")
         unexpected = {
             "none": status != 0, "pipe": status != 0, "disk": status not in (0, 2),

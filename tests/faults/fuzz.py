@@ -31,10 +31,10 @@ COLUMNS = ("number", "kind", "outcome", "status", "seconds", "what", "command", 
 REMEDY = re.compile(
     r"--\w|evaluate\.py|train_agent\.py|\b(give|choose|use|expected?|must|leave|write|install|supported|there (are|is)|"
     r"mean|need(s|ed)?|required|run|keep|make|set|wait|check|look|rename|remove|at (least|most)|below|between|"
-    r"cannot change|cannot be read|invalid|suites are|start|only|should|too few|more|other|another)\b"
+    r"cannot change|cannot be read|invalid|suites are|start|only|should|too few|more|other|another|return)\b"
 )
 
-OF_THE_WORLD = re.compile(r"OddWorld|its space says|is not a finite")
+OF_THE_WORLD = re.compile(r"OddWorld|its space says|is not a finite|(Memory|Recursion)Error|SystemExit")
 """What somebody else's environment has raised or returned: its author is to look there."""
 
 # ---------------------------------------------------------------------- judgement
@@ -49,18 +49,19 @@ def fingerprint(folder):
 
 
 def message_of(err):
-    """The error that a command ended with: its last line, or tyro's box."""
+    """The error that a command ended with: its last line, where there is one that begins so, or tyro's box."""
     if "╭" in err:
         return " ".join(re.sub(r"[╭╮╰╯─│]", " ", err[err.index("╭") :]).split())
     lines = [line for line in err.splitlines() if line.strip() and not line.startswith(" ")]
-    return lines[-1] if lines else ""
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or [""])[-1]
 
 
 def judge(kind, what, status, err, ended, changed, mark):
     """What is wrong with the end of a command, as sentences."""
     wrong, message = [], message_of(err)
     traces = err.count("Traceback (most recent call last)")
-    own = kind == "environment" and status == 1 and 'oddities.py", line' in err and message.startswith("error: ")
+    own = kind == "environment" and status in (1, 2) and 'oddities.py", line' in err and message.startswith("error: ")
     if traces and not own:
         wrong.append("a traceback")
     if ended:
