@@ -20,10 +20,11 @@ OURS.append(Path(gym.__file__).parent)
 def environment_traceback(failure: EnvironmentFailure) -> str:
     """The traceback of its cause, from the first frame on that belongs neither to this program nor to Gymnasium.
 
-    Empty where there is none: then a check of this program has found what is wrong, and its message is enough.
+    Empty where there is none: a check of this program has found what is wrong, or a process has ended, and the message
+    is enough.
     """
     cause = failure.__cause__
-    if cause is None or made_to_be_read(cause):
+    if cause is None or made_to_be_read(cause) or isinstance(cause, EOFError | ConnectionError):  # of a pipe
         return ""
     shown = traceback.TracebackException.from_exception(cause)
     frames = list(shown.stack)

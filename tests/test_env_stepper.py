@@ -7,6 +7,7 @@ import pytest
 from conftest import Metronome, counters, metronomes
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from agent.environment_failures import environment_traceback
 from agent.errors import BadStep, EnvironmentFailure
 from envs import make_vector_env
 
@@ -116,8 +117,9 @@ def test_a_process_that_dies_is_a_failure_that_saves_and_closes(make_trainer, tm
         return result
 
     trainer.execution.update = dying_update
-    with pytest.raises(EnvironmentFailure):
+    with pytest.raises(EnvironmentFailure, match="its process has ended") as failure:
         trainer.run()
+    assert environment_traceback(failure.value) == ""  # of a pipe, which tells its author nothing
     assert (tmp_path / "checkpoints" / "latest.pt").exists()
     assert trainer.replay.count > 0
     trainer.envs.close()  # neither waits for ever nor raises

@@ -279,3 +279,5 @@ def replay_of(saved: Mapping[str, Any], checkpoint: Path) -> Mapping[str, Any]:
         return with_images(saved["replay"], Spaces.of(saved["spaces"]).obs, folder)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{checkpoint} holds no whole replay ({error}); use the latest.pt of another run") from error
