@@ -113,7 +113,7 @@ def make(name: str, render_mode: str | None) -> gym.Env[Any, Any]:
     except TaskError:
         try:
             env.close()
-        except Exception as error:  # the first reason counts
+        except (Exception, SystemExit) as error:  # the first reason counts
             print(f"note: closing gym:{whole} failed: {type(error).__name__}: {error}", file=sys.stderr)
         raise
     return adapted if limit is None else gym.wrappers.TimeLimit(adapted, limit)
