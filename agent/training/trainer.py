@@ -120,7 +120,7 @@ class Trainer:
         self.monitor = Monitor(agent, execution, logger, self.clock)
         self.finished = self.stopping = self.sliced = False  # sliced: this part of the run has had its minutes
         self.signal = signal.SIGINT  # what stopped it, where it was no slice
-        self.saved_at = -SAVE_SECONDS
+        self.saved_at = time.monotonic()
         envs.action_space.seed(seed)
 
     # ------------------------------------------------------------------ the loop
@@ -131,6 +131,7 @@ class Trainer:
         Raises EnvironmentFailure and WorkerFailure, with everything saved, and NonFiniteError, without saving, when a
         loss or gradient is not finite.
         """
+        self.saved_at = time.monotonic()
         with end_on_signals(self.stop):
             try:
                 if not self.step:
