@@ -207,7 +207,12 @@ def test_what_cannot_go_on_is_refused_before_anything_is_touched(finished, refus
         {"returns": ["many"]}, {"memory": {**trainer["memory"], "deter": None}}, {"actions": {}}, {"execution": 3},
     ):  # fmt: skip
         assert "cannot go on" in with_content(whole | {"trainer": trainer | part}), part
-    assert "cannot go on" in with_content(whole | {"agent": whole["agent"] | {"updates": {}}})
+    for updates in ({}, -1):
+        assert "cannot go on" in with_content(whole | {"agent": whole["agent"] | {"updates": updates}})
+    assert "cannot go on" in with_content(whole | {"step": -1})
+    lost = {name: value for name, value in whole["replay"].items() if name != "count"}
+    torch.save(whole | {"replay": lost}, latest)
+    assert "no whole replay" in refused("evaluate.py", "dataset", copy, tmp_path / "data")
     no_rewards = {name: value for name, value in whole["replay"]["rows"].items() if name != "reward"}
     assert "cannot go on" in with_content(whole | {"replay": whole["replay"] | {"rows": no_rewards}})
     assert "is a run of toy:cue5, but" in with_content(

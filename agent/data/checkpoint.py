@@ -276,6 +276,8 @@ def replay_of(saved: Mapping[str, Any], checkpoint: Path) -> Mapping[str, Any]:
         raise UsageError(f"{checkpoint} holds no experience: give the run's folder or its latest.pt")
     try:
         folder = images_folder(checkpoint.absolute().parent.parent)
+        if min(saved["replay"]["count"], saved["replay"]["first_intact"]) < 0:
+            raise ValueError(f"{checkpoint} holds no whole replay: its rows are not counted")
         return with_images(saved["replay"], Spaces.of(saved["spaces"]).obs, folder)
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -31,8 +31,8 @@ def open_replay(replay: ReplayBuffer, run_dir: Path, saved: Mapping[str, Any] | 
         return
     missing = [name for name in RESUMED if not isinstance(saved["trainer"], dict) or name not in saved["trainer"]]
     try:
-        if missing or not isinstance(saved["step"], int):
-            raise KeyError(", ".join(missing) or "step")
+        if missing or saved["step"] < 0 or saved["agent"]["updates"] < 0:
+            raise KeyError(", ".join(missing) or "step or updates")
         agent.load_state_dict(saved["agent"])
         replay.open_image_store(images_folder(run_dir), exists=True)
         replay.load_state_dict(saved["replay"])
@@ -60,5 +60,6 @@ def check_trainer(mine: Mapping[str, Any], replay: ReplayBuffer) -> None:
     evaluations = mine["evaluations"]
     numbers = [mine["updates_done"], mine["bad_steps"], mine["seconds"], evaluations["best"], evaluations["tried"]]
     numbers += [*mine["returns"], *evaluations["means"], *evaluations["means"].values()]
-    if not all(isinstance(number, int | float) for number in numbers) or not isinstance(mine["execution"], dict):
+    good = all(isinstance(number, int | float) for number in numbers) and min(numbers[:3]) >= 0
+    if not good or not isinstance(mine["execution"], dict):
         raise ValueError("a counter is no number")
