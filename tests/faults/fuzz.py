@@ -34,7 +34,7 @@ REMEDY = re.compile(
     r"cannot change|cannot be read|invalid|suites are|start|only|should|too few|more|other|another|return)\b"
 )
 
-OF_THE_WORLD = re.compile(r"OddWorld|its space says|is not a finite|(Memory|Recursion)Error|SystemExit")
+OF_THE_WORLD = re.compile(r"OddWorld|its (observation )?space says|is not a finite|(Memory|Recursion)Error|SystemExit")
 """What somebody else's environment has raised or returned: its author is to look there."""
 
 # ---------------------------------------------------------------------- judgement
