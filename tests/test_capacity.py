@@ -4,13 +4,14 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
 from agent.data.checkpoint import read_checkpoint
 from agent.errors import UsageError
 from agent.runs import capacity
 from agent.runs.capacity import check_capacity, out_of_memory, row_bytes, rows_needed
 from agent.runs.presets import preset
-from agent.runs.run import make_replay
+from agent.runs.run import make_agent, make_replay
 from agent.runtime import available_memory
 from agent.spaces import ActionSpec, Spaces
 
@@ -108,6 +109,12 @@ def test_the_limit_of_a_job_or_container_counts(tmp_path, name):
 
 def test_a_system_that_tells_nothing_refuses_nothing(tmp_path):
     assert available_memory(tmp_path) == float("inf")
+
+
+def test_networks_that_cannot_be_counted_are_one_line():
+    settings = replace(preset("debug"), model=replace(preset("debug").model, classes=10**300))
+    with pytest.raises(UsageError, match="cannot be .*: give smaller --model"):
+        make_agent(settings, VECTORS, torch.device("cpu"))
 
 
 def test_full_memory_is_one_line_and_other_errors_are_none():

@@ -117,6 +117,10 @@ def make_agent(config: Config, spaces: Spaces, device: torch.device) -> Dreamer:
         return Dreamer(config.model, config.behavior, config.optimizer, spaces, device)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    except (TypeError, OverflowError) as error:  # of numbers beyond those that PyTorch counts with
+        what = str(error).splitlines()[0]
+        sizes = "give smaller --model.* and --behavior.* sizes"
+        raise UsageError(f"networks of these sizes cannot be ({what}): {sizes}") from error
 
 
 def make_replay(config: Config, envs: int, spaces: Spaces, repeat: int) -> ReplayBuffer:
