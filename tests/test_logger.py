@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import threading
 
 import imageio.v3 as iio
 import numpy as np
@@ -317,3 +318,14 @@ def test_sparkline():
     assert len(set(sparkline([5.0, 5.0], 8))) == 1
     assert sparkline([float("nan")], 8) == ""
     assert sparkline([0.0, 1.0], 8, blocks=False).isascii()
+
+
+def test_a_full_disk_under_tensorboards_thread_is_no_traceback(tmp_path, monkeypatch):
+    """Its error is raised again where the next event is added, and is not to be printed twice."""
+    shown = []
+    monkeypatch.setattr(threading, "__excepthook__", shown.append)
+    monkeypatch.setattr(threading, "excepthook", shown.append)
+    Logger(tmp_path, 100, console=False).close()
+    for error in (OSError(28, "No space left on device"), ValueError("a bug")):
+        threading.excepthook(threading.ExceptHookArgs((type(error), error, None, None)))
+    assert [failure.exc_type for failure in shown] == [ValueError]

@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -66,6 +67,7 @@ class Logger:
         # TensorBoard drops events from purge_step on; those of start_step itself stay, as in the files.
         self._eval_step = int(rows["eval.csv"][-1].split(",")[0]) if rows["eval.csv"] else -1
         purge_step = start_step + 1 if start_step else 0
+        threading.excepthook = _excepthook
         self._board: Any = SummaryWriter(str(self.run_dir), purge_step=purge_step, flush_secs=20)
         if not start_step:
             layout = {
@@ -241,6 +243,13 @@ class Logger:
             self._board.close()
             if self._console:
                 self._console.finish()
+
+
+def _excepthook(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes in a thread, and raises a full disk's error again where the next event is added: it is not to
+    be printed twice, the first time as a traceback."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 def _jsonable(value: float) -> float | str | None:

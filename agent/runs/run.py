@@ -108,7 +108,10 @@ def open_run(
             if run.trainer is not None:
                 meta.update(step=run.trainer.step, finished=run.trainer.finished)
     finally:
-        logger.close()
+        try:
+            logger.close()
+        except OSError as error:  # a full disk, which has ended the run before, or is nothing to end it for now
+            print(f"note: the last lines of the logs are missing: {error}", file=sys.stderr)
 
 
 def make_agent(config: Config, spaces: Spaces, device: torch.device) -> Dreamer:

@@ -21,7 +21,7 @@ STEP_SECONDS = 0.02
 EVALUATIONS, CHECKPOINTS, LINES = 200, 400, 2000
 COLUMNS = ("seconds", "step", "resident_mb", "processes", "threads", "files", "disk_mb", "log_mb")
 MOST = {"resident_mb": 1.05, "processes": 1.0, "threads": 1.0, "files": 1.0, "disk_mb": 1.05}
-"""What the mean of the last tenth may be of that of the first one. log_mb, which grows, is shown beside."""
+"""What the median of the last tenth may be of that of the first one. log_mb, which grows, is shown beside."""
 LOGS = ("metrics.jsonl", "episodes.csv", "eval.csv")
 
 
@@ -50,8 +50,9 @@ def compare(rows):
     tenth = max(1, len(rows) // 10)
     lines, grown = [f"{'':12}{'first tenth':>14}{'last tenth':>14}{'ratio':>8}"], []
     for name in COLUMNS[2:]:
-        first = statistics.mean(float(row[name]) for row in rows[:tenth])
-        last = statistics.mean(float(row[name]) for row in rows[-tenth:])
+        # Medians, because a sample may fall on a checkpoint that is being written.
+        first = statistics.median(float(row[name]) for row in rows[:tenth])
+        last = statistics.median(float(row[name]) for row in rows[-tenth:])
         lines.append(f"{name:12}{first:14.2f}{last:14.2f}{last / first if first else 1.0:8.3f}")
         if name in MOST and last > MOST[name] * first:
             grown.append(name)
