@@ -182,7 +182,8 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
         except (ValueError, OverflowError):
             good = False
     if not good:
-        raise UsageError(f"{name} cannot be {shown(value)}; expected {getattr(kind, '__name__', kind)}")
+        choices = " or ".join(map(str, get_args(kind))) if get_origin(kind) is Literal else ""
+        raise UsageError(f"{name} cannot be {shown(value)}; expected {choices or getattr(kind, '__name__', kind)}")
     return value
 
 

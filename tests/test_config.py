@@ -136,6 +136,7 @@ def test_lists_of_a_yaml_file_become_tuples_of_their_type(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"agent": ["sac"]}, r"agent cannot be \['sac'\]; expected dreamer or "),
         ({"model": {"loop": {"exit_histogram": ["many"]}}}, r"exit_histogram\[0\] cannot be 'many'"),
         ({"model": {"loop": {"exit_histogram": [1, True]}}}, r"exit_histogram\[1\] cannot be True"),
         ({"model": {"loop": {"exit_histogram": "1"}}}, "exit_histogram cannot be '1'; expected a list"),
