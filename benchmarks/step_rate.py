@@ -22,13 +22,13 @@ import numpy as np
 
 DEBUG = ("--preset", "debug", "--train.log-every", "1000", "--train.save-every", "1000")
 TRAININGS = {
-    "CartPole, no updates": ("gym:CartPole-v1", *DEBUG, "--steps", "31k", "--train.ratio", "0"),
+    "CartPole, no updates": ("gym:CartPole-v1", *DEBUG, "--steps", "16k", "--train.ratio", "0"),
     "CartPole, three copies, no updates": (
-        "gym:CartPole-v1", *DEBUG, "--steps", "61k", "--train.ratio", "0", "--train.envs", "3",
+        "gym:CartPole-v1", *DEBUG, "--steps", "31k", "--train.ratio", "0", "--train.envs", "3",
     ),
-    "cartpole_swingup, no updates": ("dmc:cartpole_swingup", *DEBUG, "--steps", "41k", "--train.ratio", "0"),
-    "CartPole, debug": ("gym:CartPole-v1", *DEBUG, "--steps", "4k"),
-    "cartpole_swingup, small": ("dmc:cartpole_swingup", "--steps", "5k", "--train.log-every", "500"),
+    "cartpole_swingup, no updates": ("dmc:cartpole_swingup", *DEBUG, "--steps", "21k", "--train.ratio", "0"),
+    "CartPole, debug": ("gym:CartPole-v1", "--preset", "debug", "--steps", "3k", "--train.log-every", "250"),
+    "cartpole_swingup, small": ("dmc:cartpole_swingup", "--steps", "4k", "--train.log-every", "500"),
 }  # fmt: skip
 """Steps of environments alone, where checks weigh most, and whole trainings."""
 FIRST = {"cartpole_swingup, small": 2500}
