@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-DEBUG = ("--preset", "debug", "--train.log-every", "1000", "--train.save-every", "1000")
+DEBUG = ("--preset", "debug", "--train.log-every", "1000", "--train.save-every", "10000")
 TRAININGS = {
     "CartPole, no updates": ("gym:CartPole-v1", *DEBUG, "--steps", "16k", "--train.ratio", "0"),
     "CartPole, three copies, no updates": (
@@ -52,9 +52,10 @@ def main() -> None:
     parser.add_argument("before", type=Path, help="checkout of the older commit")
     parser.add_argument("after", type=Path, help="of the newer one")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="rows whose name contains this")
     args = parser.parse_args()
     print(f"{'median steps per second':36s} {'before':>8s} {'after':>8s} {'ratio':>7s}   ratios by round", flush=True)
-    for name in TRAININGS:
+    for name in (name for name in TRAININGS if args.only in name):
         taken: dict[Path, list[float]] = {args.before: [], args.after: []}
         for number in range(args.rounds):
             for checkout in (args.before, args.after) if number % 2 == 0 else (args.after, args.before):

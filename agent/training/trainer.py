@@ -224,17 +224,19 @@ class Trainer:
         with self.clock.timed("env"):
             obs, reward, terminated, truncated, _ = self.stepper.receive()
         with self.clock.timed("replay"):
-            bad = self.stepper.bad  # they have begun anew: the row at hand is the last one of their episode
-            self.replay.add({**row, "is_last": row["is_last"] | (bad & ~row["is_first"])}, memory.state)
-            first = row["is_last"] | bad  # this call was their reset: no action, no reward (NEXT_STEP)
+            first, bad = row["is_last"], self.stepper.bad
+            if bad.any():  # they have begun anew: the row at hand is the last one of their episode
+                self.counter.cut(bad & ~row["is_first"] & ~row["is_last"], self.step, self.stepper.bad_steps)
+                row = {**row, "is_last": row["is_last"] | (bad & ~row["is_first"])}
+                first = row["is_last"] | bad
+            self.replay.add(row, memory.state)
+            # Where `first`, this call was the reset: no action, no reward (NEXT_STEP).
             done = memory.action.clamp(-1.0, 1.0).numpy(force=True)
             prev_action = np.where(first[:, None], np.float32(0.0), done)  # a product would give -0.0 too
             last = (terminated | truncated) & ~first
             self.memory = memory
             self.row = self.make_row(obs, prev_action, np.where(first, 0.0, reward), first, last, terminated & ~first)
         self.step += self.repeat * int((~first).sum())
-        if bad.any():
-            self.counter.cut(bad & ~row["is_first"] & ~row["is_last"], self.step, self.stepper.bad_steps)
         self.counter.add(self.row, self.step)
 
     def make_row(
