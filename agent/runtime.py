@@ -21,9 +21,7 @@ from agent.errors import UsageError
 PROJECT = Path(__file__).resolve().parents[1]
 """The folder of the two scripts."""
 
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
-)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 """What asks a run to end: Ctrl-C; SLURM, Docker and `kill`; a closed terminal; SLURM's warning before a job's end."""
 
 

@@ -29,7 +29,6 @@ def raised(step, what, error):
     raise error
 
 
-
 def test_a_baseline_learns_with_our_files(tmp_path):
     """Random actions return 3.75, the best constant one 5, the best policy 10."""
     cfg = TrainConfig(steps=1200, prefill=100, eval_every=400, log_every=200, replay_rows=1200)

@@ -15,9 +15,7 @@ from world_model import Batch, LoopConfig, ModelConfig, sample_depth
 CONTINUOUS, DISCRETE = ActionSpec(2, False), ActionSpec(3, True)
 
 
-def make(
-    spec: ActionSpec = CONTINUOUS, seed: int = 0, clip: float = 100.0, **behavior
-) -> Dreamer:
+def make(spec: ActionSpec = CONTINUOUS, seed: int = 0, clip: float = 100.0, **behavior) -> Dreamer:
     torch.manual_seed(seed)
     loop = LoopConfig(tokens=2, width=8, units=16, mean_loops=2.0)
     model = ModelConfig(loop, groups=3, classes=4, units=16)

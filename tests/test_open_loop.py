@@ -45,9 +45,7 @@ def test_open_loop_errors_are_those_of_a_dream_from_the_posterior_state():
 def test_padding_does_not_enter_the_errors():
     world = make_world(exit="fixed")
     short = episodes_of(world, [CONTEXT_ROWS + 4, CONTEXT_ROWS + 9])
-    padded = short._replace(
-        obs={name: value.clone() for name, value in short.obs.items()}, reward=short.reward.clone()
-    )
+    padded = short._replace(obs={name: value.clone() for name, value in short.obs.items()}, reward=short.reward.clone())
     for value in (*padded.obs.values(), padded.reward):
         value[0, CONTEXT_ROWS + 4 :] = 1e3
     one, other = (open_loop(world, episodes, [2, 4], windows=16).means() for episodes in (short, padded))

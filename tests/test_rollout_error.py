@@ -100,9 +100,7 @@ def test_realised_return_by_hand():
     recording = Recording("agent", Episodes({}, torch.zeros(2, 4, 1), reward, torch.tensor([3, 4])), None,
                           torch.tensor([True, False]))  # fmt: skip
     zero = agent.world.initial(2)
-    states = LatentState(
-        torch.randn(2, 4, *zero.deter.shape[1:]), torch.rand(2, 4, *zero.stoch.shape[1:])
-    )
+    states = LatentState(torch.randn(2, 4, *zero.deter.shape[1:]), torch.rand(2, 4, *zero.stoch.shape[1:]))
     returns = realised_return(behavior, recording, states)
     end = float(behavior.critic.value(states.map(lambda leaf: leaf[1, 3]).feat()[None]))
     assert returns[0].tolist() == pytest.approx([1 + gamma * 2, 2.0, 0.0, 0.0])

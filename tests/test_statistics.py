@@ -83,9 +83,7 @@ def test_summary_and_its_line():
         {"mean": 812.42, "std": 35.1, "iqm": 820.0, "low": 790.0, "high": 838.0}
         | {"min": 700.0, "max": 900.0, "episodes": 20, "loops": 1.8}
     )
-    assert line == (
-        "return 812.4 +- 35.1 (IQM 820.0, 95 % interval [790.0, 838.0]) over 20 episodes | loops 1.8"
-    )
+    assert line == ("return 812.4 +- 35.1 (IQM 820.0, 95 % interval [790.0, 838.0]) over 20 episodes | loops 1.8")
     assert format_summary(summary([0.5])) == (
         "return 0.500 +- 0.000 (IQM 0.500, 95 % interval [0.500, 0.500]) over 1 episode"
     )

@@ -28,7 +28,7 @@ def program(tmp_path):
     """Runs the program in a shell's pipe; returns its status and standard error."""
 
     def run(pipe, *, interpreter="", **env):
-        command = f"{sys.executable} {interpreter} -c \"$PROGRAM\" {tmp_path / 'done'} {pipe}; exit ${{PIPESTATUS[0]}}"
+        command = f'{sys.executable} {interpreter} -c "$PROGRAM" {tmp_path / "done"} {pipe}; exit ${{PIPESTATUS[0]}}'
         result = subprocess.run(
             ["bash", "-c", command], capture_output=True, timeout=60, cwd=ROOT,
             env={**os.environ, "PROGRAM": PROGRAM, "PYTHONPATH": str(ROOT), **env},

@@ -24,9 +24,7 @@ def weights(agent):
 def metrics(folder):
     """metrics.jsonl without what depends on the clock."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in row.items() if k != "wall" and not k.startswith(("time/", "speed/"))} for row in rows
-    ]
+    return [{k: v for k, v in row.items() if k != "wall" and not k.startswith(("time/", "speed/"))} for row in rows]
 
 
 def table(path):

@@ -164,9 +164,7 @@ def run_episodes(
     return rows
 
 
-def _play(
-    agent: Agent, episodes: Round, max_loops: int | None, explore: bool, stop: Callable[[], bool]
-) -> np.ndarray:
+def _play(agent: Agent, episodes: Round, max_loops: int | None, explore: bool, stop: Callable[[], bool]) -> np.ndarray:
     """Play the round to its end: the loops (T, E) of every step, 0 after an episode's end."""
     obs, _ = episodes.reset()
     memory: Any = None

@@ -125,9 +125,7 @@ def choose_windows(episodes: Episodes, horizon: int, count: int, seed: int = 0) 
 
 
 @torch.no_grad()
-def posterior_states(
-    world: WorldModel, episodes: Episodes, max_loops: int | None = None
-) -> tuple[LatentState, Tensor]:
+def posterior_states(world: WorldModel, episodes: Episodes, max_loops: int | None = None) -> tuple[LatentState, Tensor]:
     """Filter the episodes from their first rows: posterior states (E, T, ...) and loops (E, T)."""
     count, length = episodes.reward.shape
     state = world.initial(count)

@@ -136,9 +136,7 @@ def _joined(parts: Sequence[Recording]) -> Recording:
     return Recording(parts[0].policy, episodes, contacts, torch.cat([part.terminal for part in parts]))
 
 
-def record_batches(
-    agent: Agent | None, spaces: Spaces, make_envs: MakeEnvs, seeds: range
-) -> Iterator[Recording]:
+def record_batches(agent: Agent | None, spaces: Spaces, make_envs: MakeEnvs, seeds: range) -> Iterator[Recording]:
     """Recordings of BATCH episodes each, for a data set; an agent plays every second one, with sampled actions."""
     for start in range(0, len(seeds), BATCH):
         player = agent if start // BATCH % 2 == 0 else None

@@ -115,6 +115,7 @@ Finals = Sequence[Mapping[int, float]]
 FEWEST_SEEDS = 5
 """No interval is given where a task has fewer seeds than this: it would be too wide to say anything."""
 
+
 def aggregates(scores: Scores) -> dict[str, float]:
     """Mean, median, IQM and optimality gap of the runs of one algorithm (Agarwal et al. 2021, as rliable has them).
 

@@ -86,9 +86,7 @@ class DreamBatch:
         terminated = torch.rand(len(continue_prob), generator=self.generator) > continue_prob
         self.elapsed += 1
         truncated = (self.elapsed >= self.horizon) & ~terminated
-        return DreamStep(
-            self.observations(), reward.numpy().astype(np.float64), terminated.numpy(), truncated.numpy()
-        )
+        return DreamStep(self.observations(), reward.numpy().astype(np.float64), terminated.numpy(), truncated.numpy())
 
     @torch.no_grad()
     def observations(self) -> dict[str, np.ndarray]:

@@ -52,9 +52,7 @@ class Logger:
     `console` False prints nothing. Raises ValueError when a log in the folder has other columns.
     """
 
-    def __init__(
-        self, run_dir: Path | str, total_steps: int, start_step: int = 0, console: bool = True
-    ) -> None:
+    def __init__(self, run_dir: Path | str, total_steps: int, start_step: int = 0, console: bool = True) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes half a second to import
 
         self.run_dir = Path(run_dir)

@@ -47,9 +47,7 @@ def locked(folder: Path) -> Iterator[None]:
     except Timeout:
         process = read_meta(folder).get("process", {})
         owner = f"process {process.get('id')} on {process.get('host')}" if process else "another process"
-        raise UsageError(
-            f"{folder} is in use by {owner}: wait until it has ended, or give another --run-dir"
-        ) from None
+        raise UsageError(f"{folder} is in use by {owner}: wait until it has ended, or give another --run-dir") from None
     except OSError as error:
         raise UsageError(f"{folder} cannot be written: {error.strerror}") from error
     try:

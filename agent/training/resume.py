@@ -11,7 +11,7 @@ import numpy as np
 from agent.data.checkpoint import images_folder
 from agent.data.replay import ReplayBuffer
 from agent.errors import UsageError
-from agent.learning.dreamer import Dreamer
+from agent.learning.dreamer import Dreamer, all_finite
 from agent.runtime import restore_random_states
 
 RESUMED = (
@@ -36,12 +36,14 @@ def open_replay(replay: ReplayBuffer, run_dir: Path, saved: Mapping[str, Any] | 
         agent.load_state_dict(saved["agent"])
         replay.open_image_store(images_folder(run_dir), exists=True)
         replay.load_state_dict(saved["replay"])
+        if not all_finite([saved["replay"]["rows"], saved["trainer"]["row"], saved["trainer"]["memory"]]):
+            raise ValueError("the replay holds numbers that are not finite")
         check_trainer(saved["trainer"], replay)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, LookupError, OverflowError) as error:
         what = " ".join(str(error).split())[:200]
         raise UsageError(
-            f"the run {run_dir} cannot go on: its latest.pt is incomplete or of another version ({what}); the agent "
-            "may still be good: evaluate.py policy RUN"
+            f"the run {run_dir} cannot go on: its latest.pt is incomplete, damaged or of another version ({what}); the "
+            "agent may still be good: evaluate.py policy RUN"
         ) from error
 
 
