@@ -228,6 +228,10 @@ def test_what_cannot_go_on_is_refused_before_anything_is_touched(finished, refus
     assert "is a run of toy:cue5, but" in with_content(
         whole | {"task": "toy:cue7", "config": whole["config"] | {"task": "toy:cue7"}}
     )
+    (copy / "meta.json").unlink()
+    (copy / "meta.json").mkdir()
+    assert "meta.json is a folder where a file should be" in with_content(whole)
+    (copy / "meta.json").rmdir()
     torch.save(whole, latest)
     flipped = bytearray(latest.read_bytes())
     middle = len(flipped) // 2

@@ -27,7 +27,8 @@ from agent.runtime import PROJECT
 PACKAGES = ("torch", "numpy", "gymnasium", "dm-control", "mujoco")
 
 
-BEGUN = {"config.yaml", "meta.json", "metrics.jsonl", "episodes.csv", "eval.csv", "replay", "checkpoints", ".lock"}
+FILES = {"config.yaml", "meta.json", "metrics.jsonl", "episodes.csv", "eval.csv"}
+BEGUN = {*FILES, "replay", "checkpoints", ".lock"}
 """What is in the folder of a run before its first checkpoint, beside TensorBoard's files."""
 
 
@@ -73,6 +74,9 @@ def claimed(run_dir: str | None, slug: str, name: str, saved: Mapping[str, Any] 
     folder = Path(run_dir or "")
     with locked(folder):
         check_task(saved, folder)
+        for name in sorted(FILES):
+            if (folder / name).is_dir():
+                raise UsageError(f"{folder / name} is a folder where a file should be: move it away, then resume again")
         if saved["file"] != fingerprint(find_checkpoint(folder)):
             raise UsageError(f"{folder} has gone on in another process meanwhile: give the command again")
         yield folder

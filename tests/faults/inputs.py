@@ -25,7 +25,7 @@ class Inputs:
         self.runs, self.run, self.data = runs, folder / "good", folder / "data"
         if (folder / "ready").exists():
             return
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         words = ["toy:cue5", *SMALL, "--steps", "300", "--train.eval-every", "100", "--run-dir", str(self.run)]
         for line in (["train_agent.py", *words], ["evaluate.py", "dataset", str(self.run), str(self.data)]):
             started = runs.Started(line, folder, "bench")
