@@ -9,6 +9,7 @@
     python train_agent.py dmc:walker_walk --sweep behavior.horizon=5,15 --sweep seed=0,1,2 --jobs 2 --run-dir DIR
 """
 
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -143,4 +144,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_status = main(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is saved: from here on Ctrl-C would interrupt Python's own exit
+    sys.exit(exit_status)
