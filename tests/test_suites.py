@@ -6,6 +6,7 @@ import re
 import sys
 
 import pytest
+from conftest import ROOT
 
 from agent.errors import UsageError
 from agent.evaluation.atari_scores import scores
@@ -98,6 +99,11 @@ def test_a_list_is_not_the_task_of_one_run(tmp_path):
     (tmp_path / "config.yaml").write_text("task: '@easy6'\n")
     with pytest.raises(UsageError, match="a list of 6 tasks"):
         parse(["--config", str(tmp_path / "config.yaml")])
+
+
+def test_the_page_on_sweeps_names_every_list():
+    page = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `@(\w+)`", page, re.M) == list(SUITES)
 
 
 def test_the_help_names_the_lists(script):
