@@ -186,7 +186,9 @@ def test_intervals_are_over_seeds_and_need_five(tmp_path, few_published):
     found = of_suite(tmp_path / "four", *runs[:-1], suite=suite)
     assert found.table()[0]["mean_interval"] is None
     assert f"preset small has 4 runs of {TASKS[1]}: no interval below 5" in found.warnings
-    assert "preset small has no interval" in write_report(found, tmp_path / "out").read_text()
+    page = write_report(found, tmp_path / "out").read_text()
+    assert "preset small has no interval: a task has fewer than five seeds" in page
+    assert re.search(r"<td>458\.[78] \[\N{EN DASH}\]</td>", page)  # (130 + 787.5) / 2
 
 
 # ---------------------------------------------------------------------- games

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ def profile(suite: Mapping[str, Any]) -> Picture:
     def draw(axes: Axes, _: str) -> None:
         found = suite["profile"]
         for number, (label, shares) in enumerate(found["groups"].items()):
-            axes.plot(found["thresholds"], shares, color=COLOURS[number % len(COLOURS)], label=label, drawstyle=STEPS)
+            colour = COLOURS[number % len(COLOURS)]
+            axes.plot(found["thresholds"], shares, color=colour, label=_wrapped(label), drawstyle=STEPS)
         for method, shares in found["published"].items():
             axes.plot(found["thresholds"], shares, label=method, drawstyle=STEPS, **_published(suite, method))
         axes.set(xlabel=_units(suite), ylabel="share above it", xlim=(0.0, 1.0), ylim=(-0.02, 1.02))
@@ -42,7 +44,7 @@ def _curve(axes: Axes, suite: Mapping[str, Any], name: str, words: str) -> None:
     last = max(row["step"] for row in suite["rows"])
     for number, (label, curve) in enumerate(suite["curves"]["groups"].items()):
         colour = COLOURS[number % len(COLOURS)]
-        axes.plot(curve["steps"], curve[name], color=colour, marker="o", markersize=3, label=label)
+        axes.plot(curve["steps"], curve[name], color=colour, marker="o", markersize=3, label=_wrapped(label))
     for method in (method for method in suite["methods"] if method in suite["curves"]["published"]):
         curve = suite["curves"]["published"][method]
         # Later steps would squeeze the runs' curves; what is published of no step before has its first one.
@@ -60,6 +62,11 @@ def _published(suite: Mapping[str, Any], method: str) -> dict[str, Any]:
     """How the line of a published method looks: dotted, in the colours that the groups leave."""
     number = len(suite["groups"]) + suite["methods"].index(method)
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": ":", "linewidth": 1.3}
+
+
+def _wrapped(label: str) -> str:
+    """The label on lines that leave room for the axes beside it."""
+    return textwrap.fill(textwrap.shorten(label, 120), 24)
 
 
 def _finish(axes: Axes) -> None:
