@@ -5,6 +5,7 @@
     python evaluate.py policy RUN --json -
     python evaluate.py model RUN --horizon 50 --max-loops 1 2 4
     python evaluate.py compare runs/horizons --by behavior.horizon
+    python evaluate.py compare runs/all --suite dmc18
     python evaluate.py dataset RUN datasets/walker
     python evaluate.py collect dmc:cheetah_run datasets/cheetah --episodes 100
     python evaluate.py export RUN policy.pt2
@@ -44,10 +45,13 @@ from agent.logs.streams import lasting_streams
 from agent.runs.capacity import out_of_memory
 from agent.runs.cli import COUNTS
 from agent.runs.commands import CollectArgs, CompareArgs, DatasetArgs, ExportArgs, ModelArgs, PolicyArgs
-from agent.runs.compare import Comparison, format_table
+from agent.runs.compare import Comparison
+from agent.runs.comparison_text import format_suite, format_table
 from agent.runs.config import saved_config
 from agent.runs.report import write_report
 from agent.runs.run_record import find_runs, load_runs
+from agent.runs.suite_comparison import SuiteComparison
+from agent.runs.suites import find_suite
 from agent.seeds import COLLECTION, MODEL_RECORDING
 from agent.spaces import Spaces, spaces_of
 from envs import TaskError, TaskId, make_env, make_vector_env, position_entries, prepare_rendering
@@ -163,10 +167,13 @@ def model(args: ModelArgs, write: Write) -> None:
 
 def compare(args: CompareArgs, write: Write) -> None:
     """Read the runs, print the table, write the report."""
+    suite = None if args.suite is None else find_suite(args.suite)
     runs, left_out = load_runs(find_runs(args.runs))
-    comparison = Comparison(runs, args.by)
+    comparison = Comparison(runs, args.by) if suite is None else SuiteComparison(suite, runs, args.by)
     for line in [*left_out, *comparison.warnings]:
         print(f"note: {line}")
+    if isinstance(comparison, SuiteComparison):
+        print(format_suite(comparison.suite_content()))
     print(format_table(comparison.table()))
     print(f"report {write_report(comparison, Path(args.out))}")
     write(comparison.content())

@@ -7,6 +7,7 @@
     python train_agent.py dmc:cartpole_swingup --agent sac
     python train_agent.py dmc:walker_walk --dataset DIR --model-only --model.core gru --model.match params
     python train_agent.py dmc:walker_walk --sweep behavior.horizon=5,15 --sweep seed=0,1,2 --jobs 2 --run-dir DIR
+    python train_agent.py --sweep task=@dmc18 --sweep seed=0,1 --jobs 2 --run-dir DIR
 """
 
 import signal

@@ -165,9 +165,10 @@ def own_modules(tmp_path_factory):
         (folder / f"{name}.py").write_text(source, encoding="utf-8")
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
-    before = set(gymnasium.registry)
     yield folder
-    for name in set(gymnasium.registry) - before:  # other tests look at what is registered
+    specs = gymnasium.registry.items()  # other tests look at what is registered
+    made = [name for name, spec in specs if getattr(spec.entry_point, "__module__", None) in modules_of_blocks()]
+    for name in made:
         del gymnasium.registry[name]
     sys.path.remove(str(folder))
     for name in modules_of_blocks():

@@ -14,7 +14,8 @@ from agent.data.checkpoint import read_checkpoint
 from agent.errors import UsageError
 from agent.interop.load import load_agent
 from agent.runs.cli import parse_cli, read_yaml
-from agent.runs.compare import Comparison, format_table
+from agent.runs.compare import Comparison
+from agent.runs.comparison_text import format_table
 from agent.runs.config import saved_config
 from agent.runs.report import write_report
 from agent.runs.run_record import find_runs, load_runs

@@ -7,7 +7,7 @@ from agent.data.dataset import dataset_line
 from agent.evaluation.statistics import format_summary, summary
 from agent.logs.console import Console
 from agent.numbers import mean_and_spread, number, side_by_side
-from agent.runs.compare import format_table
+from agent.runs.comparison_text import format_table
 from agent.runs.sweep_grid import describe_results
 
 

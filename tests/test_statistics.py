@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from agent.evaluation.statistics import (
     aggregate_intervals,
     bootstrap_interval,
+    count_at_least,
     format_summary,
     improvement_interval,
     iqm,
     paired_interval,
+    performance_profile,
     summary,
 )
 
@@ -87,6 +89,34 @@ def test_summary_and_its_line():
     assert format_summary(summary([0.5])) == (
         "return 0.500 +- 0.000 (IQM 0.500, 95 % interval [0.500, 0.500]) over 1 episode"
     )
+
+
+# --- over tasks
+
+
+def test_a_performance_profile_is_the_share_of_runs_above_each_score():
+    scores = {"a": [0.2, 0.4], "b": [0.4, 1.5]}
+    found = performance_profile(scores, [0.0, 0.2, 0.3, 0.4, 1.0, 1.5])
+    assert found.tolist() == [1.0, 0.75, 0.75, 0.25, 0.25, 0.0]  # above, and not at
+    pooled = np.array([0.2, 0.4, 0.4, 1.5])
+    limits = np.linspace(-1.0, 2.0, 50)
+    assert performance_profile(scores, limits) == pytest.approx([(pooled > limit).mean() for limit in limits])
+
+
+def test_every_task_weighs_the_same_in_a_profile():
+    assert performance_profile({"a": [1.0], "b": [0.0, 0.0, 0.0]}, [0.5]) == pytest.approx([0.5])
+
+
+@pytest.mark.parametrize(("scores", "limits"), [({}, [0.5]), ({"a": []}, [0.5]), ({"a": [math.nan]}, [0.5]),
+                                                ({"a": [1.0]}, [math.nan])])  # fmt: skip
+def test_a_profile_of_nothing_is_refused(scores, limits):
+    with pytest.raises(ValueError, match="statistics need"):
+        performance_profile(scores, limits)
+
+
+def test_ties_count_for_at_least_and_tasks_of_one_side_not_at_all():
+    assert count_at_least({"a": 1.0, "b": 2.0, "c": 3.0}, {"a": 1.0, "b": 5.0, "d": 0.0}) == (1, 2)
+    assert count_at_least({"a": 1.0}, {}) == (0, 0)
 
 
 # --- intervals over five seeds: how often do they hold what they should?

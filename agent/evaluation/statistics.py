@@ -217,6 +217,24 @@ def probability_of_improvement(one: Scores, other: Scores) -> float:
     return float(np.mean(chances))
 
 
+def performance_profile(scores: Scores, thresholds: Numbers) -> np.ndarray:
+    """Share of runs that score above each of the thresholds (K,), as (K,) (Agarwal et al. 2021).
+
+    The mean over tasks of the share of the task's runs, so a task with more seeds than others counts no more; where all
+    have equally many it is the share of all runs. Raises ValueError for empty or non-finite scores or thresholds.
+    """
+    limits, rows = _finite(thresholds), [_finite(values) for values in scores.values()]
+    if not rows:
+        raise ValueError("statistics need at least one task")
+    return np.mean([(row[:, None] > limits).mean(0) for row in rows], axis=0)
+
+
+def count_at_least(one: Mapping[str, float], other: Mapping[str, float]) -> tuple[int, int]:
+    """{task: score} of two -> on how many tasks the first is at or above the second, and how many tasks both have."""
+    common = [task for task in one if task in other]
+    return sum(one[task] >= other[task] for task in common), len(common)
+
+
 def improvement_interval(one: Scores, other: Scores, confidence: float = 0.95) -> tuple[float, float] | None:
     """Interval of `probability_of_improvement` by Newcombe's score method (2006, method 5), None below `FEWEST_SEEDS`
     seeds of a task.

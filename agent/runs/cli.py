@@ -19,6 +19,7 @@ from agent.errors import UsageError
 from agent.runs.config import Config, saved_config
 from agent.runs.header import evaluate_command
 from agent.runs.presets import PRESETS, preset
+from agent.runs.suites import refuse_list
 from agent.settings import differences, from_dict, home_expanded, merge, option, parse_count, shown, to_dict
 
 COUNTS = ConstructorRegistry()
@@ -90,6 +91,7 @@ def parse_cli(
     config = _parse(argv, base)
     if not config.task:
         raise UsageError(NO_TASK)
+    refuse_list(config.task)
     return config, None
 
 

@@ -109,6 +109,9 @@ class CompareArgs:
     """Run folders, or folders that hold some."""
     by: tuple[str, ...] = ()
     """Settings that make the groups, such as behavior.horizon; by default all in which the runs differ."""
+    suite: str | None = None
+    """Compare over this list of tasks, dmc18, easy6, easy12 or atari26: a table of them all beside published returns,
+    and numbers over tasks. Runs of other tasks are left out."""
     out: str = "comparison"
     """Folder for report.html, comparison.json and runs.csv."""
     json: str | None = None

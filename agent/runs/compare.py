@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from agent.errors import UsageError
+from agent.evaluation.atari_scores import human_normalised
 from agent.evaluation.statistics import (
     FEWEST_SEEDS,
     aggregate_intervals,
@@ -23,7 +24,6 @@ from agent.evaluation.statistics import (
     paired_interval,
     probability_of_improvement,
 )
-from agent.numbers import number, side_by_side
 from agent.runs.config import Config
 from agent.runs.presets import PRESETS, preset
 from agent.runs.published import PublishedReturn, published_near
@@ -56,17 +56,18 @@ class Comparison:
     Args:
         runs: finished runs, or such that have at least one evaluation.
         by: the settings that make the groups; by default all in which the runs differ, but the seed.
+        games: the tasks are games: human-normalised scores are compared in place of returns.
 
     Raises UsageError for unknown fields, and for tasks whose returns share no scale.
     """
 
-    def __init__(self, runs: Sequence[RunRecord], by: Sequence[str] = ()):
-        self.runs = list(runs)
+    def __init__(self, runs: Sequence[RunRecord], by: Sequence[str] = (), games: bool = False):
+        self.runs, self.games = list(runs), games
         self.tasks = sorted({run.task for run in runs})
-        if len(self.tasks) > 1 and not all(task.startswith("dmc:") for task in self.tasks):
+        if len(self.tasks) > 1 and not games and not all(task.startswith("dmc:") for task in self.tasks):
             raise UsageError(
                 f"runs of {', '.join(self.tasks)} share no scale of returns (only dmc: tasks do): compare the "
-                "runs of one task"
+                "runs of one task, or the games of a list with --suite atari26"
             )
         self.scale = DMC_SCALE if self.tasks[0].startswith("dmc:") else 1.0
         self.by = [known_name(Config, name) for name in by] or self.differing_settings()
@@ -96,25 +97,45 @@ class Comparison:
 
     # --- numbers
 
+    @property
+    def title(self) -> str:
+        """What is compared, in a few words."""
+        return f"{', '.join(self.tasks)} by {', '.join(self.by)}"
+
+    @property
+    def unit(self) -> str:
+        """Of the numbers in `table`."""
+        return "human-normalised score" if self.games else "return"
+
+    def score(self, task: str, value: float) -> float:
+        """A return in units that tasks share: 1 is the most that a dmc: task gives, or a human where games are
+        compared."""
+        human = human_normalised(task, value) if self.games else None
+        return value / self.scale if human is None else human
+
+    def in_unit(self, run: RunRecord) -> RunRecord:
+        """The run with its returns in `unit`."""
+        return run.rescaled(lambda value: self.score(run.task, value)) if self.games else run
+
     def scores(self, group: Group) -> dict[str, np.ndarray]:
-        """{task: (seeds,)} last evaluations, divided by the scale of the task."""
-        return {task: np.array([run.final_return for run in group.runs_of(task)]) / self.scale
+        """{task: (seeds,)} `score` of the last evaluations."""
+        return {task: np.array([self.score(task, run.final_return) for run in group.runs_of(task)])
                 for task in self.tasks if group.runs_of(task)}  # fmt: skip
 
     def table(self) -> list[dict[str, Any]]:
-        """One row per group. Returns are in the task's own units; intervals only from five seeds on."""
+        """One row per group, its returns in `unit`; intervals only from five seeds on."""
         budgets = self.time_budgets()
         return [self.group_row(group, budgets) for group in self.groups]
 
     def group_row(self, group: Group, budgets: Mapping[str, float]) -> dict[str, Any]:
         """The numbers of one group; budgets as of `time_budgets`."""
-        runs, scores = group.runs, self.scores(group)
+        runs, scores = [self.in_unit(run) for run in group.runs], self.scores(group)
         values, intervals = aggregates(scores), aggregate_intervals(scores)
         row: dict[str, Any] = {"group": group.label, "runs": len(runs)}
         for name in ("iqm", "mean", "median"):
             row[name] = values[name] * self.scale
             row[f"{name}_interval"] = [end * self.scale for end in intervals[name]] if name in intervals else None
-        if self.scale != 1.0:
+        if self.scale != 1.0 or self.games:
             row["optimality_gap"] = values["optimality_gap"]
             row["optimality_gap_interval"] = list(intervals["optimality_gap"]) if intervals else None
         finals = [run.final_return for run in runs]
@@ -152,9 +173,10 @@ class Comparison:
             if not common:
                 continue
             finals = [
-                ([run.final_returns for run in one.runs_of(task)], [run.final_returns for run in other.runs_of(task)])
+                ([self.in_unit(run).final_returns for run in one.runs_of(task)],
+                 [self.in_unit(run).final_returns for run in other.runs_of(task)])
                 for task in common
-            ]
+            ]  # fmt: skip
             chance, difference = improvement_interval(x, y), paired_interval(finals)
             rows.append({
                 "one": one.label, "other": other.label, "probability": probability_of_improvement(x, y),
@@ -211,14 +233,17 @@ class Comparison:
 
     def group_warnings(self, group: Group) -> list[str]:
         """Missing tasks, too few or equal seeds, and settings in which the runs differ though they should not."""
-        warnings = []
+        warnings, counts = [], {task: len(group.runs_of(task)) for task in self.tasks}
+        few = [task for task, count in counts.items() if 0 < count < FEWEST_SEEDS]
+        if missing := [task for task, count in counts.items() if not count]:
+            warnings.append(f"{group.label} has no run of {', '.join(missing)}: its means are over fewer tasks")
+        if few:
+            fewest = min(few, key=lambda task: counts[task])
+            more = f" and too few of {len(few) - 1} other tasks" if len(few) > 1 else ""
+            what = f"{counts[fewest]} run{'' if counts[fewest] == 1 else 's'} of {fewest}{more}"
+            warnings.append(f"{group.label} has {what}: no interval below {FEWEST_SEEDS}")
         for task in self.tasks:
-            runs = group.runs_of(task)
-            if not runs:
-                warnings.append(f"{group.label} has no run of {task}: its means are over fewer tasks")
-            elif len(runs) < FEWEST_SEEDS:
-                warnings.append(f"{group.label} has {len(runs)} runs of {task}: no interval below {FEWEST_SEEDS}")
-            seeds = [str(run.setting("seed")) for run in runs]
+            seeds = [str(run.setting("seed")) for run in group.runs_of(task)]
             if len(set(seeds)) < len(seeds):
                 warnings.append(f"{group.label}: two runs of {task} have the same seed")
         if differing := _differing(group.runs, IGNORED | {*self.by, "task"}):
@@ -307,19 +332,3 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _finite_or_none(curve: Mapping[str, list[float]]) -> dict[str, list[float | None]]:
     """JSON knows no NaN: None for the seconds of a run without logged times."""
     return {name: [value if np.isfinite(value) else None for value in values] for name, values in curve.items()}
-
-
-def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of `Comparison.table` as lines for the terminal."""
-    lines = [["", "runs", "IQM", "mean", "median", "lowest", "highest", "95 % of the IQM", "minutes"]]
-    for row in rows:
-        returns = [number(row[name]) for name in ("iqm", "mean", "median", "lowest", "highest")]
-        interval = f"[{', '.join(side_by_side(row['iqm_interval']))}]" if row["iqm_interval"] else "-"
-        minutes = "-" if row["minutes"] is None else f"{row['minutes']:.1f}"
-        lines.append([row["group"], str(row["runs"]), *returns, interval, minutes])
-    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
-
-    def padded(cells: Sequence[str]) -> str:
-        return "  ".join([f"{cells[0]:{first}s}", *(f"{c:>{w}s}" for c, w in zip(cells[1:], others, strict=True))])
-
-    return "\n".join(map(padded, lines))

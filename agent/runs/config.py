@@ -29,7 +29,8 @@ class Config:
     on top of them. Its run_dir and resume are ignored.
 
     A grid of runs: --sweep FIELD=V1,V2 (once for each field) --jobs N --run-dir DIR, and --commands to see what
-    it would run.
+    it would run. Lists of tasks may stand among the tasks, as in --sweep task=@easy6,dmc:cheetah_run; the lists are
+    dmc18, easy6, easy12 and atari26, each with an @ in front.
     """
 
     task: tyro.conf.Positional[str] = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,14 +23,15 @@ class PublishedReturn(NamedTuple):
     source: str
 
 
-def published_returns() -> list[PublishedReturn]:
+@cache
+def published_returns() -> tuple[PublishedReturn, ...]:
     """All rows of published.csv."""
     with PUBLISHED.open(encoding="utf-8", newline="") as file:
-        return [
+        return tuple(
             PublishedReturn(row["method"], row["task"], int(row["step"]), float(row["return"]), int(row["seeds"]),
                             row["episodes"], row["source"])
             for row in csv.DictReader(file)
-        ]  # fmt: skip
+        )  # fmt: skip
 
 
 def published_near(task: str, step: int) -> list[PublishedReturn]:

@@ -14,9 +14,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from agent.errors import UsageError
 from agent.numbers import number
+from agent.runs import suite_plots
 from agent.runs.compare import ROLLOUT_ERRORS, Comparison
+from agent.runs.comparison_text import at_least_lines, suite_cells
 from agent.runs.report_plots import curves, final_returns
 
+EN_DASH = "\N{EN DASH}"
 MOST_VIDEO = 4_000_000
 """Bytes of video that a report may hold."""
 
@@ -44,10 +47,12 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
 
 def render(comparison: Comparison, content: dict[str, Any]) -> str:
     """The page as HTML: report.html.j2 filled in with `Comparison.content`, the pictures and the videos."""
-    page = _templates().get_template("report.html.j2")
+    page, suite = _templates().get_template("report.html.j2"), content.get("suite")
     return page.render(
-        **{name: value for name, value in content.items() if name != "curves"},
-        title=f"{', '.join(comparison.tasks)} by {', '.join(comparison.by)}",
+        **{name: value for name, value in content.items() if name not in ("curves", "suite")},
+        suite=suite and {**suite, **suite_parts(suite)},
+        title=comparison.title,
+        unit=comparison.unit,
         written=time.strftime("%F %R"),
         final_returns=final_returns(comparison, content["groups"]),
         curves={task: curves(comparison, task) for task in comparison.tasks},
@@ -55,6 +60,14 @@ def render(comparison: Comparison, content: dict[str, Any]) -> str:
         has_rollouts=any(row[name] is not None for row in content["groups"] for name in ROLLOUT_ERRORS),
         videos=videos(comparison),
     )
+
+
+def suite_parts(suite: dict[str, Any]) -> dict[str, Any]:
+    """What suite.html.j2 shows of `SuiteComparison.suite_content` besides the content itself: texts and pictures."""
+    parts: dict[str, Any] = {"cells": suite_cells(suite, EN_DASH), "at_least_lines": at_least_lines(suite)}
+    if suite["compared"]:
+        parts |= {"profile_picture": suite_plots.profile(suite), "curve_pictures": suite_plots.curves(suite)}
+    return parts
 
 
 def _templates() -> Environment:
@@ -68,7 +81,7 @@ def _templates() -> Environment:
 
 def number_or_dash(value: float | None, digits: int = 4) -> str:
     """`number`, and a dash for None."""
-    return "\N{EN DASH}" if value is None else number(value, digits)
+    return EN_DASH if value is None else number(value, digits)
 
 
 def verdict(interval: Sequence[float] | None) -> str:

@@ -42,12 +42,13 @@ def final_returns(comparison: Comparison, rows: Sequence[dict[str, Any]]) -> Pic
 
     def draw(axes: Axes, ink: str) -> None:
         for number, (group, row) in enumerate(zip(comparison.groups, rows, strict=True)):
-            colour, scores = COLOURS[number % len(COLOURS)], [run.final_return for run in group.runs]
+            scores = [comparison.in_unit(run).final_return for run in group.runs]
+            colour = COLOURS[number % len(COLOURS)]
             axes.plot(scores, [number] * len(scores), "o", color=colour, alpha=0.5, markersize=6, markeredgewidth=0)
             axes.plot([row["iqm"]], [number], "|", color=ink, markersize=16, markeredgewidth=2)
             if row["iqm_interval"]:
                 axes.plot(row["iqm_interval"], [number, number], color=ink, linewidth=1)
-        axes.set(xlabel="return", ylim=(len(rows) - 0.5, -0.5))
+        axes.set(xlabel=comparison.unit, ylim=(len(rows) - 0.5, -0.5))
         axes.set_yticks(range(len(rows)), [row["group"] for row in rows])
         axes.grid(axis="x", alpha=0.15)
 
@@ -57,6 +58,11 @@ def final_returns(comparison: Comparison, rows: Sequence[dict[str, Any]]) -> Pic
 def picture(draw: Draw, alt: str, height: float = 4.0) -> Picture:
     """Draw once with dark ink and once with light ink; height in inches."""
     return Picture(_svg(draw, "#1b1f24", height), _svg(draw, "#e6e8eb", height), alt)
+
+
+def in_thousands(value: float, _: float) -> str:
+    """Steps or minutes beside an axis: 50k, or 500. matplotlib calls it, and gives the position of the mark too."""
+    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
 
 
 def _svg(draw: Draw, ink: str, height: float) -> str:
@@ -91,7 +97,7 @@ def _curves(axes: Axes, ink: str, comparison: Comparison, task: str, axis: str, 
     last = max(run.last_step for run in comparison.runs if run.task == task)
     _published(axes, comparison.published(task), last, ink)
     axes.set(xlabel=words, ylabel="return")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
+    axes.xaxis.set_major_formatter(in_thousands)
     axes.grid(alpha=0.15)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,13 @@ class RunRecord:
     def return_at(self, step: int) -> float:
         """Mean return of the evaluation at this step."""
         return float(np.mean(list(self.evaluations[step].values())))
+
+    def rescaled(self, scale: Callable[[float], float]) -> RunRecord:
+        """The same run with its returns in other units."""
+        evaluations = {step: {seed: scale(value) for seed, value in episodes.items()}
+                       for step, episodes in self.evaluations.items()}  # fmt: skip
+        training_episodes = [(step, scale(value)) for step, value in self.training_episodes]
+        return replace(self, evaluations=evaluations, training_episodes=training_episodes)
 
     def setting(self, name: str) -> Any:
         """The setting's value; None where the run has no such setting."""

@@ -1,9 +1,11 @@
 """Sweeps: a grid of runs as folders, each one plain command, a few at a time, shown in one table.
 
     python train_agent.py TASK --sweep behavior.horizon=5,15,30 --sweep seed=0,1,2 --jobs 2 --run-dir DIR
+    python train_agent.py --sweep task=@dmc18 --sweep seed=0,1 --jobs 2 --run-dir DIR
 
-The state of a sweep is its folders and nothing else: finished runs are skipped, interrupted ones resumed. A run that
-died before its first checkpoint is started anew, and its folder is renamed to NAME.unsaved1.
+The state of a sweep is its folders and nothing else: finished runs are skipped, interrupted ones resumed, whatever
+the order of the values. A run that died before its first checkpoint is started anew, and its folder is renamed to
+NAME.unsaved1.
 """
 
 from __future__ import annotations

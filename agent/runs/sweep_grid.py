@@ -18,6 +18,7 @@ from agent.runs.cli import load_yaml
 from agent.runs.config import Config
 from agent.runs.folder import read_meta
 from agent.runs.header import command
+from agent.runs.suites import expand
 from agent.settings import differences, known_name, option, to_dict
 
 Parse = Callable[[Sequence[str]], Config]
@@ -40,7 +41,7 @@ class SweepGrid:
     """A parsed sweep."""
 
     fields: dict[str, list[str]]
-    """{dotted name of a setting: its values as typed}"""
+    """{dotted name of a setting: its values as typed, lists of tasks as their tasks}"""
     jobs: int
     """Runs at a time."""
     print_commands: bool
@@ -100,7 +101,7 @@ def parse_sweep(argv: Sequence[str]) -> SweepGrid | None:
             raise UsageError(f"--sweep {text}: {'twice' if field in fields else 'every run has its own'} {field}")
         if len(set(values)) < len(values):
             raise UsageError(f"--sweep {text} holds a value twice")
-        fields[field] = values
+        fields[field] = expand(values) if field == "task" else values
     if math.prod(map(len, fields.values())) > MOST_RUNS:
         raise UsageError(f"the sweep has more than {MOST_RUNS:,} runs: give fewer values")
     return SweepGrid(fields, options.jobs, options.commands, others)
