@@ -63,12 +63,13 @@ def sensitivities(ac: ActorCritic, rollout: Rollout, monkeypatch) -> Tensor:
 
 def test_loss_weighs_log_probabilities_by_weight_and_advantage(monkeypatch):
     ac, rollout = make(), make_rollout()
+    ac.scale.floor = 1.0
     rollout = rollout._replace(alive=torch.tensor([1.0, 1.0, 0.0, 1.0]))
     with torch.no_grad():
         values = ac.critic.value(rollout.states.feat())
     returns = lambda_return(rollout.rewards, rollout.continues, values, GAMMA, LAM)
     weight = rollout_weights(rollout.alive, rollout.continues, GAMMA)
-    expected = -weight * (returns - values[:, :-1])  # all small: divided by the floor of 1
+    expected = -weight * (returns - values[:, :-1])  # all small: divided by the floor
     grad = sensitivities(ac, rollout, monkeypatch)
     assert torch.allclose(grad * grad.numel(), expected, atol=1e-4)
     assert (grad[2] == 0).all()
@@ -76,6 +77,7 @@ def test_loss_weighs_log_probabilities_by_weight_and_advantage(monkeypatch):
 
 def test_advantage_sees_later_rewards_and_never_earlier_ones(monkeypatch):
     ac, rollout = make(), make_rollout()
+    ac.scale.floor = 10.0  # above all advantages: their own size divides none of them
     base = sensitivities(ac, rollout, monkeypatch)
     for j in range(5):  # rewards[:, j] is r_{j+1}
         rewards = rollout.rewards.clone()

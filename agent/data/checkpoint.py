@@ -29,7 +29,7 @@ from agent.errors import UsageError
 from agent.runtime import available_memory
 from agent.spaces import Spaces
 
-FORMAT = 4
+FORMAT = 5
 """Layout of checkpoints. Files of another format are refused; the commit that wrote them reads them."""
 NEEDED = {"format": int, "task": str, "config": dict, "spaces": dict, "step": int, "agent": dict}
 """What every checkpoint holds."""
@@ -152,6 +152,14 @@ def tensor_bytes(tree: Any) -> int:
     return sum(tensor_bytes(value) for value in values)
 
 
+def all_finite(tree: Any) -> bool:
+    """Whether all tensors are finite."""
+    if isinstance(tree, Tensor):
+        return bool(tree.isfinite().all())
+    values = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
+    return all(map(all_finite, values))
+
+
 def _compact(tree: Any) -> Any:
     """Copy tensors that are a small part of a larger storage: torch.save writes whole storages."""
     if isinstance(tree, dict):
@@ -241,6 +249,8 @@ def read_file(path: Path) -> dict[str, Any]:
         )
     if wrong := [name for name, kind in NEEDED.items() if not isinstance(content[name], kind)]:
         raise Damaged(f"{path} is not a checkpoint of this program: its {wrong[0]} is of another type")
+    if not all_finite(content):
+        raise Damaged(f"{path} holds numbers that are not finite; best.pt may still be good: --checkpoint best")
     return content
 
 

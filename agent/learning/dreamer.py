@@ -6,7 +6,7 @@ Shapes: B sequences, T rows, L start rows of every sequence, H horizon; see `wor
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -219,6 +219,11 @@ class Dreamer:
         action, memory, depth = policy.act(tensors, memory, first, explore, max_loops)
         return to_env(action, self.spaces.action).numpy(force=True), memory, depth.numpy(force=True)
 
+    def act_randomly(self, memory: Memory) -> tuple[np.ndarray, Memory]:
+        """Random environment actions (E, A) or (E,) in place of those that `act` has just returned, and the memory."""
+        memory = self.policy.act_randomly(memory)
+        return to_env(memory.action, self.spaces.action).numpy(force=True), memory
+
     def predict(
         self,
         observation: np.ndarray | dict[str, np.ndarray],
@@ -266,10 +271,6 @@ class Dreamer:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Raises ValueError where a weight or a moment of Adam is not finite, before anything is taken."""
-        for part in ("policy", "averaged", "optimizers"):
-            if not all_finite(saved[part]):
-                raise ValueError(f"the checkpoint holds numbers in {part!r} that are not finite: use an older one")
         self.policy.load_state_dict(saved["policy"])
         self.averaged.load_state_dict(saved["averaged"])
         for name, adam in self.optimizers.items():
@@ -299,14 +300,6 @@ class Dreamer:
                 "the checkpoint is of another version of the model; use the commit in the run's meta.json"
             ) from error
         return agent
-
-
-def all_finite(saved: Any) -> bool:
-    """Whether every tensor in nested dictionaries and lists is finite."""
-    if isinstance(saved, Tensor):
-        return bool(saved.isfinite().all())
-    inner = saved.values() if isinstance(saved, Mapping) else saved if isinstance(saved, list | tuple) else ()
-    return all(map(all_finite, inner))
 
 
 def check_finite(total: Tensor, metrics: Metrics) -> None:

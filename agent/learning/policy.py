@@ -5,17 +5,32 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agent.learning.actor_critic import ActorCritic
+from agent.learning.noise import begin_noise, next_noise, noise_of
 from world_model import LatentState, WorldModel
 
 
 class Memory(NamedTuple):
-    """What acting carries from step to step: the latent state and the last policy output (E, A)."""
+    """What acting carries from step to step: the latent state, the last policy output (E, A), and the processes
+    (E, P, A) of the exploration noise, where actions are continuous and sampled."""
 
     state: LatentState
     action: Tensor
+    noise: Tensor | None = None
+
+    def plain(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+        noise = {} if self.noise is None else {"noise": self.noise}
+        return {**self.state._asdict(), "action": self.action, **noise}
+
+    @classmethod
+    def of(cls, plain: dict[str, Tensor], device: torch.device) -> Memory:
+        """The inverse of `plain`, on this device."""
+        leaves = {name: leaf.to(device) for name, leaf in plain.items()}
+        return cls(LatentState(leaves["deter"], leaves["stoch"]), leaves["action"], leaves.get("noise"))
 
 
 class Policy(nn.Module):
@@ -44,5 +59,20 @@ class Policy(nn.Module):
             action = torch.zeros(len(is_first), self.world.action_size, device=is_first.device)
             memory = Memory(self.world.initial(len(is_first)), action)
         state, stats = self.world.observe(obs, memory.action, is_first, memory.state, explore, max_loops)
-        action = self.behavior.actor.act(state.feat(), explore)
-        return action, Memory(state, action), stats.depth
+        if not explore or self.behavior.spec.discrete:
+            action = self.behavior.actor.act(state.feat(), explore)
+            return action, Memory(state, action), stats.depth
+        if memory.noise is None:
+            noise = begin_noise(len(is_first), self.world.action_size, is_first.device)
+        else:
+            noise = next_noise(memory.noise)
+        action = self.behavior.actor.act(state.feat(), noise=noise_of(noise))
+        return action, Memory(state, action, noise), stats.depth
+
+    def act_randomly(self, memory: Memory) -> Memory:
+        """With a random action instead of the one that `act` took: uniformly distributed, and with its noise."""
+        action = memory.action
+        if memory.noise is None:
+            choice = torch.randint(action.shape[-1], action.shape[:-1], device=action.device)
+            return memory._replace(action=F.one_hot(choice, action.shape[-1]).float())
+        return memory._replace(action=torch.erf(noise_of(memory.noise) * 0.5**0.5))

@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from agent.data.checkpoint import images_folder
 from agent.data.replay import ReplayBuffer
 from agent.errors import UsageError
-from agent.learning.dreamer import Dreamer, all_finite
+from agent.learning.dreamer import Dreamer
+from agent.learning.noise import TIME_SCALES
 from agent.runtime import restore_random_states
 
 RESUMED = (
-    "finished", "updates_done", "seconds", "row", "memory", "returns", "evaluations", "bad_steps", "actions",
-    "execution", "random",
+    "finished", "updates_done", "seconds", "row", "memory", "returns", "evaluations", "bad_steps", "execution",
+    "random",
 )  # fmt: skip
 """What a checkpoint holds of the trainer, for a run that goes on."""
 
@@ -36,8 +35,6 @@ def open_replay(replay: ReplayBuffer, run_dir: Path, saved: Mapping[str, Any] | 
         agent.load_state_dict(saved["agent"])
         replay.open_image_store(images_folder(run_dir), exists=True)
         replay.load_state_dict(saved["replay"])
-        if not all_finite([saved["replay"]["rows"], saved["trainer"]["row"], saved["trainer"]["memory"]]):
-            raise ValueError("the replay holds numbers that are not finite")
         check_trainer(saved["trainer"], replay)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, LookupError, OverflowError) as error:
         what = " ".join(str(error).split())[:200]
@@ -50,10 +47,11 @@ def open_replay(replay: ReplayBuffer, run_dir: Path, saved: Mapping[str, Any] | 
 def check_trainer(mine: Mapping[str, Any], replay: ReplayBuffer) -> None:
     """Raise an error of some kind where the trainer could not go on from its part of a checkpoint."""
     restore_random_states(mine["random"])
-    np.random.default_rng().bit_generator.state = mine["actions"]
     shapes = {name: value.shape[2:] for name, value in replay.rows.items()} | replay.image_sizes
     latents = {"deter": shapes.pop("deter"), "stoch": (*shapes.pop("stoch"), replay.classes)}
     latents["action"] = shapes["prev_action"]
+    if "noise" in (mine["memory"] or ()):
+        latents["noise"] = (len(TIME_SCALES), *latents["action"])
     for name, values, wanted in (("row", mine["row"], shapes), ("memory", mine["memory"], latents)):
         if values and {key: tuple(value.shape) for key, value in values.items()} != {
             key: (replay.envs, *shape) for key, shape in wanted.items()

@@ -25,12 +25,11 @@ from agent.learning.policy import Memory
 from agent.logs.logger import Logger
 from agent.runtime import Stopwatch, random_states, restore_random_states
 from agent.seeds import TRAINING
-from agent.spaces import from_env
 from agent.training.evaluations import Evaluations, recent
 from agent.training.monitor import EpisodeCounter, Monitor
 from agent.training.schedule import SAVE_SECONDS, Every, Progress, Ratio
 from agent.training.signals import end_on_signals
-from world_model import Batch, LatentState
+from world_model import Batch
 from world_model.ranges import AT_LEAST_ONE, NOT_NEGATIVE, require
 
 
@@ -121,7 +120,6 @@ class Trainer:
         self.finished = self.stopping = self.sliced = False  # sliced: this part of the run has had its minutes
         self.signal = signal.SIGINT  # what stopped it, where it was no slice
         self.saved_at = time.monotonic()
-        envs.action_space.seed(seed)
 
     # ------------------------------------------------------------------ the loop
 
@@ -189,8 +187,8 @@ class Trainer:
         Of several environments some may have been at the first row of an episode: it stays a row without a successor.
         """
         if self.row and not self.row["is_first"].all():
-            _, memory, _ = self.act()
-            self.replay.add({**self.row, "is_last": ~self.row["is_first"]}, memory.state)
+            _, self.memory, _ = self.act()
+            self.replay.add({**self.row, "is_last": ~self.row["is_first"]}, self.memory.state)
         count = self.envs.num_envs
         # Mixed, so that runs with neighbouring seeds share no episode; a resumed run sees new ones.
         seed = np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0] % TRAINING.size
@@ -214,9 +212,7 @@ class Trainer:
         with self.clock.timed("act"):
             action, memory, _ = self.act()
             if self.step // self.repeat < self.cfg.prefill:
-                action = self.envs.action_space.sample()
-                taken = from_env(torch.as_tensor(action), self.agent.spaces.action).to(self.agent.device)
-                memory = memory._replace(action=taken)
+                action, memory = self.agent.act_randomly(memory)
         with self.clock.timed("env"):
             self.stepper.send(action)
         if self.stepper.asynchronous:
@@ -322,11 +318,10 @@ class Trainer:
             "updates_done": self.updates.done,
             "seconds": self.progress.seconds(),
             "row": {name: torch.from_numpy(value) for name, value in self.row.items()},
-            "memory": self.memory and {**self.memory.state._asdict(), "action": self.memory.action},
+            "memory": self.memory and self.memory.plain(),
             "returns": list(self.counter.returns),
             "evaluations": self.evaluations.state_dict(),
             "bad_steps": self.stepper.bad_steps,
-            "actions": self.envs.action_space.np_random.bit_generator.state,
             "execution": self.execution.state_dict(),
             "random": random_states(),
         }
@@ -340,11 +335,9 @@ class Trainer:
         self.progress.resume(mine["seconds"])
         self.row = {name: value.numpy() for name, value in mine["row"].items()}
         if mine["memory"]:
-            memory = {name: leaf.to(self.agent.device) for name, leaf in mine["memory"].items()}
-            self.memory = Memory(LatentState(memory["deter"], memory["stoch"]), memory["action"])
+            self.memory = Memory.of(mine["memory"], self.agent.device)
         self.counter.returns.extend(mine["returns"])
         self.evaluations.load_state_dict(mine["evaluations"])
         self.stepper.bad_steps = mine["bad_steps"]
-        self.envs.action_space.np_random.bit_generator.state = mine["actions"]
         self.execution.load_state_dict(mine["execution"])
         restore_random_states(mine["random"])
