@@ -168,6 +168,7 @@ def test_without_the_replay_value_loss_the_world_model_learns_from_its_own_alone
     alone = make()
     torch.manual_seed(5)
     depth = sample_depth(alone.world.cfg.loop)
+    alone.world.observation_model.track(make_batch().obs)
     loss, _ = alone.world.loss(alone.world.observe_sequence(make_batch(), depth), make_batch())
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(alone.world.parameters()))])
     settings = {"actor_gradient": gradient, "entropy": 1.0, "clip": 1e9}

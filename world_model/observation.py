@@ -20,8 +20,53 @@ ObsSize = int | Shape
 DECODER_LAYERS = 2
 """Hidden layers of the vectors' decoder; the encoder has one."""
 
-REC_SCALE = 10.0
-"""Weight of the vectors' reconstruction: the inverse of the observation noise that the decoder assumes, halved."""
+REC_SCALE = 1.0
+"""Weight of the squared error of vectors, summed over their standardised entries (DreamerV3: of entries in symlog)."""
+STATISTICS_RATE = 0.002
+"""Of the running mean and variance of vectors, per update; the first 1 / rate updates count alike."""
+SMALLEST_STD = 0.02
+"""Entries of a vector that vary less are not blown up."""
+FARTHEST = 10.0
+"""Standard deviations at which a standardised entry is cut off: what was constant so far may move all at once."""
+
+
+class Standardiser(nn.Module):
+    """Entries (..., O) of vectors, in symlog, with mean 0 and variance 1 over the replayed rows.
+
+    Velocities are often twenty times as large as positions. Without this a squared error hardly sees the positions, and
+    latents, which cost nats, leave them out (results/suite.md).
+    """
+
+    mean: Tensor
+    var: Tensor
+    updates: Tensor
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("var", torch.ones(size))
+        self.register_buffer("updates", torch.zeros(()))
+
+    @torch.no_grad()
+    def track(self, x: Tensor) -> None:
+        """Take in a batch (..., O), if it is finite; the buffers change in place."""
+        x = x.flatten(0, -2)
+        good = x.isfinite().all().to(x.dtype)
+        x = torch.where(good > 0, x, self.mean)
+        rate = good / self.updates.add_(good).clamp(1.0, 1.0 / STATISTICS_RATE)
+        mean, shift = x.mean(0), x.mean(0) - self.mean
+        self.var.lerp_(x.var(0, correction=0), rate).add_(rate * (1.0 - rate) * shift.square())
+        self.mean.lerp_(mean, rate)
+
+    def std(self) -> Tensor:
+        return self.var.sqrt().clamp(min=SMALLEST_STD)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x - self.mean) / self.std()).clamp(-FARTHEST, FARTHEST)
+
+    def undo(self, y: Tensor) -> Tensor:
+        """The inverse of `forward`, without the cut."""
+        return torch.addcmul(self.mean, self.std(), y)
 
 
 class ObservationModel(nn.Module):
@@ -34,6 +79,7 @@ class ObservationModel(nn.Module):
         total = sum(self.vectors.values())
         self.encoder = MLP(total, units, 1) if total else None
         self.decoder = MLP(feat, units, DECODER_LAYERS, total) if total else None
+        self.standardise = Standardiser(total)
         self.images = Images(image, shapes, feat, units) if shapes else None
 
     @property
@@ -43,7 +89,7 @@ class ObservationModel(nn.Module):
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         """{name: (..., O) or (..., H, W, C)} -> (..., U), the embedding of all of them."""
-        embeds = [self.encoder(symlog(self.flatten(obs)))] if self.encoder else []
+        embeds = [self.encoder(self.standardise(symlog(self.flatten(obs))))] if self.encoder else []
         embeds += [self.images.embed(obs)] if self.images else []
         return embeds[0] if len(embeds) == 1 else embeds[0] + embeds[1]
 
@@ -53,9 +99,18 @@ class ObservationModel(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def fit_normaliser(self, obs: Mapping[str, Tensor]) -> None:
-        """See `Images.fit_normaliser`; vectors come as they are."""
+        """See `Images.fit_normaliser`; statistics of vectors are running ones, see `track`."""
         if self.images:
             self.images.fit_normaliser(obs)
+
+    def track(self, obs: Mapping[str, Tensor]) -> None:
+        """Let the statistics of vectors follow a batch {name: (B, T, O)}: once per update, before it is encoded."""
+        if self.vectors:
+            self.standardise.track(symlog(self.flatten(obs)))
+
+    def share_statistics(self, other: ObservationModel) -> None:
+        """Use the statistics of another copy from now on: they are no weights to be averaged."""
+        self.standardise = other.standardise
 
     def anneal(self, updates: int) -> None:
         """See `Images.anneal`; vectors keep their weight."""
@@ -71,7 +126,7 @@ class ObservationModel(nn.Module):
 
     def predictions(self, feat: Tensor) -> Tensor:
         """(..., F) -> (..., P)"""
-        parts = [self.decoder(feat)] if self.decoder else []
+        parts = [self.standardise.undo(self.decoder(feat))] if self.decoder else []
         if self.images:
             parts += [image.flatten(-3) for image in self.images.decode(feat).values()]
         return torch.cat(parts, -1)
@@ -80,7 +135,7 @@ class ObservationModel(nn.Module):
         """(..., F) -> {name: (..., O), or (..., H, W, C) from 0 to 1}"""
         decoded = self.images.decode(feat) if self.images else {}
         if self.decoder:
-            parts = symexp(self.decoder(feat)).split(list(self.vectors.values()), -1)
+            parts = symexp(self.standardise.undo(self.decoder(feat))).split(list(self.vectors.values()), -1)
             decoded |= dict(zip(self.vectors, parts, strict=True))
         return decoded
 
@@ -88,6 +143,6 @@ class ObservationModel(nn.Module):
         """feat (B, T, F), obs {name: (B, T, ...)}, embed (B, T, U) as of `forward` -> weighted losses (B, T)."""
         losses = self.images.losses(feat, obs, embed) if self.images else {}
         if self.decoder:
-            error = self.decoder(feat) - symlog(self.flatten(obs))  # (B, T, sum of O)
+            error = self.decoder(feat) - self.standardise(symlog(self.flatten(obs)))  # (B, T, sum of O)
             losses["reconstruction"] = REC_SCALE * error.square().sum(-1)
         return losses

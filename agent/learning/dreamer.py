@@ -73,6 +73,7 @@ class Dreamer:
         rates = {"world": optimizer.model_lr, "actor": optimizer.behavior_lr, "critic": optimizer.behavior_lr}
         self.optimizers = {name: FlatAdam(params, rates[name]) for name, params in self.policy.parts().items()}
         self.averaged = copy.deepcopy(self.policy)
+        self.averaged.world.observation_model.share_statistics(world.observation_model)
         self.average_flats = [flatten(params, grad=False) for params in self.averaged.parts().values()]
         self.average_rate = torch.zeros((), device=device)
         self.slow_flat = flatten(self.behavior.critic.slow.parameters(), grad=False)
@@ -88,6 +89,8 @@ class Dreamer:
         Raises NonFiniteError, before any weight is moved, when a loss or a gradient is not finite.
         """
         world, behavior, parts, clock = self.world, self.behavior, self.policy.parts(), self.clock.start()
+        if execution.takes_step:
+            world.observation_model.track(batch.obs)
         batch = execution.scatter(batch)
         for adam in self.optimizers.values():
             adam.gradient.zero_()
@@ -179,6 +182,7 @@ class Dreamer:
         """One update of the world model alone; otherwise as `update`."""
         depth, adam = self.begin_update(progress), self.optimizers["world"]
         adam.gradient.zero_()
+        self.world.observation_model.track(batch.obs)
         posterior = self.world.observe_sequence(batch, depth)
         loss, metrics = self.world.loss(posterior, batch)
         check_finite(loss, metrics)
@@ -231,13 +235,9 @@ class Dreamer:
         episode_start: np.ndarray | bool | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, Memory]:
-        """action, state = agent.predict(observation, state), the protocol of stable-baselines3's models.
-
-        observation: a vector (O,) or image (H, W, C), a batch of them, or a dictionary of such; state: what the last
-        call returned, None at the beginning; episode_start: True, or (E,) booleans, where an episode begins (not
-        needed where state is None). deterministic: averaged weights and the mean action, or newest weights and a
-        sample.
-        """
+        """The protocol of stable-baselines3's models. observation: a vector (O,) or image (H, W, C), a batch of them,
+        or a dictionary of such; state: what the last call returned, None at the beginning; episode_start: True, or (E,)
+        booleans; deterministic: averaged weights and the mean action, or newest weights and a sample."""
         given = observation if isinstance(observation, dict) else {next(iter(self.spaces.obs)): observation}
         obs = self.spaces.arrays(given)
         name, size = next(iter(self.spaces.obs.items()))
