@@ -1,11 +1,11 @@
 """The linear part of a loop, Abar x + Bbar e: how much of its state it keeps, and how its input enters.
 
-constrained   Abar = exp(-Delta * exp(a)) in (0, 1) by construction      Looped World Models, eq. 4 (the default)
-free          Abar is any vector (the control: nothing keeps it below 1)
+    constrained   Abar = exp(-Delta * exp(a)) in (0, 1) by construction      Looped World Models, eq. 4 (the default)
+    free          Abar is any vector (the control: nothing keeps it below 1)
 
-gain          Bbar
-euler         Delta * B                         the paper's and Parcae's
-leaky         (1 - Abar) * B                    a channel takes its input in as slowly as it forgets
+    gain          Bbar
+    euler         Delta * B                         the paper's and Parcae's
+    leaky         (1 - Abar) * B                    a channel takes its input in as slowly as it forgets
 """
 
 from __future__ import annotations

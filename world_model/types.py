@@ -1,9 +1,9 @@
 """What passes between replay, world model and actor-critic: Batch, Posterior, Rollout.
 
-B  batch (sequences)              N  tokens of the deterministic state    R  loops
-T  rows of a sequence             D  width of a token                     A  size of an action
-H  imagined steps (horizon)       S  categorical latents (groups)         U  hidden units
-O  size of a vector observation   K  classes of each latent               F  features of a state, N*D + S*K
+    B  batch (sequences)              N  tokens of the deterministic state    R  loops
+    T  rows of a sequence             D  width of a token                     A  size of an action
+    H  imagined steps (horizon)       S  categorical latents (groups)         U  hidden units
+    O  size of a vector observation   K  classes of each latent               F  features of a state, N*D + S*K
 """
 
 from __future__ import annotations
