@@ -2,7 +2,7 @@
 
     python evaluate.py collect toy:serial datasets/serial --episodes 1300
     python train_agent.py toy:serial --dataset datasets/serial --model-only --offline.updates 14000 \\
-        --optimizer.model-lr 4e-3 --model.loop.mean-loops 4 --model.loop.units 64 --model.loop.width 96 \\
+        --optimizer.lr 4e-3 --model.loop.mean-loops 4 --model.loop.units 64 --model.loop.width 96 \\
         --model.loop.expand 1 --model.loop.gain leaky
     python benchmarks/serial_depth.py RUN
 

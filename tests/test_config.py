@@ -113,10 +113,10 @@ def test_every_option_has_a_help_text():
 
 def test_yaml_values_are_converted_by_annotation(tmp_path):
     path = tmp_path / "config.yaml"
-    text = "optimizer:\n  model_lr: 3e-4\ntrain:\n  steps: 1e5\n  ratio: 1\nmodel:\n  loop:\n    max_loops: '8'\n"
+    text = "optimizer:\n  lr: 3e-4\ntrain:\n  steps: 1e5\n  ratio: 1\nmodel:\n  loop:\n    max_loops: '8'\n"
     path.write_text(text)
     config = load_yaml(path)
-    assert config.optimizer.model_lr == 3e-4
+    assert config.optimizer.lr == 3e-4
     assert config.train.steps == 100_000
     assert isinstance(config.train.steps, int)
     assert isinstance(config.train.ratio, float)
@@ -178,11 +178,11 @@ def test_run_dir_and_resume_of_a_config_file_are_ignored(tmp_path):
 
 def test_options_stand_above_the_config_file_and_the_file_above_its_preset(tmp_path):
     file = tmp_path / "my.yaml"
-    file.write_text("preset: debug\noptimizer:\n  model_lr: 3e-4\nbehavior:\n  horizon: 7\n  units: 48\n")
+    file.write_text("preset: debug\noptimizer:\n  lr: 3e-4\nbehavior:\n  horizon: 7\n  units: 48\n")
     config = cli(f"--config={file}", "toy:cue", "--behavior.horizon", "9")
     debug = preset("debug")
     assert config == replace(
-        debug, task="toy:cue", optimizer=replace(debug.optimizer, model_lr=3e-4),
+        debug, task="toy:cue", optimizer=replace(debug.optimizer, lr=3e-4),
         behavior=replace(debug.behavior, horizon=9, units=48),
     )  # fmt: skip
     assert cli("toy:cue", "--config", str(file), "--preset", "debug").behavior.units == 48

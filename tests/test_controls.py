@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from world_model import ModelConfig, WorldModel, cost
 from world_model.controls import gru
-from world_model.controls.gru import GRUConfig, GRUCore
+from world_model.controls.gru import GRUCore
 from world_model.controls.matching import make_core, nearest
 from world_model.controls.stacked import StackConfig, StackedCore
 from world_model.core import CoreSizes
@@ -18,9 +18,9 @@ LOOP = LoopConfig()
 WIDE = LoopConfig(tokens=4, width=64)
 
 
-def build(name, match="none", loop=LOOP, **settings):
+def build(name, match="none", loop=LOOP):
     torch.manual_seed(0)
-    return make_core(name, loop, StackConfig(), GRUConfig(**settings), SIZES, match)
+    return make_core(name, loop, StackConfig(), SIZES, match)
 
 
 def step(core, loops=2, batch=3):
@@ -52,7 +52,7 @@ def test_a_stack_whose_layers_are_copies_is_the_looped_core():
 
 def test_the_gru_is_the_cell_of_dreamerv3(monkeypatch):
     monkeypatch.setattr(gru, "BLOCKS", 4)
-    core = build("gru", loop=LoopConfig(width=16), units=5)
+    core = build("gru", loop=LoopConfig(width=16, units=5))
     deter, inputs, (found, trace) = step(core)
 
     def read(part, x):
@@ -79,7 +79,7 @@ def test_the_gru_is_the_cell_of_dreamerv3(monkeypatch):
 def test_the_recurrence_of_dreamerv3_12m_has_as_many_parameters_as_its_code_makes():
     """Deter 2048, hidden 256, 32 latents of 16 classes, 8 blocks, 6 actions: the sum of its layers, by hand."""
     torch.manual_seed(0)
-    core = GRUCore(LoopConfig(width=2048), CoreSizes(32, 16, 6), GRUConfig(units=256))
+    core = GRUCore(LoopConfig(width=2048, units=256), CoreSizes(32, 16, 6))
     reads = sum((size + 1) * 256 + 256 for size in (2048, 512, 6))
     hidden = 8 * (2048 // 8 + 3 * 256) * (2048 // 8) + 2048 + 2048
     gates = 8 * (2048 // 8) * 3 * (2048 // 8) + 3 * 2048
@@ -91,7 +91,7 @@ def test_the_recurrence_of_dreamerv3_12m_has_as_many_parameters_as_its_code_make
 def test_a_control_trains_dreams_and_reports_one_loop(kind):
     torch.manual_seed(0)
     loop = LoopConfig(tokens=2, width=8, units=16)
-    cfg = ModelConfig(core=kind, loop=loop, gru=GRUConfig(units=12), groups=3, classes=4, units=16)
+    cfg = ModelConfig(core=kind, loop=loop, groups=3, classes=4, units=16)
     world = WorldModel(cfg, {"state": 4}, 2)
     batch = make_batch(world)
     loss, _, metrics = world_loss(world, batch)
@@ -138,7 +138,7 @@ def test_a_matched_control_costs_what_the_looped_core_costs(name, match, loop):
 def test_matching_draws_no_random_numbers():
     sized = build("gru", "params")
     after = torch.rand(1)
-    plain = build("gru", units=sized.read_deter.linear.out_features)
+    plain = build("gru", loop=LoopConfig(units=sized.read_deter.linear.out_features))
     assert torch.equal(torch.rand(1), after)
     for one, other in zip(sized.parameters(), plain.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -158,9 +158,9 @@ def test_the_exit_rule_costs_nothing_and_moves_no_other_weight():
 
 def test_a_control_that_cannot_be_so_small_is_refused():
     with pytest.raises(ValueError, match="no stacked core is as small"):
-        make_core("stacked", LoopConfig(mean_loops=30), StackConfig(), GRUConfig(), SIZES, "params")
+        make_core("stacked", LoopConfig(mean_loops=30), StackConfig(), SIZES, "params")
     with pytest.raises(ValueError, match="tokens \\* width = 12: give a --model.loop.width"):
-        make_core("gru", LoopConfig(width=12), StackConfig(), GRUConfig(), SIZES)
+        make_core("gru", LoopConfig(width=12), StackConfig(), SIZES)
 
 
 def test_nearest_finds_the_integer():

@@ -263,7 +263,7 @@ def test_steps_within_the_random_ones_are_refused(refused):
     "words",
     [
         ["--model.loop.tokens", "0"], ["--model.groups", "0"], ["--model.units", "0"], ["--behavior.units", "-1"],
-        ["--train.ratio", "inf"], ["--seed", "9" * 23], ["--optimizer.workers", "0"], ["--optimizer.model-lr", "-1"],
+        ["--train.ratio", "inf"], ["--seed", "9" * 23], ["--optimizer.workers", "0"], ["--optimizer.lr", "-1"],
         ["--behavior.gamma", "2"], ["--behavior.entropy", "nan"], ["--model.classes", "1"],
         ["--behavior.horizon", "0"], ["--model.loop.mean-loops", "1e9"],
     ],

@@ -308,7 +308,7 @@ def test_it_learns_from_real_interaction(make_trainer, tmp_path, monkeypatch):
     config = preset("debug")
     monkeypatch.setattr("agent.learning.dreamer.EMA_DECAY", 0.95)
     rate = 6e-3
-    quick = replace(config.optimizer, model_lr=rate, behavior_lr=rate)
+    quick = replace(config.optimizer, lr=rate)
     behavior = replace(config.behavior, starts=64, horizon=3, gamma=0.8, entropy=0.025)
     trainer = make_trainer(
         tmp_path, config=replace(config, optimizer=quick, behavior=behavior), steps=1100, envs=2, prefill=200,

@@ -1,7 +1,6 @@
 """The looped world model. Torch only; knows sizes, not spaces."""
 
 from world_model.controls.exit_rules import RandomExit
-from world_model.controls.gru import GRUConfig
 from world_model.controls.matching import Cost, cost
 from world_model.controls.stacked import StackConfig
 from world_model.core import Core, CoreSizes, LoopStats, Trace
@@ -20,7 +19,6 @@ __all__ = [
     "CoreSizes",
     "Cost",
     "ExitRule",
-    "GRUConfig",
     "HaltingBatch",
     "HaltingState",
     "LatentState",

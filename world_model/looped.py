@@ -53,7 +53,7 @@ class LoopConfig:
     expand: float = 2.0
     """Hidden width of the gated MLP in units of the token width; below 1 a loop can do little, and many are needed."""
     units: int = 128
-    """Width of the prelude's hidden layer."""
+    """Width of the prelude's hidden layer; of the control gru, of the layers that read."""
     mean_loops: float = 2.0
     """Mean number of loops while the world model trains; the cap is twice that."""
     depth: Literal["update", "fixed"] = "update"

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from world_model.controls.gru import GRUConfig
 from world_model.controls.matching import check_core, make_core
 from world_model.controls.stacked import StackConfig
 from world_model.core import Core, CoreSizes, LoopStats, Traces
@@ -49,8 +48,6 @@ class ModelConfig:
     """Size a control to the parameters, or to the operations per step, of the looped core with these settings."""
     stack: StackConfig = field(default_factory=StackConfig)
     """The control `stacked`."""
-    gru: GRUConfig = field(default_factory=GRUConfig)
-    """The control `gru`."""
     groups: int = 16
     """S, number of categorical latent variables."""
     classes: int = 8
@@ -81,7 +78,7 @@ class WorldModel(nn.Module):
         flat, stoch, units = cfg.loop.tokens * cfg.loop.width, cfg.groups * cfg.classes, cfg.units
         self.feat_size = flat + stoch
         sizes = CoreSizes(cfg.groups, cfg.classes, action_size)
-        self.core: Core = make_core(cfg.core, cfg.loop, cfg.stack, cfg.gru, sizes, cfg.match)
+        self.core: Core = make_core(cfg.core, cfg.loop, cfg.stack, sizes, cfg.match)
         self.observation_model = ObservationModel(obs_sizes, self.feat_size, units, cfg.image)
         # The posterior's first layer is split, so that its observation half runs outside of the scan over time.
         self.post_deter = linear(flat, units)

@@ -70,8 +70,7 @@ class Dreamer:
         world = WorldModel(model, spaces.obs, spaces.action.size)
         self.policy = Policy(world, ActorCritic(behavior, world.feat_size, spaces.action)).to(device)
         self.world, self.behavior = self.policy.world, self.policy.behavior
-        rates = {"world": optimizer.model_lr, "actor": optimizer.behavior_lr, "critic": optimizer.behavior_lr}
-        self.optimizers = {name: FlatAdam(params, rates[name]) for name, params in self.policy.parts().items()}
+        self.optimizers = {name: FlatAdam(params, optimizer.lr) for name, params in self.policy.parts().items()}
         self.averaged = copy.deepcopy(self.policy)
         self.averaged.world.observation_model.share_statistics(world.observation_model)
         self.average_flats = [flatten(params, grad=False) for params in self.averaged.parts().values()]

@@ -26,12 +26,10 @@ EMA_DECAY = 0.998  # per update, of the averaged weights that evaluation uses
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Learning rates, and how an update runs."""
+    """Learning rate, and how an update runs."""
 
-    model_lr: float = 1e-3
-    """Learning rate of the world model."""
-    behavior_lr: float = 1e-3
-    """Learning rate of actor and critic."""
+    lr: float = 1e-3
+    """Learning rate of the world model, the actor and the critic."""
     gpu: Literal["eager", "graphs", "compiled"] = "graphs"
     """How an update runs on a GPU: kernel by kernel, as a CUDA graph for each training depth, or as such a graph whose
     loops and steps are fused by torch.compile (half a minute at the start)."""
@@ -40,7 +38,7 @@ class OptimizerConfig:
     a GPU and --model-only use one."""
 
     def __post_init__(self) -> None:
-        require(self, "--optimizer.", workers=AT_LEAST_ONE, model_lr=NOT_NEGATIVE, behavior_lr=NOT_NEGATIVE)
+        require(self, "--optimizer.", workers=AT_LEAST_ONE, lr=NOT_NEGATIVE)
 
 
 def rate_factor(progress: float) -> float:

@@ -37,7 +37,7 @@ def preset(name: str) -> Config:
             # As many rows and updates per step as DreamerV3's 16 x 64 and 0.25 on Atari-100k. Sequences that are apart
             # teach more, and a GPU waits for the length of a sequence, not for their number.
             train=replace(small.train, batch=64, length=16, ratio=0.25, envs=min(16, cores())),
-            optimizer=replace(small.optimizer, model_lr=4e-4, behavior_lr=4e-4, gpu="compiled"),
+            optimizer=replace(small.optimizer, lr=4e-4, gpu="compiled"),
         )
     if name == "debug":
         tiny = replace(loop, tokens=2, width=16, units=32)

@@ -156,7 +156,7 @@ def train_to_end(run: Run, trainer: AgentTrainer, config: Config, resumes: bool 
             return 0
     except NonFiniteError as error:
         where = f"at step {trainer.step:,}; {last_checkpoint_note(run.folder)}"
-        smaller = "; smaller --optimizer.model-lr and --optimizer.behavior-lr may help" if resumes else ""
+        smaller = "; a smaller --optimizer.lr may help" if resumes else ""
         print(f"error: {error} is not finite {where}, {ahead}{smaller}", file=sys.stderr)
         return 1
     except BadStep as error:

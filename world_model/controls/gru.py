@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,21 +11,9 @@ from torch import Tensor, nn
 from world_model.core import Core, CoreSizes, Trace
 from world_model.looped import LoopConfig
 from world_model.nets import Norm, linear
-from world_model.ranges import AT_LEAST_ONE, require
 
 BLOCKS = 8
 """Blocks of the recurrent matrices (DreamerV3)."""
-
-
-@dataclass(frozen=True)
-class GRUConfig:
-    """The block GRU; its state is as large as the looped core's."""
-
-    units: int = 128
-    """Width of the layers that read state, latents and action."""
-
-    def __post_init__(self) -> None:
-        require(self, "", units=AT_LEAST_ONE)
 
 
 class BlockLinear(nn.Module):
@@ -62,11 +49,13 @@ class GRUCore(Core):
 
     Source: the recurrent cell of DreamerV3's code (arXiv 2301.04104): state, latents and action are read by a
     layer each, every block sees all three and its own part of the state, one block-diagonal layer, then the
-    gates: deter' = u * tanh(r * c) + (1 - u) * deter with u = sigmoid(. - 1).
+    gates: deter' = u * tanh(r * c) + (1 - u) * deter with u = sigmoid(. - 1). units: width of the layers that read, by
+    default as of the looped core's.
     """
 
-    def __init__(self, cfg: LoopConfig, sizes: CoreSizes, gru: GRUConfig):
+    def __init__(self, cfg: LoopConfig, sizes: CoreSizes, units: int | None = None):
         super().__init__()
+        units = units or cfg.units
         flat, latents = cfg.tokens * cfg.width, sizes.groups * sizes.classes
         if flat % BLOCKS:
             raise ValueError(
@@ -74,10 +63,10 @@ class GRUCore(Core):
                 f"give a --model.loop.width that is a multiple of {BLOCKS}"
             )
         self.part, self.latents = flat // BLOCKS, latents
-        self.read_deter = Read(flat, gru.units)
-        self.read_stoch = Read(latents, gru.units)
-        self.read_action = Read(sizes.actions, gru.units)
-        self.hidden = BlockLinear(BLOCKS, self.part + 3 * gru.units, self.part)
+        self.read_deter = Read(flat, units)
+        self.read_stoch = Read(latents, units)
+        self.read_action = Read(sizes.actions, units)
+        self.hidden = BlockLinear(BLOCKS, self.part + 3 * units, self.part)
         self.hidden_norm = Norm(flat)
         self.gates = BlockLinear(BLOCKS, self.part, 3 * self.part)
         self.start = nn.Parameter(torch.randn(cfg.tokens, cfg.width))

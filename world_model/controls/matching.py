@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from world_model.controls.gru import GRUConfig, GRUCore
+from world_model.controls.gru import GRUCore
 from world_model.controls.stacked import StackConfig, StackedCore
 from world_model.core import Core, CoreSizes
 from world_model.extensions import build_extension, check_name
@@ -26,13 +26,11 @@ def check_core(name: str) -> None:
     check_name("core", name, ("looped", "stacked", "gru"))
 
 
-def make_core(
-    core: str, loop: LoopConfig, stack: StackConfig, gru: GRUConfig, sizes: CoreSizes, match: str = "none"
-) -> Core:
+def make_core(core: str, loop: LoopConfig, stack: StackConfig, sizes: CoreSizes, match: str = "none") -> Core:
     """The core called `core`: looped, stacked, gru, or module:Class, which is built as Class(loop, sizes).
 
     match "params" or "flops" sizes a control to what the looped core of the same settings has or takes, by the hidden
-    width of the stack's layers, or the units of the GRU (`gru.units` then counts no more).
+    width of the stack's layers, or the units of the GRU.
     Raises ValueError when even the smallest control is larger, and when there is no such core.
     """
     check_core(core)
@@ -46,7 +44,7 @@ def make_core(
     def build(size: int | None = None) -> Core:
         if core == "stacked":
             return StackedCore(loop, sizes, stack, size)
-        return GRUCore(loop, sizes, gru if size is None else GRUConfig(size))
+        return GRUCore(loop, sizes, size)
 
     if match == "none":
         return build()
