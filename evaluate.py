@@ -2,6 +2,7 @@
 
     python evaluate.py policy runs/dmc-cartpole_swingup/small-s0-20261123-1456
     python evaluate.py policy RUN --episodes 20 --max-loops 1 --video
+    python evaluate.py policy RUN --plan 128 --plan-horizon 5
     python evaluate.py policy RUN --json -
     python evaluate.py model RUN --horizon 50 --max-loops 1 2 4
     python evaluate.py compare runs/horizons --by behavior.horizon
@@ -30,7 +31,7 @@ from agent.data.dataset import dataset_line, export_dataset, rows_of, write_data
 from agent.environment_failures import environment_traceback
 from agent.errors import EnvironmentFailure, NonFiniteError, UsageError
 from agent.evaluation.atari_scores import human_normalised
-from agent.evaluation.episodes import Agent, EvalConfig, Evaluator, loop_shares, summarise
+from agent.evaluation.episodes import Agent, EvalConfig, Evaluator, Timed, loop_shares, summarise
 from agent.evaluation.open_loop import use_exit
 from agent.evaluation.recording import record, record_batches
 from agent.evaluation.rollout_error import format_results, rollout_errors, save_results
@@ -40,6 +41,7 @@ from agent.evaluation.video import save_video
 from agent.interop.export import export_policy
 from agent.interop.load import load_agent, load_dreamer, load_sb3_agent
 from agent.learning.dreamer import Dreamer
+from agent.learning.planning import use_plan
 from agent.logs.json_output import Write, json_output
 from agent.logs.streams import lasting_streams
 from agent.runs.capacity import out_of_memory
@@ -96,16 +98,27 @@ def policy(args: PolicyArgs, write: Write) -> None:
             use_exit(agent, args.exit, max_loops, args.exit_threshold, args.exit_histogram)
         except ValueError as error:
             raise UsageError(f"--exit {args.exit}: {error}") from error
+    if args.plan is not None or args.plan_horizon is not None:
+        if not isinstance(agent, Dreamer):
+            raise UsageError(f"{args.run} is a run of {config.agent}, which has no world model: leave --plan out")
+        try:
+            use_plan(agent.averaged.behavior, args.plan, args.plan_horizon)
+        except ValueError as error:
+            raise UsageError(str(error).replace("--behavior.", "--")) from error
     torch.set_num_threads(config.train.threads or 1)  # batches of ten rows: more threads do not help
     cannot_draw = prepare_rendering(task.draws or (args.video and task.suite == "dmc"))
 
     check_spaces(saved, task_spaces(task))
     make_envs = partial(make_vector_env, task, seed=cfg.first_seed, asynchronous=task.is_parallel)
-    evaluate = Evaluator(cfg, agent, make_envs, task.action_repeat, task.evaluation_episodes, max_loops)
+    timed = Timed(agent)
+    evaluate = Evaluator(cfg, timed, make_envs, task.action_repeat, task.evaluation_episodes, max_loops)
     episodes = evaluate(final=True)
     result, shares = summarise(episodes), loop_shares(episodes)
     print(f"{task}, {args.sb3}" if args.sb3 else f"{task}, {path}, step {saved['step']:,}")
     print(format_summary(result))
+    if isinstance(agent, Dreamer) and (planned := agent.averaged.behavior.cfg).plan:
+        many = f"{planned.plan} candidates, {planned.plan_horizon} steps ahead"
+        print(f"planned with {many}: {timed.milliseconds:.1f} ms per decision of {min(len(episodes), 10)} environments")
     if len(shares) > 1:
         print("shares of 1, 2, .. loops " + " ".join(f"{share:.4f}" for share in shares))
     human = human_normalised(str(task), result["mean"])
@@ -114,7 +127,8 @@ def policy(args: PolicyArgs, write: Write) -> None:
     write({
         "task": str(task), "checkpoint": args.sb3 or str(path), "step": None if args.sb3 else saved["step"],
         "max_loops": max_loops, "exit": None if args.sb3 else args.exit or config.model.loop.exit,
-        "summary": result, "loop_shares": shares, "human_normalised": human, "episodes": episodes,
+        "decision_ms": timed.milliseconds, "summary": result, "loop_shares": shares, "human_normalised": human,
+        "episodes": episodes,
     })  # fmt: skip
     if args.video:
         print(cannot_draw or policy_video(args, path, task, agent, cfg, max_loops))

@@ -15,7 +15,7 @@ from envs import make_vector_env
 def noise_along(steps, envs=4000):
     """(T, E) noise of the first of two actions."""
     torch.manual_seed(0)
-    processes, values = begin_noise(envs, 2), []
+    processes, values = begin_noise(torch.zeros(envs, 2)), []
     for _ in range(steps):
         values.append(noise_of(processes)[:, 0])
         processes = next_noise(processes)
@@ -34,7 +34,7 @@ def test_noise_is_standard_normal_at_every_step_and_as_correlated_as_its_time_sc
 
 def test_environments_and_actions_have_noise_of_their_own():
     torch.manual_seed(0)
-    noise = noise_of(next_noise(begin_noise(3, 4000)))  # (E, A)
+    noise = noise_of(next_noise(begin_noise(torch.zeros(3, 4000))))  # (E, A)
     assert torch.corrcoef(noise).fill_diagonal_(0.0).abs().max() < 0.06
 
 
@@ -63,7 +63,7 @@ def test_a_policy_explores_with_it_and_is_evaluated_without(make_trainer, tmp_pa
 def test_random_actions_are_uniform_and_the_memory_knows_them(make_trainer, tmp_path):
     trainer = make_trainer(tmp_path)
     agent, (_, memory) = trainer.agent, acted(trainer, 1)
-    memory = memory._replace(noise=begin_noise(4000, 1))
+    memory = memory._replace(noise=begin_noise(torch.zeros(4000, 1)))
     action, memory = agent.act_randomly(memory)
     assert np.array_equal(action, memory.action.numpy())
     assert np.histogram(action, 4, (-1.0, 1.0))[0] == pytest.approx([1000] * 4, abs=150)

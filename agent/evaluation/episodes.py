@@ -5,6 +5,7 @@ Symbols: E environments that step together, T steps.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict
@@ -47,6 +48,27 @@ class Agent(Protocol):
         self, obs: Any, memory: Any, is_first: np.ndarray, explore: bool = True, max_loops: int | None = None
     ) -> tuple[np.ndarray, Any, np.ndarray]:
         """Observations {name: (E, ...)} -> actions (E, ...), memory for the next call, loops used (E,)."""
+
+
+class Timed:
+    """An agent whose decisions are timed: `milliseconds` per call, the mean of all but the first."""
+
+    def __init__(self, agent: Agent):
+        self.agent, self.seconds = agent, list[float]()
+
+    @property
+    def run_cap(self) -> int:
+        return self.agent.run_cap
+
+    @property
+    def milliseconds(self) -> float:
+        return 1e3 * float(np.mean(self.seconds[1:] or self.seconds))
+
+    def act(self, *args: Any) -> tuple[np.ndarray, Any, np.ndarray]:
+        start = time.perf_counter()
+        result = self.agent.act(*args)
+        self.seconds.append(time.perf_counter() - start)
+        return result
 
 
 @dataclass(frozen=True)

@@ -50,14 +50,18 @@ class BehaviorConfig:
     entropy: float | None = None
     """Entropy weight, against advantages of mean size 1, divided by the root of the number of action dimensions.
     By default 0.1 with the dynamics gradient (with 0.025 the policy settles too early), else 0.025."""
+    plan: int = 0
+    """Candidates of planning at every decision with continuous actions, also in evaluation; 0 = the policy decides."""
+    plan_horizon: int = 3
+    """Steps ahead that are planned; the critic values what comes after them."""
     units: int = 128
     """Width of actor and critic."""
     replay_value_scale: float = 0.3
     """Weight of the critic loss on replayed rewards; its gradient reaches the world model."""
 
     def __post_init__(self) -> None:
-        whole = dict.fromkeys(("horizon", "units"), AT_LEAST_ONE)
-        weights = dict.fromkeys(("entropy", "replay_value_scale"), NOT_NEGATIVE)
+        whole = dict.fromkeys(("horizon", "plan_horizon", "units"), AT_LEAST_ONE)
+        weights = dict.fromkeys(("entropy", "plan", "replay_value_scale"), NOT_NEGATIVE)
         require(self, "--behavior.", **whole, **weights, gamma=SOME_SHARE)
         if self.starts is not None and self.starts < 0:
             raise ValueError(f"--behavior.starts must be 0 (all) or more, got {self.starts}")
@@ -143,14 +147,12 @@ class Actor(nn.Module):
         mean, std = out.chunk(2, -1)
         return torch.tanh(mean), (1.0 - MIN_STD) * torch.sigmoid(std + 2.0) + MIN_STD
 
-    def act(self, feat: Tensor, sample: bool = True, noise: Tensor | None = None) -> Tensor:
-        """(..., A): a sample (with this standard normal noise), or the mean or most probable (one-hot) action."""
+    def act(self, feat: Tensor, sample: bool = True) -> Tensor:
+        """(..., A): a sample, or the mean (continuous) or most probable (discrete, one-hot) action."""
         first, std = self.parameters_of(feat)
         if self.spec.discrete:
             return sample_onehot(first, torch.rand_like(first[..., :1]) if sample else None)
-        if not sample:
-            return first
-        return torch.addcmul(first, std, torch.randn_like(first) if noise is None else noise)
+        return torch.addcmul(first, std, torch.randn_like(first)) if sample else first
 
     def evaluate(self, feat: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """-> log-probability (...), entropy (...), and the mean standard deviation or entropy, 0-d."""
@@ -189,6 +191,8 @@ class ActorCritic(nn.Module):
 
     def __init__(self, cfg: BehaviorConfig, features: int, spec: ActionSpec):
         super().__init__()
+        if cfg.plan and spec.discrete:
+            raise ValueError("--behavior.plan plans continuous actions, and this task's are choices: leave it out")
         self.cfg, self.spec = cfg, spec
         self.actor = Actor(cfg, features, spec)
         self.critic = Critic(cfg, features)

@@ -17,9 +17,9 @@ TIME_SCALES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _DECAY = torch.exp(-1.0 / torch.tensor(TIME_SCALES))[:, None]  # (P, 1)
 
 
-def begin_noise(envs: int, actions: int, device: torch.device | str = "cpu") -> Tensor:
-    """Processes (E, P, A) in their stationary distribution: standard normal and independent of each other."""
-    return torch.randn(envs, len(TIME_SCALES), actions, device=device)
+def begin_noise(action: Tensor) -> Tensor:
+    """Processes (E, P, A) for actions like (E, A): independent and standard normal, as they are at any time."""
+    return torch.randn(len(action), len(TIME_SCALES), action.shape[1], device=action.device)
 
 
 def next_noise(processes: Tensor) -> Tensor:

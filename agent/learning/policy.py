@@ -10,27 +10,31 @@ from torch import Tensor, nn
 
 from agent.learning.actor_critic import ActorCritic
 from agent.learning.noise import begin_noise, next_noise, noise_of
+from agent.learning.planning import plan
 from world_model import LatentState, WorldModel
 
 
 class Memory(NamedTuple):
-    """What acting carries from step to step: the latent state, the last policy output (E, A), and the processes
-    (E, P, A) of the exploration noise, where actions are continuous and sampled."""
+    """What acting carries from step to step: the latent state, the last policy output (E, A); where continuous actions
+    are sampled, the processes (E, P, A) of the noise; where they are planned, the plan (E, H, A)."""
 
     state: LatentState
     action: Tensor
     noise: Tensor | None = None
+    plan: Tensor | None = None
 
     def plain(self) -> dict[str, Tensor]:
         """Its tensors by name."""
-        noise = {} if self.noise is None else {"noise": self.noise}
-        return {**self.state._asdict(), "action": self.action, **noise}
+        optional = {"noise": self.noise, "plan": self.plan}
+        present = {name: leaf for name, leaf in optional.items() if leaf is not None}
+        return {**self.state._asdict(), "action": self.action, **present}
 
     @classmethod
     def of(cls, plain: dict[str, Tensor], device: torch.device) -> Memory:
         """The inverse of `plain`, on this device."""
         leaves = {name: leaf.to(device) for name, leaf in plain.items()}
-        return cls(LatentState(leaves["deter"], leaves["stoch"]), leaves["action"], leaves.get("noise"))
+        state = LatentState(leaves["deter"], leaves["stoch"])
+        return cls(state, leaves["action"], leaves.get("noise"), leaves.get("plan"))
 
 
 class Policy(nn.Module):
@@ -59,15 +63,19 @@ class Policy(nn.Module):
             action = torch.zeros(len(is_first), self.world.action_size, device=is_first.device)
             memory = Memory(self.world.initial(len(is_first)), action)
         state, stats = self.world.observe(obs, memory.action, is_first, memory.state, explore, max_loops)
-        if not explore or self.behavior.spec.discrete:
+        if self.behavior.spec.discrete:
             action = self.behavior.actor.act(state.feat(), explore)
             return action, Memory(state, action), stats.depth
-        if memory.noise is None:
-            noise = begin_noise(len(is_first), self.world.action_size, is_first.device)
+        plans, noise = None, None
+        if self.behavior.cfg.plan:
+            plans, spreads = plan(self.world, self.behavior, state, memory.plan, ~is_first, max_loops)  # (E, H, A) each
+            action, std = plans[:, 0], spreads[:, 0]
         else:
-            noise = next_noise(memory.noise)
-        action = self.behavior.actor.act(state.feat(), noise=noise_of(noise))
-        return action, Memory(state, action, noise), stats.depth
+            action, std = self.behavior.actor.parameters_of(state.feat())
+        if explore:
+            noise = begin_noise(action) if memory.noise is None else next_noise(memory.noise)
+            action = torch.addcmul(action, std, noise_of(noise))
+        return action, Memory(state, action, noise, plans), stats.depth
 
     def act_randomly(self, memory: Memory) -> Memory:
         """With a random action instead of the one that `act` took: uniformly distributed, and with its noise."""

@@ -35,7 +35,7 @@ def open_replay(replay: ReplayBuffer, run_dir: Path, saved: Mapping[str, Any] | 
         agent.load_state_dict(saved["agent"])
         replay.open_image_store(images_folder(run_dir), exists=True)
         replay.load_state_dict(saved["replay"])
-        check_trainer(saved["trainer"], replay)
+        check_trainer(saved["trainer"], replay, agent.behavior.cfg.plan_horizon)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, LookupError, OverflowError) as error:
         what = " ".join(str(error).split())[:200]
         raise UsageError(
@@ -44,14 +44,14 @@ def open_replay(replay: ReplayBuffer, run_dir: Path, saved: Mapping[str, Any] | 
         ) from error
 
 
-def check_trainer(mine: Mapping[str, Any], replay: ReplayBuffer) -> None:
+def check_trainer(mine: Mapping[str, Any], replay: ReplayBuffer, plan_horizon: int) -> None:
     """Raise an error of some kind where the trainer could not go on from its part of a checkpoint."""
     restore_random_states(mine["random"])
     shapes = {name: value.shape[2:] for name, value in replay.rows.items()} | replay.image_sizes
     latents = {"deter": shapes.pop("deter"), "stoch": (*shapes.pop("stoch"), replay.classes)}
     latents["action"] = shapes["prev_action"]
-    if "noise" in (mine["memory"] or ()):
-        latents["noise"] = (len(TIME_SCALES), *latents["action"])
+    optional = {"noise": (len(TIME_SCALES), *latents["action"]), "plan": (plan_horizon, *latents["action"])}
+    latents |= {name: shape for name, shape in optional.items() if name in (mine["memory"] or ())}
     for name, values, wanted in (("row", mine["row"], shapes), ("memory", mine["memory"], latents)):
         if values and {key: tuple(value.shape) for key, value in values.items()} != {
             key: (replay.envs, *shape) for key, shape in wanted.items()

@@ -1,0 +1,84 @@
+"""Planning at decision time: sequences of actions are improved in the world model before the first one is taken.
+
+Source: model-predictive path integral control as in TD-MPC2 (Hansen et al. 2024): candidates are scored by imagined
+rewards and the critic's value behind them, the best ones make the next candidates, and the policy proposes some.
+
+Shapes: E environments, N candidates of each, H steps, A actions. Everything is for one environment alone: no row of a
+batch depends on the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from agent.learning.actor_critic import ActorCritic, lambda_return
+from world_model import LatentState, Rollout, WorldModel
+
+ITERATIONS = 4
+PROPOSALS = 0.5
+"""Share of the candidates that are rollouts of the policy; they stay through all iterations."""
+ELITES = 0.125
+"""Share of the candidates that make the next ones."""
+TEMPERATURE = 0.5
+"""Of the elites' weights, in standard deviations of all scores."""
+LARGEST_STD, SMALLEST_STD = 0.3, 0.05
+"""Of the candidates around their mean. With 1.0 instead of 0.3 they leave what the world model knows."""
+
+
+@torch.no_grad()
+def plan(
+    world: WorldModel, behavior: ActorCritic, state: LatentState, warm: Tensor | None, going: Tensor,
+    max_loops: int | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """-> mean and standard deviation (E, H, A) of the planned actions.
+
+    state: of E environments; warm (E, H, A): the mean of the step before, if there is one, from which the search begins
+    where an episode is going on (E,).
+    """
+    cfg, envs = behavior.cfg, len(going)
+    horizon, size = cfg.plan_horizon, world.action_size
+    proposed = max(1, round(PROPOSALS * cfg.plan))
+    elites, others = max(2, round(ELITES * cfg.plan)), max(1, cfg.plan - proposed)
+
+    def score(rollout: Rollout) -> Tensor:  # (E * N, H) -> (E, N)
+        values = behavior.critic.value(rollout.feat).t()
+        return lambda_return(rollout.rewards, rollout.continues, values, cfg.gamma)[:, 0].view(envs, -1)
+
+    def imagine(actions: Tensor | None, count: int) -> Rollout:
+        start = state.map(lambda leaf: leaf.repeat_interleave(count, 0))
+        source = behavior.policy if actions is None else actions.flatten(0, 1)
+        return world.imagine(start, source, horizon, max_loops=max_loops)
+
+    rollout = imagine(None, proposed)
+    proposals = rollout.actions.clamp(-1.0, 1.0).view(envs, proposed, horizon, size)
+    proposal_scores = score(rollout)
+    mean = proposals.mean(1)
+    if warm is not None:  # its last action is guessed to be repeated
+        mean = torch.where(going[:, None, None], torch.cat([warm[:, 1:], warm[:, -1:]], 1), mean)
+    std = torch.full_like(mean, LARGEST_STD)
+    for _ in range(ITERATIONS):
+        noise = torch.randn(envs, others, horizon, size, device=mean.device)
+        actions = torch.addcmul(mean[:, None], std[:, None], noise).clamp(-1.0, 1.0)
+        scores = torch.cat([proposal_scores, score(imagine(actions, others))], 1)  # (E, N)
+        best, index = scores.topk(elites, 1)
+        chosen = torch.cat([proposals, actions], 1).gather(1, index[:, :, None, None].expand(-1, -1, horizon, size))
+        spread = TEMPERATURE * scores.std(1, keepdim=True).clamp(min=1e-6)
+        weight = torch.softmax((best - best[:, :1]) / spread, 1)[:, :, None, None]
+        mean = (weight * chosen).sum(1)
+        std = (weight * (chosen - mean[:, None]).square()).sum(1).sqrt().clamp(SMALLEST_STD, LARGEST_STD)
+    return mean, std
+
+
+def use_plan(behavior: ActorCritic, candidates: int | None, horizon: int | None) -> None:
+    """Let an agent plan otherwise than it was trained to: None leaves a number as it is.
+
+    Raises ValueError where its actions are choices, and for numbers that `BehaviorConfig` refuses.
+    """
+    if candidates and behavior.spec.discrete:
+        raise ValueError("--plan plans continuous actions, and this task's are choices: leave it out")
+    cfg = behavior.cfg
+    wanted = cfg.plan if candidates is None else candidates
+    behavior.cfg = replace(cfg, plan=wanted, plan_horizon=cfg.plan_horizon if horizon is None else horizon)

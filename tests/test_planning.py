@@ -1,0 +1,124 @@
+"""Planning at decision time: it finds what is known to be best, row by row, and what a run carries of it."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from conftest import metronomes, untrained
+
+from agent.evaluation.episodes import run_episodes
+from agent.learning.actor_critic import ActorCritic, BehaviorConfig
+from agent.learning.planning import plan, use_plan
+from agent.runs.presets import preset
+from agent.spaces import ActionSpec
+from envs import make_vector_env
+from world_model import LatentState, LoopStats, Rollout
+
+TARGETS = torch.tensor([[0.6, -0.3], [-0.8, 0.1], [0.0, 0.9]])
+"""(E, A) the best action of each environment."""
+
+
+class KnownWorld:
+    """Reward -|a - target|^2 in every step; the first entries of deter are the target, and nothing moves."""
+
+    action_size = 2
+
+    def __init__(self):
+        self.rows = 0
+
+    def imagine(self, start, source, horizon, max_loops=None, sample=True):
+        feat, target = start.feat(), start.deter.flatten(1)[:, :2]
+        actions = source if isinstance(source, torch.Tensor) else torch.stack([source(feat)] * horizon, 1)
+        self.rows += len(feat)
+        rewards = -(actions - target[:, None]).square().sum(-1)
+        ones = torch.ones_like(rewards)
+        return Rollout(
+            states=start, actions=actions, rewards=rewards, continues=ones, loops=LoopStats(ones, ones),
+            alive=ones[:, 0], feat=feat.expand(horizon + 1, *feat.shape),
+        )  # fmt: skip
+
+
+def planner(candidates=64, horizon=3):
+    torch.manual_seed(0)
+    behavior = ActorCritic(BehaviorConfig(plan=candidates, plan_horizon=horizon, units=16), 8, ActionSpec(2, False))
+    state = LatentState(torch.cat([TARGETS, torch.zeros(3, 2)], 1).view(3, 1, 4), torch.zeros(3, 1, 4))
+    return KnownWorld(), behavior, state
+
+
+def test_the_best_actions_are_found():
+    world, behavior, state = planner(256)
+    mean, std = plan(world, behavior, state, None, torch.ones(3, dtype=torch.bool))
+    assert mean.shape == std.shape == (3, 3, 2)
+    assert torch.allclose(mean, TARGETS[:, None].expand(3, 3, 2), atol=0.2)
+    assert std.mean() < 0.3
+
+
+def test_a_plan_goes_on_from_the_one_before_unless_the_episode_is_new():
+    world, behavior, state = planner(8)
+    going = torch.tensor([True, True, False])
+    warm = TARGETS[:, None].expand(3, 3, 2).clone()
+    errors = torch.zeros(3)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        mean, _ = plan(world, behavior, state, warm, going)
+        errors += (mean[:, 0] - TARGETS).norm(dim=-1)
+    cold = torch.zeros(3)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        mean, _ = plan(world, behavior, state, None, going)
+        cold += (mean[:, 0] - TARGETS).norm(dim=-1)
+    assert (errors[:2] < cold[:2]).all()
+    assert errors[2] == pytest.approx(cold[2].item(), rel=0.3)
+
+
+def test_a_row_does_not_depend_on_the_others():
+    """With random numbers that are the same for every row, a batch of three plans as each alone."""
+    world, behavior, state = planner(16)
+    behavior.actor.net.out.weight.data.zero_()
+
+    def same(*shape, **_):
+        gen = torch.Generator().manual_seed(1)
+        return torch.randn(*shape[1:], generator=gen).expand(*shape).clone() if len(shape) == 4 else torch.zeros(shape)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randn", same)
+        patch.setattr(torch, "randn_like", torch.zeros_like)
+        going = torch.ones(3, dtype=torch.bool)
+        together, _ = plan(world, behavior, state, None, going)
+        for row in range(3):
+            alone, _ = plan(world, behavior, state.map(lambda leaf, r=row: leaf[r : r + 1]), None, going[:1])
+            assert torch.allclose(together[row], alone[0], atol=1e-5)
+
+
+def test_an_agent_that_plans_trains_saves_its_plan_and_goes_on(make_trainer, tmp_path):
+    config = preset("debug")
+    config = replace(config, behavior=replace(config.behavior, plan=8, plan_horizon=2))
+    options = {"config": config, "steps": 130, "prefill": 100, "eval_every": 0}
+    trainer = make_trainer(tmp_path / "one", **options)
+    assert trainer.run()
+    assert trainer.memory.plan.shape == (1, 2, 1)
+    other = make_trainer(tmp_path / "other", **options)
+    saved = {"step": trainer.step, "agent": trainer.agent.state_dict(), "replay": trainer.replay.state_dict()}
+    other.load_state_dict(saved | {"trainer": trainer.state_dict()})
+    assert torch.equal(other.memory.plan, trainer.memory.plan)
+
+
+def test_agents_trained_without_can_plan_and_episodes_are_repeatable():
+    agent = untrained(metronomes)
+    use_plan(agent.averaged.behavior, 16, None)
+    one, other = (run_episodes(agent, metronomes, 2, 1_000_000_000, say=lambda line: None) for _ in range(2))
+    assert [row["return"] for row in one] == [row["return"] for row in other]
+    use_plan(agent.averaged.behavior, 0, None)
+    plain = run_episodes(agent, metronomes, 2, 1_000_000_000, say=lambda line: None)
+    assert [row["return"] for row in plain] != [row["return"] for row in one]
+
+
+def test_choices_are_not_planned():
+    agent = untrained(partial(make_vector_env, "toy:cue5", seed=0))
+    with pytest.raises(ValueError, match="continuous actions"):
+        use_plan(agent.averaged.behavior, 16, None)
+    with pytest.raises(ValueError, match="--behavior.plan plans continuous actions"):
+        ActorCritic(BehaviorConfig(plan=8), 8, ActionSpec(2, True))
+    with pytest.raises(ValueError, match="plan-horizon must be at least 1"):
+        BehaviorConfig(plan=8, plan_horizon=0)
