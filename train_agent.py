@@ -10,6 +10,7 @@
     python train_agent.py --sweep task=@dmc18 --sweep seed=0,1 --jobs 2 --run-dir DIR
 """
 
+import atexit
 import signal
 import sys
 from collections.abc import Sequence
@@ -145,6 +146,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    exit_status = main(sys.argv[1:])
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is saved: from here on Ctrl-C would interrupt Python's own exit
-    sys.exit(exit_status)
+    # All is saved by then: Ctrl-C would interrupt Python's own exit.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    sys.exit(main(sys.argv[1:]))

@@ -96,7 +96,7 @@ def test_runs_side_by_side_do_not_share_their_updates_unless_told(tmp_path):
     ("words", "message"),
     [
         (["--sweep", "behavior.horizn=3"], "did you mean behavior.horizon"),
-        (["--sweep", "lr=3"], "there is no setting lr"),
+        (["--sweep", "rate=3"], "there is no setting rate"),
         (["--sweep", "units=3"], "there is no one setting units; did you mean .*behavior.units"),
         (["--sweep", "seed"], "write --sweep FIELD=V1,V2"),
         (["--sweep", "seed=0,,1"], "gives no values"),

@@ -291,13 +291,13 @@ class Dreamer:
         configs = {name: from_dict(kind, saved["config"][name], f"{name}.") for name, kind in kinds.items()}
         try:
             agent = cls(**configs, spaces=Spaces.of(saved["spaces"]), device=resolve_device(device))
-            agent.load_state_dict(saved["agent"])
         except ValueError as error:
             raise UsageError(str(error)) from error
-        except (KeyError, RuntimeError) as error:
-            raise UsageError(
-                "the checkpoint is of another version of the model; use the commit in the run's meta.json"
-            ) from error
+        try:
+            agent.load_state_dict(saved["agent"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            hint = "use the commit in the run's meta.json"
+            raise UsageError(f"the checkpoint is of another version of the model; {hint}") from error
         return agent
 
 
