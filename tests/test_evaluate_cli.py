@@ -210,6 +210,10 @@ def test_what_cannot_go_on_is_refused_before_anything_is_touched(finished, refus
     for updates in ({}, -1):
         assert "cannot go on" in with_content(whole | {"agent": whole["agent"] | {"updates": updates}})
     assert "cannot go on" in with_content(whole | {"step": -1})
+    adams = whole["agent"]["optimizers"]
+    for odd in ({"updates": "many"}, {"adam": {"state": {0: {"exp_avg": 1}}, "param_groups": []}}):
+        actor = adams | {"actor": adams["actor"] | odd}
+        assert "cannot go on" in with_content(whole | {"agent": whole["agent"] | {"optimizers": actor}}), odd
     for part in ("policy", "averaged"):
         weights = dict(whole["agent"][part])
         name = next(name for name, value in weights.items() if value.is_floating_point())

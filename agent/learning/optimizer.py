@@ -124,7 +124,11 @@ class FlatAdam:
         return {"adam": self.adam.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        self.adam.load_state_dict(saved["adam"])
-        group = self.adam.param_groups[0]  # the run may have been on another kind of device
-        group["capturable"], group["lr"] = self.gpu, self.rate if self.gpu else float(group["lr"])
-        self.updates = saved["updates"]
+        """Take the moments; settings are those of this object. Raises an error of some kind where they do not fit."""
+        for moments in saved["adam"]["state"].values():
+            if any(moments[name].shape != self.flat.shape for name in ("exp_avg", "exp_avg_sq")):
+                raise ValueError("the moments of Adam have another shape")
+        groups = self.adam.state_dict()["param_groups"]
+        self.adam.load_state_dict({"state": saved["adam"]["state"], "param_groups": groups})
+        self.adam.param_groups[0]["lr"] = self.rate if self.gpu else self.lr
+        self.updates = int(saved["updates"])
