@@ -34,7 +34,7 @@ class Standardiser(nn.Module):
     """Entries (..., O) of vectors, in symlog, with mean 0 and variance 1 over the replayed rows.
 
     Velocities are often twenty times as large as positions. Without this a squared error hardly sees the positions, and
-    latents, which cost nats, leave them out (results/suite.md).
+    latents, which cost nats, leave them out (results/notes/suite.md).
     """
 
     mean: Tensor
@@ -54,7 +54,8 @@ class Standardiser(nn.Module):
         good = x.isfinite().all().to(x.dtype)
         x = torch.where(good > 0, x, self.mean)
         rate = good / self.updates.add_(good).clamp(1.0, 1.0 / STATISTICS_RATE)
-        mean, shift = x.mean(0), x.mean(0) - self.mean
+        mean = x.mean(0)
+        shift = mean - self.mean
         self.var.lerp_(x.var(0, correction=0), rate).add_(rate * (1.0 - rate) * shift.square())
         self.mean.lerp_(mean, rate)
 

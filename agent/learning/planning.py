@@ -25,7 +25,7 @@ ELITES = 0.125
 TEMPERATURE = 0.5
 """Of the elites' weights, in standard deviations of all scores."""
 LARGEST_STD, SMALLEST_STD = 0.3, 0.05
-"""Of the candidates around their mean. With 1.0 instead of 0.3 they leave what the world model knows."""
+"""Of the candidates around their mean. With 1.0 instead of 0.3 returns were lower (results/notes/suite.md)."""
 
 
 @torch.no_grad()

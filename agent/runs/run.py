@@ -156,8 +156,8 @@ def train_to_end(run: Run, trainer: AgentTrainer, config: Config, resumes: bool 
             return 0
     except NonFiniteError as error:
         where = f"at step {trainer.step:,}; {last_checkpoint_note(run.folder)}"
-        smaller = "; a smaller --optimizer.lr may help" if resumes else ""
-        print(f"error: {error} is not finite {where}, {ahead}{smaller}", file=sys.stderr)
+        smaller = ", a smaller --optimizer.lr may help" if resumes else ""
+        print(f"error: {error} is not finite {where}{smaller}; {ahead}", file=sys.stderr)
         return 1
     except BadStep as error:
         skip = "; --train.on-bad-step skip leaves such rows out" if resumes else ""
