@@ -6,6 +6,7 @@ from small_behavior import CONTINUOUS, DISCRETE, GAMMA, LAM, losses, make, make_
 from torch import Tensor
 
 from agent.learning.actor_critic import ActorCritic, BehaviorConfig, lambda_return, rollout_weights
+from agent.learning.gaussian import truncated_entropy
 from agent.spaces import ActionSpec, from_env, to_env
 from world_model import LatentState, LoopStats, Rollout
 
@@ -36,7 +37,7 @@ def test_continuous_policy_agrees_with_torch():
     expected = torch.distributions.Independent(torch.distributions.Normal(mean, std), 1)
     logp, entropy, _ = ac.actor.evaluate(feat, action)
     assert torch.allclose(logp, expected.log_prob(action), atol=1e-5)
-    assert torch.allclose(entropy, expected.entropy(), atol=1e-5)
+    assert torch.equal(entropy, truncated_entropy(mean, std).sum(-1))
     assert torch.equal(ac.actor.act(feat, sample=False), mean)
     draws = ac.actor.act(feat[:1].expand(4000, 6))
     assert torch.allclose(draws.mean(0), mean[0], atol=0.08)
@@ -128,6 +129,32 @@ def test_the_mean_moves_to_the_better_actions():
     start = make().actor.act(torch.ones(1, 6), sample=False)[0]
     assert mean[0] > start[0] + 0.2
     assert mean[1] < start[1] - 0.2
+
+
+@pytest.mark.parametrize("mean", [-1.0, -0.4, 0.0, 0.9, 1.0])
+@pytest.mark.parametrize("std", [0.1, 0.4, 1.0])
+def test_truncated_entropy_is_that_of_the_density_cut_off_at_the_bounds(mean, std):
+    x = torch.linspace(-1, 1, 200_001, dtype=torch.float64)
+    density = torch.exp(-0.5 * ((x - mean) / std) ** 2)
+    density = density / torch.trapezoid(density, x)
+    expected = -torch.trapezoid(density * torch.log(density), x)
+    assert truncated_entropy(torch.tensor(mean), torch.tensor(std)) == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_while_nothing_is_won_the_mean_stays_in_the_middle():
+    """Adam brings even a tiny gradient to full size: without a pull to the middle all actions end at one bound."""
+    ac = make(actor_gradient="dynamics", entropy=0.1)
+    adam = torch.optim.Adam(ac.actor.parameters(), lr=0.01)
+    torch.nn.init.zeros_(ac.critic.net.out.weight)
+    for _ in range(300):
+        rollout = make_rollout()
+        actions = ac.actor.act(rollout.states.feat()[:, :-1])
+        adam.zero_grad()
+        losses(ac, rollout._replace(actions=actions, rewards=1e-5 * actions.sum(-1)))[0].backward()
+        adam.step()
+    mean, std = ac.actor.parameters_of(make_rollout().states.feat())
+    assert mean.abs().max() < 0.4
+    assert std.min() > 0.9
 
 
 @pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS])

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from agent.learning.gaussian import normal_logp, truncated_entropy
 from agent.spaces import ActionSpec
 from world_model import Rollout, TwoHot
 from world_model.latent import probabilities, sample_onehot
@@ -31,7 +32,6 @@ SLOW_RATE = 0.02  # of the slow critic, per update
 ADVANTAGE_RATE = 0.01  # of the running mean size of the advantages
 ADVANTAGE_FLOOR = 0.01  # lower bound of their scale, in rewards: what is smaller may be an error of the critic
 LAMBDA = 0.95  # of the lambda-return
-HALF_LOG_2PI = 0.9189385332046727
 
 
 @dataclass(frozen=True)
@@ -161,10 +161,8 @@ class Actor(nn.Module):
             logp = torch.log(first)
             entropy = -(first * logp).sum(-1)
             return (logp * action).sum(-1), entropy, entropy.detach().mean()
-        log_std = torch.log(std)
-        squared = ((action - first) / std).square()
-        logp = -(0.5 * squared + log_std + HALF_LOG_2PI).sum(-1)
-        return logp, (log_std + (0.5 + HALF_LOG_2PI)).sum(-1), std.detach().mean()
+        logp = normal_logp((action - first) / std) - torch.log(std)
+        return logp.sum(-1), truncated_entropy(first, std).sum(-1), std.detach().mean()
 
 
 class Critic(nn.Module):
