@@ -1,0 +1,34 @@
+"""`train_agent.py` without what finds rare rewards, to measure what it is worth. Three parts are taken back.
+
+    python benchmarks/without_exploration.py dmc:finger_spin --seed 10 --run-dir DIR
+
+The noise of actions is independent from step to step, in the random prefill too. The entropy bonus is that of a normal
+distribution that is not cut off at the bounds of actions. Advantages are divided by 1 at least.
+"""
+
+import runpy
+
+import torch
+from torch import Tensor
+
+from agent.learning import actor_critic, noise
+from agent.learning.gaussian import HALF_LOG_2PI
+from agent.runtime import PROJECT
+
+
+def normal_entropy(mean: Tensor, std: Tensor) -> Tensor:
+    """Entropy of a normal distribution, elementwise."""
+    return torch.log(std) + (0.5 + HALF_LOG_2PI)
+
+
+def take_back() -> None:
+    """Change the modules of the agent, in this process."""
+    noise.TIME_SCALES = (0.0,)  # type: ignore[assignment]
+    noise._DECAY = torch.zeros(1, 1)
+    actor_critic.truncated_entropy = normal_entropy
+    actor_critic.AdvantageScale.__init__.__defaults__ = (1.0,)  # type: ignore[misc]
+
+
+if __name__ == "__main__":
+    take_back()
+    runpy.run_path(str(PROJECT / "train_agent.py"), run_name="__main__")
