@@ -291,7 +291,7 @@ def _with_suites(text: str, name: str) -> list[str]:
             names.append(f"dmc:{candidate.replace('-', '_')}")
         if candidate in gym.registry:
             names.append(f"gym:{candidate}")
-        if re.fullmatch(r"cue\d*|serial(\d+(x\d+)?)?|counter", candidate):
+        if toy.is_name(candidate):
             names.append(f"toy:{candidate}")
     if not names and name and re.search(r"-v\d+$", name):
         names.append(f"gym:{text}")  # "my_package:MyEnv-v0" without its suite
