@@ -30,7 +30,7 @@ from agent.data.checkpoint import find_checkpoint, read_checkpoint
 from agent.errors import UsageError
 from agent.learning.dreamer import Dreamer
 from envs import TaskError, TaskId, prepare_rendering
-from envs.dmc import TASKS, DMControl
+from envs.dmc import ACTION_REPEAT, TASKS, DMControl
 from world_model import LatentState
 
 EPISODES, ROWS = 20, 200
@@ -52,7 +52,7 @@ def observed(env: DMControl) -> np.ndarray:
 def record(agent: Dreamer, task: TaskId) -> dict[str, np.ndarray]:
     """Episodes of the agent, and the simulator's answers to full actions from places in them."""
     look = {"pixels": "field", "fast_pixels": "fast"}.get(task.variant)
-    env = DMControl(*TASKS[task.name.partition("@")[0]], seed=SEED, pixels=look)
+    env = DMControl(*TASKS[task.base], seed=SEED, pixels=look)
     rng = np.random.default_rng(SEED)
     rows: dict[str, list[np.ndarray]] = {}
     physics = []
@@ -82,7 +82,7 @@ def record(agent: Dreamer, task: TaskId) -> dict[str, np.ndarray]:
                 _, rewards[way, i, step], *_ = env.step(sign * sides[i])
                 answers[way, i, step] = observed(env)
     env.close()
-    name = np.array(task.name.partition("@")[0])
+    name = np.array(task.base)
     answered = {"answers": answers, "reward_answers": rewards}
     return found | {"task": name, "starts": np.array(starts), "sides": sides, **answered}
 
@@ -192,8 +192,11 @@ def main() -> None:
         for run in args.runs:
             saved = read_checkpoint(find_checkpoint(run))
             task, agent = TaskId.parse(saved["task"]), Dreamer.from_checkpoint(saved, "cpu")
-            if task.suite != "dmc" or task.variant == "nov":
-                raise UsageError(f"{run} is a run of {task}: a dmc: task is needed, with velocities or from pictures")
+            if task.suite != "dmc" or task.variant == "nov" or task.action_repeat != ACTION_REPEAT:
+                raise UsageError(
+                    f"{run} is a run of {task}: a dmc: task is needed, with velocities or from pictures, "
+                    f"and with {ACTION_REPEAT} steps per action"
+                )
             if not data and args.data and args.data.exists():
                 with np.load(args.data) as file:
                     data = dict(file)
@@ -203,7 +206,7 @@ def main() -> None:
                 data = record(agent, task)
                 if args.data:
                     np.savez(args.data, **data)
-            if (recorded := str(data["task"])) != task.name.partition("@")[0]:
+            if (recorded := str(data["task"])) != task.base:
                 raise UsageError(f"the recording is of {recorded}, and {run} a run of {task}: give another --data")
             table.append({"run": run, **judge(agent, data)})
             print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{v:30s}" for k, v in table[-1].items()))

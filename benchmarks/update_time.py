@@ -5,6 +5,7 @@
     python benchmarks/update_time.py --threads 1 --workers 2    # every update shared by two processes
     python benchmarks/update_time.py --images dmc       # or atari: at 1, 2 and 4 fixed loops, and with exits
     python benchmarks/update_time.py --images atari --device cuda --preset base
+    python benchmarks/update_time.py --in-turn small tiny    # presets against each other, also on busy cores
 
 The reference size is 16 x 64 rows, 1,024 dreams of 15 steps, two fixed loops; it is timed with the actor's gradient
 by REINFORCE, as DreamerV3 has it, and through the dynamics, as ours has it for continuous actions. The default size
@@ -38,6 +39,7 @@ from agent.spaces import (
 from world_model import Batch, LoopConfig
 
 SPACES = Spaces({"state": 5}, ActionSpec(1, False))  # those of dmc:cartpole_swingup
+WALKER = Spaces({"state": 24}, ActionSpec(6, False))  # those of dmc:walker_walk
 IMAGES = {
     "dmc": Spaces({"image": (64, 64, 3)}, ActionSpec(6, False)),
     "atari": Spaces({"image": (64, 64, 3)}, ActionSpec(18, True)),
@@ -101,6 +103,41 @@ def measure(
     )
 
 
+def in_turn(names: list[str], updates: int) -> None:
+    """Print medians of whole updates of presets on walker_walk's sizes, and the first one's time over each.
+
+    One update of each in turn, so that what else runs slows all of them, at the same sampled depths; without and with
+    further loops of the dreams.
+    """
+    print(f"{'median ms of an update':22s} {'params':>9s} {'core':>8s}   all exit after one     none exits")
+    agents = {}
+    for name in names:
+        config = preset(name)
+        torch.manual_seed(0)
+        agents[name] = Dreamer(config.model, config.behavior, config.optimizer, WALKER, "cpu")
+    executions = {name: make_execution(agent) for name, agent in agents.items()}
+    medians: dict[str, list[float]] = {name: [] for name in names}
+    for gate in (-1.0, 1e3):
+        times: dict[str, list[float]] = {name: [] for name in names}
+        for number in range(updates + FIRST):
+            for name, agent in agents.items():
+                agent.world.core.rule.state.bias.data.fill_(gate)  # trained by the update
+                batch = random_batch(agent, preset(name).train.batch, preset(name).train.length)
+                torch.manual_seed(number)  # the same depth
+                began = now(agent)
+                executions[name].update(batch)
+                if number >= FIRST:
+                    times[name].append(now(agent) - began)
+        for name in names:
+            medians[name].append(1e3 * float(np.median(times[name])))
+    for name, agent in agents.items():
+        counts, first = agent.parameter_counts(), medians[names[0]]
+        shown = (f"{ms:8.1f} ({one / ms:.2f} x)" for ms, one in zip(medians[name], first, strict=True))
+        total = counts["world"] + counts["actor"] + counts["critic"]
+        print(f"{name:22s} {total:>9,} {counts['core']:>8,}   " + "    ".join(shown))
+        executions[name].close()
+
+
 def image_rows(loop: LoopConfig) -> list[tuple[str, LoopConfig, float | None]]:
     """Label, core and what the gate says: 1, 2 and 4 fixed loops, then sampled depth with exits."""
     fixed = [replace(loop, depth="fixed", exit="fixed", mean_loops=float(loops)) for loops in (1, 2, 4)]
@@ -121,12 +158,16 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=60, help="timed updates of each size")
     parser.add_argument("--images", choices=IMAGES, help="an agent that sees images, with the actions of dmc or atari")
     parser.add_argument("--preset", choices=PRESETS, default="small", help="sizes of the agent that sees images")
+    parser.add_argument("--in-turn", choices=PRESETS, nargs="+", help="time these presets in turn, on vectors")
     parser.add_argument("--device", default="cpu", help="where the agent that sees images computes")
     args = parser.parse_args()
     args.threads = set_threads(args.threads)
     keep_memory()
     machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     print(f"{machine}, {args.threads} threads, {args.workers} processes, torch {torch.__version__}")
+    if args.in_turn:
+        in_turn(args.in_turn, args.updates)
+        return
     names = ["world_model", "imagination", "actor_critic", "backward", "optimizer", "total"]
     if args.workers > 1:
         names.insert(4, "workers")

@@ -1,6 +1,6 @@
 """Gymnasium's tasks, and those of users' own modules: their names, and how they are made.
 
-A name is ID, MODULE:ID or either with @grid or @image behind it.
+A name is ID, MODULE:ID or either with @grid or @image, @repeat4 or both behind it.
 """
 
 import importlib
@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
+from envs import variants
 from envs.errors import TaskError
 from envs.gym_adapter import GymAdapter
 from envs.observations import VARIANTS
@@ -35,13 +36,10 @@ def registered(name: str) -> EnvSpec:
 
 def check(name: str) -> str:
     """The name, whose module is then imported. Raises TaskError where there is no such task."""
-    whole, at, variant = name.partition("@")
+    whole = name.partition("@")[0]
     module, colon, env_id = whole.rpartition(":")
-    if at and variant not in VARIANTS:
-        raise TaskError(
-            f"there is no variant @{variant}; gym:{whole}@grid reads grids and images number by number, "
-            f"gym:{whole}@image shows them as images"
-        )
+    about = f"gym:{whole}@grid reads grids and images number by number, gym:{whole}@image shows them as images"
+    parts = variants.check("gym", name, VARIANTS, about)
     if colon:
         _import_registering_module(module, env_id)
     if env_id not in gym.registry:
@@ -49,7 +47,7 @@ def check(name: str) -> str:
         hint = f"a task of another package is written gym:its_module:{env_id or 'MyEnv-v0'}; "
         suggestion = near(env_id, list(gym.registry), f"gym:{module}" if colon else "gym", EXAMPLE)
         raise TaskError(f"there is no Gymnasium task {env_id!r}; {'' if colon else hint}{suggestion}")
-    return name
+    return parts.name
 
 
 def _import_registering_module(module: str, env_id: str) -> None:
@@ -88,7 +86,7 @@ def _refuse_our_name(module: str, env_id: str) -> None:
 
 def make(name: str, render_mode: str | None) -> gym.Env[Any, Any]:
     """One environment in this package's format. Raises TaskError where it cannot be made or drawn."""
-    whole, _, variant = name.partition("@")
+    whole, variant, repeat = variants.split(name)
     if render_mode is not None and render_mode not in _render_modes(whole):
         raise TaskError(f"gym:{whole} cannot be drawn: it does not offer the render mode {render_mode!r}")
     # Many custom environments have no argument render_mode: it is given only where frames are asked for.
@@ -116,7 +114,9 @@ def make(name: str, render_mode: str | None) -> gym.Env[Any, Any]:
         except (Exception, SystemExit) as error:  # the first reason counts
             print(f"note: closing gym:{whole} failed: {type(error).__name__}: {error}", file=sys.stderr)
         raise
-    return adapted if limit is None else gym.wrappers.TimeLimit(adapted, limit)
+    # The limit counts simulator steps, so that a task lasts as long with @repeatN as without.
+    limited = adapted if limit is None else gym.wrappers.TimeLimit(adapted, limit)
+    return limited if repeat is None else variants.Repeat(limited, repeat)
 
 
 def _render_modes(name: str) -> list[str]:

@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from envs import atari, dmc, gym_tasks, toy
+from envs import atari, dmc, gym_tasks, toy, variants
 from envs.errors import TaskError
 from envs.gym_adapter import SeedFirstReset
 from envs.processes import MANY_CORES, SIGNALS, ClosableAsyncVectorEnv, cores, quiet_worker, without_signals
@@ -51,8 +51,9 @@ class TaskId:
         instead, and "@fast_pixels" images without shadows and reflections, rendered 7 to 10 times as fast.
 
         A Gymnasium id may be led by the module that registers it, "gym:my_package:MyEnv-v0"; the module is
-        imported. Behind an id "@grid" reads images number by number, and "@image" shows grids as images. dm_control
-        is not imported here, so drawing can still be prepared after this call.
+        imported. Behind an id "@grid" reads images number by number, and "@image" shows grids as images. Behind both
+        kinds of names "@repeat8" applies every action for 8 simulator steps, alone or beside one of the others.
+        dm_control is not imported here, so drawing can still be prepared after this call.
 
         Raises:
             TaskError: no such suite or task, with suggestions; or a package is missing, with its name.
@@ -74,13 +75,22 @@ class TaskId:
 
     @property
     def action_repeat(self) -> int:
-        """Simulator steps per agent step; budgets are counted in simulator steps."""
-        return dmc.ACTION_REPEAT if self.suite == "dmc" else 1
+        """Simulator steps per agent step, @repeatN or the suite's; budgets are counted in simulator steps."""
+        return self._parts.repeat or (dmc.ACTION_REPEAT if self.suite == "dmc" else 1)
+
+    @property
+    def base(self) -> str:
+        """The name without what stands behind it: "walker_walk" of "walker_walk@repeat4@nov"."""
+        return self._parts.base
 
     @property
     def variant(self) -> str:
-        """The part of a name after '@': nov, pixels, fast_pixels of dmc, grid, image of gym, or nothing."""
-        return self.name.partition("@")[2] if self.suite in ("dmc", "gym") else ""
+        """How the task is seen: nov, pixels, fast_pixels of dmc, grid, image of gym, or nothing."""
+        return self._parts.view
+
+    @property
+    def _parts(self) -> variants.Parts:
+        return variants.split(self.name) if self.suite in ("dmc", "gym") else variants.Parts(self.name)
 
     @property
     def is_slow(self) -> bool:
@@ -96,8 +106,8 @@ class TaskId:
     def shows_images(cls, text: str) -> bool:
         """Whether `text` names a task with image observations: an Atari game, dmc:TASK@pixels, or gym:ID@image."""
         suite, _, name = text.lower().partition(":")
-        variant = name.partition("@")[2]
-        return suite in atari.STICKY or (suite, variant) in [("gym", "image"), *(("dmc", look) for look in PIXELS)]
+        shown = {"gym": {"image"}, "dmc": {*PIXELS}}.get(suite, set())
+        return suite in atari.STICKY or not shown.isdisjoint(name.split("@")[1:])
 
     @property
     def unit(self) -> str:
@@ -140,9 +150,10 @@ def make_env(
     mode = "rgb_array" if render else None
     env: gym.Env[Any, Any]
     if task.suite == "dmc":
-        names = dmc.TASKS[task.name.partition("@")[0]]
         look = PIXELS.get(task.variant)
-        env = dmc.DMControl(*names, seed=seed, render_mode=mode, velocities=task.variant != "nov", pixels=look)
+        env = dmc.DMControl(
+            *dmc.TASKS[task.base], seed, task.action_repeat, mode, velocities=task.variant != "nov", pixels=look
+        )
     elif task.suite in atari.STICKY:
         env = atari.Atari(task.suite, task.name, mode, lives_end)
     elif task.suite == "toy":
@@ -163,7 +174,7 @@ def position_entries(task: TaskId | str) -> np.ndarray:
     """
     task = TaskId.parse(str(task))
     TaskId.parse(f"{task}@nov")
-    env = dmc.DMControl(*dmc.TASKS[task.name])
+    env = dmc.DMControl(*dmc.TASKS[task.base])
     env.close()
     return env.is_position
 
@@ -242,29 +253,33 @@ def how_shown(envs: gym.vector.VectorEnv[Any, Any, Any]) -> list[str]:
 def _check_dmc(name: str) -> str:
     if not dmc.installed():
         raise TaskError("dmc tasks need dm_control: pip install dm-control==1.0.50 mujoco==3.17.0")
-    name, at, variant = name.replace("-", "_").partition("@")
-    if name not in dmc.TASKS:
-        raise TaskError(f"there is no dmc task {name!r}; {near(name, dmc.TASKS, 'dmc', EXAMPLES['dmc'])}")
-    if at and variant not in ("nov", *PIXELS):
-        raise TaskError(
-            f"there is no variant @{variant}; dmc:{name}@nov has positions without velocities, @pixels and "
-            "@fast_pixels have images"
-        )
-    if variant == "nov" and name not in dmc.WITHOUT_VELOCITIES:
-        raise TaskError(f"dmc:{name} mixes positions and velocities, so there is no dmc:{name}@nov")
-    return name + at + variant
+    name = name.replace("-", "_")
+    base = name.partition("@")[0]
+    if base not in dmc.TASKS:
+        raise TaskError(f"there is no dmc task {base!r}; {near(base, dmc.TASKS, 'dmc', EXAMPLES['dmc'])}")
+    about = f"dmc:{base}@nov has positions without velocities, @pixels and @fast_pixels have images"
+    parts = variants.check("dmc", name, ("nov", *PIXELS), about)
+    if parts.view == "nov" and base not in dmc.WITHOUT_VELOCITIES:
+        raise TaskError(f"dmc:{base} mixes positions and velocities, so there is no dmc:{base}@nov")
+    return parts.name
 
 
 def _check_toy(name: str) -> str:
+    variants.refuse("toy", name)
     toy.make_toy(name)  # cheap, and the only place that knows which numbers are allowed
     return name
+
+
+def _check_game(suite: str, name: str) -> str:
+    variants.refuse(suite, name)
+    return atari.check_game(suite, name)
 
 
 _CHECKS: dict[str, Callable[[str], str]] = {
     "dmc": _check_dmc,
     "gym": gym_tasks.check,
     "toy": _check_toy,
-    **{suite: partial(atari.check_game, suite) for suite in atari.STICKY},
+    **{suite: partial(_check_game, suite) for suite in atari.STICKY},
 }
 
 
@@ -276,7 +291,7 @@ def _with_suites(text: str, name: str) -> list[str]:
             names.append(f"dmc:{candidate.replace('-', '_')}")
         if candidate in gym.registry:
             names.append(f"gym:{candidate}")
-        if re.fullmatch(r"cue\d*|serial(\d+(x\d+)?)?|counter", candidate):
+        if toy.is_name(candidate):
             names.append(f"toy:{candidate}")
     if not names and name and re.search(r"-v\d+$", name):
         names.append(f"gym:{text}")  # "my_package:MyEnv-v0" without its suite

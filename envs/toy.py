@@ -3,58 +3,27 @@
 import re
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
 from envs.errors import TaskError
+from envs.lights import Lights
+from envs.toy_world import ToyWorld
+from envs.words import Words
 
 NAMES = (
-    "cue, serial, counter, and with numbers cue5 (5 steps of waiting), serial64 (one register of 64 positions) or "
-    "serial64x3 (three of them; serial alone is serial256x2)"
+    "cue, serial, counter, words, lights, and with numbers cue5 (5 steps of waiting), serial64 (one register of 64 "
+    "positions) or serial64x3 (three of them; serial alone is serial256x2), words64 (words of 64 generators), "
+    "words1-16 (of 1 to 16) or words64x4 (four shown at a time), lights5 (5 cells a side), lights5x4 (made by 4 "
+    "presses) or lights5x1-4 (by 1 to 4)"
 )
-
-_FRAME = 64  # pixels
-
-
-class ToyWorld(gym.Env[dict[str, Any], Any]):
-    """What the toy worlds share: the observation `{"state": (S,) float32}` and a drawing of it.
-
-    `optimal_return` and `random_return` are the expected undiscounted returns of one episode under the
-    best policy and under uniformly random actions.
-    """
-
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}
-    optimal_return: float
-    random_return: float
-
-    def __init__(self, low: Any, high: Any, size: int, render_mode: str | None = None) -> None:
-        if render_mode not in (None, "rgb_array"):
-            raise TaskError(f"render_mode must be None or 'rgb_array', not {render_mode!r}")
-        self.render_mode = render_mode
-        self.observation_space = spaces.Dict({"state": spaces.Box(low, high, (size,), np.float32)})
-        self._state = np.zeros(size, np.float32)
-
-    def render(self) -> np.ndarray:  # type: ignore[override]
-        """Draw the state as grey columns, one per number, black 0 to white 1: (64, W, 3) uint8.
-
-        Raises:
-            TaskError: the world was made without `render_mode`.
-        """
-        if self.render_mode is None:
-            raise TaskError("this environment was made without drawing; make it with render=True")
-        shades = (255 * np.clip(self._shades(), 0.0, 1.0)).astype(np.uint8)
-        column = max(4, _FRAME // len(shades) // 2 * 2)  # an even width, which video formats ask for
-        row = np.repeat(shades, column)
-        return np.broadcast_to(row[None, :, None], (_FRAME, row.size, 3)).copy()
-
-    def _shades(self) -> np.ndarray:
-        """What to draw, (S,) in [0, 1]."""
-        return self._state
-
-    def _observe(self) -> dict[str, np.ndarray]:
-        return {"state": self._state.copy()}  # a copy, so that a kept observation never changes
-
+_NAMES = {
+    "counter": re.compile(r"counter"),
+    "cue": re.compile(r"cue(\d{1,5})?"),
+    "serial": re.compile(r"serial(?:(\d{1,5})(?:x(\d{1,2}))?)?"),
+    "words": re.compile(r"words(?:(\d{1,5})(?:-(\d{1,5}))?)?(?:x(\d{1,5}))?"),
+    "lights": re.compile(r"lights(?:(\d{1,5})(?:x(\d{1,5})(?:-(\d{1,5}))?)?)?"),
+}
 
 class Cue(ToyWorld):
     """Memory: a cue is shown once, and `delay` blank steps later the action must name it.
@@ -239,20 +208,39 @@ class Counter(ToyWorld):
         return np.array([self._state[0] / 12.0, self._state[1] % 2])
 
 
+def is_name(text: str) -> bool:
+    """Whether the text looks like the name of a toy world; its numbers may be out of range."""
+    return any(shape.fullmatch(text) for shape in _NAMES.values())
+
+
 def make_toy(name: str, render_mode: str | None = None) -> ToyWorld:
-    """Build the toy world `name`: cue, cue<delay>, serial, serial<positions>, serial<positions>x<registers> or counter.
+    """Build the toy world of a name as NAMES describes them.
 
     Raises:
         TaskError: there is no such world, or its number is out of range.
     """
-    match = re.fullmatch(r"cue(\d{1,5})?|serial(?:(\d{1,5})(?:x(\d{1,2}))?)?|counter", name)
-    if match is None:
-        raise TaskError(f"there is no toy world {name!r}; there are {NAMES}")
-    delay, positions, registers = match.groups()
-    if name == "counter":
+    for kind, shape in _NAMES.items():
+        if match := shape.fullmatch(name):
+            numbers = [None if group is None else int(group) for group in match.groups()]
+            return _build(kind, numbers, render_mode)
+    raise TaskError(f"there is no toy world {name!r}; there are {NAMES}")
+
+
+def _build(kind: str, numbers: list[int | None], render_mode: str | None) -> ToyWorld:
+    """The world of a kind, with the numbers of its name; None for those that are left out."""
+    if kind == "counter":
         return Counter(render_mode)
-    if name.startswith("cue"):
-        return Cue(render_mode=render_mode) if delay is None else Cue(int(delay), render_mode)
+    if kind == "cue":
+        return Cue(render_mode=render_mode) if numbers[0] is None else Cue(numbers[0], render_mode)
+    if kind == "words":
+        shortest, longest, shown = numbers
+        lengths = None if shortest is None else (shortest, shortest if longest is None else longest)
+        return Words(lengths, shown if shown is not None else 1, render_mode)
+    if kind == "lights":
+        side, fewest, most = numbers
+        presses = None if fewest is None else (fewest, fewest if most is None else most)
+        return Lights(side if side is not None else 5, presses, render_mode)
+    positions, registers = numbers
     if positions is None:
         return Serial(render_mode=render_mode)
-    return Serial(int(positions), int(registers or 1), render_mode=render_mode)
+    return Serial(positions, 1 if registers is None else registers, render_mode=render_mode)

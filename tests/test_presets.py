@@ -26,6 +26,17 @@ def test_every_preset_can_be_trained(name):
     assert torch.isfinite(agent.optimizers["world"].flat).all()
 
 
+def test_tiny_keeps_to_its_number_of_parameters():
+    """Of all but the copies of weights (the slow critic, the averaged agent), on the largest task of @dmc18."""
+    walker = Spaces({"state": 24}, ActionSpec(6, False))
+    settings = preset("tiny")
+    agent = Dreamer(settings.model, settings.behavior, settings.optimizer, walker)
+    counts = agent.parameter_counts()
+    assert counts["core"] <= 43_000
+    trained = counts["world"] + counts["actor"] + counts["critic"]
+    assert trained == sum(adam.flat.numel() for adam in agent.optimizers.values()) <= 120_000
+
+
 def test_base_has_tokens_that_attend_to_each_other():
     assert preset("base").model.loop.tokens > 1
 

@@ -34,6 +34,18 @@ def test_a_row_of_times(update_time, monkeypatch, capsys):
     assert 0.0 < sum(parts) <= total + 0.5  # each is rounded to a tenth
 
 
+def test_presets_are_timed_in_turn(update_time, monkeypatch, capsys):
+    words = ["--in-turn", "debug", "tiny", "--updates", "2", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["update_time.py", *words])
+    update_time.main()
+    _, header, *rows = capsys.readouterr().out.splitlines()
+    assert header.endswith("none exits")
+    assert [row.split()[0] for row in rows] == ["debug", "tiny"]
+    assert rows[1].split()[1:3] == ["111,940", "38,657"]
+    assert re.findall(r"\(([\d.]+) x\)", rows[0]) == ["1.00", "1.00"]
+    assert all(0.0 < float(ratio) < 1.0 for ratio in re.findall(r"\(([\d.]+) x\)", rows[1]))
+
+
 def test_two_checkouts_are_timed_in_turn(monkeypatch, capsys, tmp_path):
     module = benchmark("interleaved")
     calls = []

@@ -35,9 +35,9 @@ class Config:
 
     task: tyro.conf.Positional[str] = ""
     """Task as suite:name, for example dmc:walker_walk, gym:CartPole-v1 or toy:cue. Every new run needs one."""
-    preset: Literal["debug", "small", "pixels", "base"] = "small"
-    """Values of all options not given: debug ends in seconds, small suits two CPU cores (pixels where there is much to
-    look at: dmc:TASK@pixels and games), base a GPU."""
+    preset: Literal["debug", "tiny", "small", "pixels", "base"] = "small"
+    """Values of all options not given: debug ends in seconds, tiny has at most 120,000 parameters, small suits two CPU
+    cores (pixels where there is much to look at: dmc:TASK@pixels and games), base a GPU."""
     agent: Literal["dreamer", "sac", "ppo", "dqn"] = "dreamer"
     """Looped Dreamer, or a baseline of stable-baselines3 with its own settings and the same files and evaluation."""
     dream: str | None = None
