@@ -50,11 +50,11 @@ def exit_bias(core: LoopedCore, value: float) -> LoopedCore:
     return core
 
 
-def make_world(seed: int = 0, sizes: dict[str, int] | None = None, **loop) -> WorldModel:
+def make_world(seed: int = 0, sizes: dict[str, int] | None = None, jump: int = 1, **loop) -> WorldModel:
     """A tiny world model; loop settings by keyword. Reward and exit heads are not left at zero."""
     torch.manual_seed(seed)
     loop = {"tokens": 2, "width": 8, "units": 16, "mean_loops": 2.0, "depth": "fixed"} | loop
-    cfg = ModelConfig(LoopConfig(**loop), groups=3, classes=4, units=16)
+    cfg = ModelConfig(LoopConfig(**loop), groups=3, classes=4, units=16, jump=jump)
     world = WorldModel(cfg, sizes or SIZES, ACTIONS)
     with torch.no_grad():
         world.reward.out.weight.normal_()

@@ -119,7 +119,7 @@ def test_checkpoints_come_by_time_too(make_trainer, tmp_path, monkeypatch):
     """Also between the many updates after the prefill, and before an evaluation, which may take long."""
     clock = [0.0]
     monkeypatch.setattr("agent.training.trainer.time", SimpleNamespace(monotonic=lambda: clock[0]))
-    trainer = make_trainer(tmp_path, steps=150, prefill=100, pretrain=50, ratio=0.5, eval_every=120, save_every=0)
+    trainer = make_trainer(tmp_path, steps=550, prefill=500, ratio=0.5, eval_every=520, save_every=0)
     update, store, saves = trainer.execution.update, trainer.store, []
 
     def slow(*words):
@@ -135,8 +135,8 @@ def test_checkpoints_come_by_time_too(make_trainer, tmp_path, monkeypatch):
     assert trainer.run()
     times = [time for time, _ in saves]
     assert max(np.diff(times)) <= 240.0 + 30.0
-    assert [step for _, step in saves].count(100) >= 5  # 50 updates of half a minute
-    assert 120 in [step for _, step in saves]
+    assert [step for _, step in saves].count(500) >= 5  # 50 updates of half a minute
+    assert 520 in [step for _, step in saves]
 
 
 def test_the_one_before_is_used_where_the_last_checkpoint_is_damaged(make_trainer, tmp_path, capsys):

@@ -9,7 +9,7 @@ from world_model import ModelConfig, WorldModel, cost
 from world_model.controls import gru
 from world_model.controls.gru import GRUCore
 from world_model.controls.matching import make_core, nearest
-from world_model.controls.stacked import StackConfig, StackedCore
+from world_model.controls.stacked import StackedCore
 from world_model.core import CoreSizes
 from world_model.looped import LoopConfig, LoopedCore
 
@@ -20,7 +20,7 @@ WIDE = LoopConfig(tokens=4, width=64)
 
 def build(name, match="none", loop=LOOP):
     torch.manual_seed(0)
-    return make_core(name, loop, StackConfig(), SIZES, match)
+    return make_core(name, loop, SIZES, match)
 
 
 def step(core, loops=2, batch=3):
@@ -158,9 +158,9 @@ def test_the_exit_rule_costs_nothing_and_moves_no_other_weight():
 
 def test_a_control_that_cannot_be_so_small_is_refused():
     with pytest.raises(ValueError, match="no stacked core is as small"):
-        make_core("stacked", LoopConfig(mean_loops=30), StackConfig(), SIZES, "params")
+        make_core("stacked", LoopConfig(mean_loops=30), SIZES, "params")
     with pytest.raises(ValueError, match="tokens \\* width = 12: give a --model.loop.width"):
-        make_core("gru", LoopConfig(width=12), StackConfig(), SIZES)
+        make_core("gru", LoopConfig(width=12), SIZES)
 
 
 def test_nearest_finds_the_integer():

@@ -41,12 +41,12 @@ def told(trainer):
 
 
 def test_updates_happen_while_the_environments_step(make_trainer, tmp_path):
-    trainer = make_trainer(tmp_path / "halves", Halves, steps=160, prefill=100, pretrain=3, ratio=0.5, eval_every=0)
+    trainer = make_trainer(tmp_path / "halves", Halves, steps=160, prefill=100, ratio=0.5, eval_every=0)
     story = told(trainer)
     assert trainer.run()
-    plain = make_trainer(tmp_path / "plain", metronomes, steps=160, prefill=100, pretrain=3, ratio=0.5, eval_every=0)
+    plain = make_trainer(tmp_path / "plain", metronomes, steps=160, prefill=100, ratio=0.5, eval_every=0)
     assert plain.run()
-    assert story.count("update") == trainer.agent.updates == plain.agent.updates == 33
+    assert story.count("update") == trainer.agent.updates == plain.agent.updates == 40
     open_ = np.cumsum([{"begin": 1, "end": -1}.get(word, 0) for word in story])
     meanwhile = [bool(open_[i]) for i, word in enumerate(story) if word == "update"]
     assert all(meanwhile[:-1])  # what the last step asks for comes after it
@@ -56,7 +56,7 @@ def test_updates_happen_while_the_environments_step(make_trainer, tmp_path):
 
 def test_rows_from_other_processes_are_those_of_this_one(make_trainer, tmp_path):
     """Without updates the actions are the same, and so has to be every row."""
-    options = {"steps": 230, "pretrain": 0, "ratio": 0.0, "eval_every": 0, "envs": 2}
+    options = {"steps": 230, "ratio": 0.0, "eval_every": 0, "envs": 2}
     here = make_trainer(tmp_path / "here", counters, **options)
     assert not here.stepper.asynchronous
     assert here.run()

@@ -60,7 +60,7 @@ def test_the_loops_of_an_evaluation_are_counted_episode_by_episode():
 
 
 def test_an_open_loop_prediction_leaves_the_generators_alone(make_trainer, tmp_path):
-    trainer = make_trainer(tmp_path, counters, steps=120, ratio=0.0, pretrain=0, eval_every=0)
+    trainer = make_trainer(tmp_path, counters, steps=120, ratio=0.0, eval_every=0)
     assert predict_open_loop(trainer.agent, trainer.replay, 0) is None  # nothing to show yet
     trainer.run()
     before = torch.get_rng_state(), trainer.replay.state_dict()["rng"]

@@ -16,13 +16,14 @@ def test_every_fires_once_per_multiple_however_large_the_steps():
 
 
 def test_ratio_counts_updates_per_agent_step():
-    ratio = Ratio(0.5, prefill=10, pretrain=3)
+    ratio = Ratio(0.5, prefill=10)
     done = []
     for step in range(16):
         done.append(0)
         while ratio.due(step):
             done[-1] += 1
-    assert done == [0] * 10 + [3, 0, 1, 0, 1, 0]
+    assert done == [0] * 10 + [1, 0, 1, 0, 1, 0]
+    assert not Ratio(0.0, prefill=10).due(1000)
 
 
 def test_progress_is_the_share_of_steps_or_of_time(monkeypatch):

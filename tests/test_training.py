@@ -37,7 +37,7 @@ def table(path):
 
 def test_rows_arrive_as_the_replay_wants_them(make_trainer, tmp_path):
     """The counter world writes into every observation when it was made."""
-    trainer = make_trainer(tmp_path, counters, envs=3, steps=900, ratio=0.0, pretrain=0, eval_every=0)
+    trainer = make_trainer(tmp_path, counters, envs=3, steps=900, ratio=0.0, eval_every=0)
     assert trainer.run()
     held = trainer.replay.count
     for env in range(3):
@@ -56,7 +56,7 @@ def test_rows_arrive_as_the_replay_wants_them(make_trainer, tmp_path):
 
 
 def test_steps_leave_out_resets_and_count_repeats(make_trainer, tmp_path):
-    options = {"steps": 600, "ratio": 0.0, "pretrain": 0, "eval_every": 0, "envs": 2}
+    options = {"steps": 600, "ratio": 0.0, "eval_every": 0, "envs": 2}
     trainer = make_trainer(tmp_path / "one", counters, **options)
     trainer.run()
     rows = trainer.replay.rows["is_first"][:, : trainer.replay.count]
@@ -70,7 +70,7 @@ def test_steps_leave_out_resets_and_count_repeats(make_trainer, tmp_path):
 
 
 def test_episode_returns_are_sums_of_rewards(make_trainer, tmp_path):
-    make_trainer(tmp_path, counters, steps=600, ratio=0.0, pretrain=0, envs=2, repeat=2).run()
+    make_trainer(tmp_path, counters, steps=600, ratio=0.0, envs=2, repeat=2).run()
     episodes = table(tmp_path / "episodes.csv")
     assert len(episodes) > 20
     for row in episodes:
@@ -312,7 +312,7 @@ def test_it_learns_from_real_interaction(make_trainer, tmp_path, monkeypatch):
     behavior = replace(config.behavior, starts=64, horizon=3, gamma=0.8, entropy=0.025)
     trainer = make_trainer(
         tmp_path, config=replace(config, optimizer=quick, behavior=behavior), steps=1100, envs=2, prefill=200,
-        pretrain=100, ratio=0.5, batch=16, length=4, eval_every=0, log_every=500, save_every=0,
+        ratio=0.5, batch=16, length=4, eval_every=0, log_every=500, save_every=0,
     )  # fmt: skip
     for adam in trainer.agent.optimizers.values():
         adam.warmup = 20

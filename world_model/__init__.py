@@ -2,7 +2,6 @@
 
 from world_model.controls.exit_rules import RandomExit
 from world_model.controls.matching import Cost, cost
-from world_model.controls.stacked import StackConfig
 from world_model.core import Core, CoreSizes, LoopStats, Trace
 from world_model.distributions import TwoHot, symexp, symlog
 from world_model.exits import ExitRule, HaltingBatch, HaltingState, make_rule
@@ -31,7 +30,6 @@ __all__ = [
     "Posterior",
     "RandomExit",
     "Rollout",
-    "StackConfig",
     "Trace",
     "TwoHot",
     "WorldModel",

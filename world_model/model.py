@@ -19,15 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from world_model.controls.matching import check_core, make_core
-from world_model.controls.stacked import StackConfig
 from world_model.core import Core, CoreSizes, LoopStats, Traces
 from world_model.distributions import BINS, TwoHot
 from world_model.exits import HaltingBatch, Metrics
 from world_model.images import FIRST_LOGITS, ImageConfig
+from world_model.jumps import control, control_size
 from world_model.latent import LatentState, kl_balance, kl_divergence, probabilities, random_level, sample_onehot
 from world_model.looped import LoopConfig, LoopedCore
 from world_model.metrics import posterior_metrics
-from world_model.nets import MLP, Norm, clipped, linear
+from world_model.nets import MLP, Norm, linear
 from world_model.observation import ObservationModel, ObsSize
 from world_model.ranges import AT_LEAST_ONE, NOT_NEGATIVE, require
 from world_model.types import Batch, Posterior, Rollout
@@ -46,8 +46,6 @@ class ModelConfig:
     """The dynamics: looped; a control, stacked (separate weights per layer) or gru (DreamerV3's); or module:Class."""
     match: Literal["none", "params", "flops"] = "none"
     """Size a control to the parameters, or to the operations per step, of the looped core with these settings."""
-    stack: StackConfig = field(default_factory=StackConfig)
-    """The control `stacked`."""
     groups: int = 16
     """S, number of categorical latent variables."""
     classes: int = 8
@@ -62,11 +60,13 @@ class ModelConfig:
     """Weight of the dynamics loss KL(sg(posterior) || prior)."""
     rep_scale: float = 0.1
     """Weight of the representation loss KL(posterior || sg(prior))."""
+    jump: int = 1
+    """J, most decisions that one prediction covers; in training each update draws from 1 to J."""
 
     def __post_init__(self) -> None:
         check_core(self.core)
         scales = dict.fromkeys(("reward_scale", "dyn_scale", "rep_scale"), NOT_NEGATIVE)
-        require(self, "", groups=AT_LEAST_ONE, units=AT_LEAST_ONE, classes=(2.0, math.inf), **scales)
+        require(self, "", groups=AT_LEAST_ONE, units=AT_LEAST_ONE, jump=AT_LEAST_ONE, classes=(2.0, math.inf), **scales)
 
 
 class WorldModel(nn.Module):
@@ -77,8 +77,8 @@ class WorldModel(nn.Module):
         self.cfg, self.obs_sizes, self.action_size = cfg, dict(obs_sizes), action_size
         flat, stoch, units = cfg.loop.tokens * cfg.loop.width, cfg.groups * cfg.classes, cfg.units
         self.feat_size = flat + stoch
-        sizes = CoreSizes(cfg.groups, cfg.classes, action_size)
-        self.core: Core = make_core(cfg.core, cfg.loop, cfg.stack, sizes, cfg.match)
+        sizes = CoreSizes(cfg.groups, cfg.classes, control_size(action_size, cfg.jump))
+        self.core: Core = make_core(cfg.core, cfg.loop, sizes, cfg.match)
         self.observation_model = ObservationModel(obs_sizes, self.feat_size, units, cfg.image)
         # The posterior's first layer is split, so that its observation half runs outside of the scan over time.
         self.post_deter = linear(flat, units)
@@ -113,9 +113,9 @@ class WorldModel(nn.Module):
         leaves = feat.split([math.prod(shape) for shape in shapes], -1)
         return LatentState(*(leaf.unflatten(-1, shape) for leaf, shape in zip(leaves, shapes, strict=True)))
 
-    def inputs(self, state: LatentState, action: Tensor) -> Tensor:
-        """(B, S*K + A): what enters the core beside deter."""
-        return torch.cat([state.stoch.flatten(1), action], -1)
+    def inputs(self, state: LatentState, control: Tensor) -> Tensor:
+        """(B, S*K + C): what enters the core beside deter; control (B, C) as of `jumps.control`."""
+        return torch.cat([state.stoch.flatten(1), control], -1)
 
     def posterior(self, deter: Tensor, embed: Tensor) -> Tensor:
         """deter (..., N, D), embed (..., U) as of `post_embed` -> (..., S, K) probabilities q(stoch | deter, obs)."""
@@ -148,7 +148,8 @@ class WorldModel(nn.Module):
         state = self.initial(size) if batch.start is None else batch.start
         prepared = self.core.prepare()
         embed = self.observation_model(batch.obs)  # (B, T, U)
-        embeds, actions = self.post_embed(embed).unbind(1), clipped(batch.prev_action).unbind(1)
+        actions = control(batch.prev_action, batch.taken, self.cfg.jump).unbind(1)
+        embeds = self.post_embed(embed).unbind(1)
         levels = torch.rand(length, size, self.cfg.groups, 1, device=batch.reward.device)
         resets = [True] * length if self.core.static_shapes else batch.is_first.any(0).tolist()
         keeps = (1.0 - batch.is_first.to(levels.dtype)).unbind(1)
@@ -222,7 +223,7 @@ class WorldModel(nn.Module):
         """
         keep = 1.0 - is_first.to(prev_action.dtype)
         state, prepared = self.reset(state, keep), self.core.prepare()
-        inputs = self.inputs(state, clipped(prev_action) * keep[:, None])  # (B, S*K + A)
+        inputs = self.inputs(state, control(prev_action, None, self.cfg.jump) * keep[:, None])  # (B, S*K + C)
         deter, stats = self.core.adaptive_step(state.deter, inputs, prepared, max_loops, log_prior=self.log_prior)
         probs = self.posterior(deter, self.post_embed(self.observation_model(obs)))  # (B, S, K)
         return LatentState(deter, self.draw(probs, random_level(probs) if sample else None)), stats
@@ -230,10 +231,12 @@ class WorldModel(nn.Module):
     def imagine(
         self, start: LatentState, policy: Callable[[Tensor], Tensor] | Tensor, horizon: int,
         alive: Tensor | None = None, max_loops: int | None = None, sample: bool = True, grad: bool = False,
+        jump: int = 1,
     ) -> Rollout:  # fmt: skip
-        """Dream `horizon` steps from (B, ...) states, without gradient unless `grad`.
+        """Dream `horizon` steps of `jump` decisions from (B, ...) states, without gradient unless `grad`.
 
-        policy maps features (B, F) to (B, A) actions, or is itself the (B, H, A) actions of an open-loop prediction.
+        policy maps features (B, F) to (B, A) actions, each held for a step, or is itself the actions of an open-loop
+        prediction: (B, H, A), or (B, H, k, A) of steps of k decisions.
         """
         if horizon < 1:
             raise ValueError(f"an imagination horizon must be at least 1, got {horizon}")
@@ -242,7 +245,7 @@ class WorldModel(nn.Module):
             state, feats, actions, stats = start, [start.feat()], [], []
             for k in range(horizon):
                 actions.append(policy[:, k] if isinstance(policy, Tensor) else policy(feats[-1]))  # (B, A)
-                state, step_stats = self.dream_step(state, actions[-1], prepared, max_loops, sample)
+                state, step_stats = self.dream_step(state, actions[-1], prepared, max_loops, sample, jump)
                 feats.append(state.feat())  # (B, F)
                 stats.append(step_stats)
             feat = torch.stack(feats)  # (H+1, B, F)
@@ -257,10 +260,14 @@ class WorldModel(nn.Module):
             )
 
     def dream_step(
-        self, state: LatentState, action: Tensor, prepared: Any, max_loops: int | None = None, sample: bool = True
-    ) -> tuple[LatentState, LoopStats]:
-        """One imagined step: the core with exits, then a sample (or the mode) of the prior."""
-        inputs = self.inputs(state, clipped(action))  # (B, S*K + A)
+        self, state: LatentState, action: Tensor, prepared: Any, max_loops: int | None = None, sample: bool = True,
+        jump: int = 1,
+    ) -> tuple[LatentState, LoopStats]:  # fmt: skip
+        """One imagined step: the core with exits, then a sample (or the mode) of the prior.
+
+        action (B, A) is held for `jump` decisions, or (B, k, A) holds those of k decisions.
+        """
+        inputs = self.inputs(state, control(action, jump, self.cfg.jump))  # (B, S*K + C)
         deter, stats = self.core.adaptive_step(state.deter, inputs, prepared, max_loops, log_prior=self.log_prior)
         probs = self.prior_probs(deter)  # (B, S, K)
         return LatentState(deter, self.draw(probs, random_level(probs) if sample else None).to(deter.dtype)), stats

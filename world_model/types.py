@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     """Arrival rows (B, T, ...): row t is what the agent knows on arrival at observation t.
 
     obs {name: (B, T, O) or (B, T, H, W, C)}, prev_action (B, T, A), the rest (B, T); start is the state before the
-    first row.
+    first row. taken (B, T): decisions of each row, where rows are jumps; prev_action is then (B, T, J, A).
     """
 
     obs: dict[str, Tensor]
@@ -31,18 +31,20 @@ class Batch(NamedTuple):
     is_last: Tensor
     is_terminal: Tensor
     start: LatentState | None = None
+    taken: Tensor | None = None
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
         """`fn` of every tensor."""
         obs = {name: fn(value) for name, value in self.obs.items()}
-        rows = (self.prev_action, self.reward, self.is_first, self.is_last, self.is_terminal)
-        prev_action, reward, is_first, is_last, is_terminal = map(fn, rows)
+        rows = map(fn, (self.prev_action, self.reward, self.is_first, self.is_last, self.is_terminal))
         start = None if self.start is None else self.start.map(fn)
-        return Batch(obs, prev_action, reward, is_first, is_last, is_terminal, start)
+        taken = None if self.taken is None else fn(self.taken)
+        return Batch(obs, *rows, start, taken)  # type: ignore[call-arg, arg-type]
 
     def leaves(self) -> list[Tensor]:
         """Every tensor, always in the same order."""
         rows = [self.prev_action, self.reward, self.is_first, self.is_last, self.is_terminal]
+        rows += [] if self.taken is None else [self.taken]
         return [*(self.obs[name] for name in sorted(self.obs)), *rows, *(self.start or ())]
 
 

@@ -172,29 +172,37 @@ def open_loop(
     max_loops: int | None = None,
     states: LatentState | None = None,
     metric: NormalisedError | None = None,
+    jump: int = 1,
+    gamma: float = 1.0,
 ) -> OpenLoop:
-    """Filter whole episodes, and from `windows` rows of them predict on from the actions alone.
+    """Filter whole episodes, and from `windows` rows of them predict on from the actions alone, in steps of `jump` k.
+
+    Horizons count decisions, and those that steps of k do not end on are left out. The reward of a step of several
+    decisions is their sum, discounted by `gamma`, as it was in training; the error is that of the last step.
 
     Latents are the most probable ones while filtering and sampled while predicting, as in dreams; the world model's
     exit rule decides the depth in both. states (E, T, ...): the posterior states of the episodes, and metric: fitted
     to them, if known. Raises ValueError when no episode is long enough for the longest horizon.
     """
+    horizons = [h for h in horizons if h % jump == 0]
     longest = max(horizons)
     episode, row, ahead = choose_windows(episodes, longest, windows, seed)
-    actions = episodes.prev_action[episode[:, None], ahead]
+    actions = episodes.prev_action[episode[:, None], ahead].unflatten(1, (-1, jump))  # (W, H/k, k, A)
+    actions = actions.squeeze(2) if jump == 1 else actions
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if states is None:
             states, _ = posterior_states(world, episodes, max_loops)
         # (E, T, ...) -> (W, ...) -> (W * D, ...)
         start = states.map(lambda leaf: leaf[episode, row].repeat_interleave(SAMPLES, 0))
-        dream = world.imagine(start, actions.repeat_interleave(SAMPLES, 0), longest, max_loops=max_loops)
+        dream = world.imagine(start, actions.repeat_interleave(SAMPLES, 0), longest // jump, max_loops=max_loops)
     metric = metric or NormalisedError.fit(world.observation_model, [episodes])
     error, energy = {}, {}
     for h in horizons:
         targets = targets_at(world.observation_model, episodes, episode, ahead[:, h - 1])
-        error[h], energy[h] = metric.score(world.observation_model, dream.feat[h], SAMPLES, targets)
-    # (W * D, H) -> (W, H)
+        error[h], energy[h] = metric.score(world.observation_model, dream.feat[h // jump], SAMPLES, targets)
+    # (W * D, H/k) -> (W, H/k)
     reward = dream.rewards.unflatten(0, (windows, SAMPLES)).mean(1)
-    reward_error = (reward - episodes.reward[episode[:, None], ahead]).abs()
-    return OpenLoop(error, energy, {h: reward_error[:, h - 1] for h in horizons}, dream.loops.depth)
+    true = episodes.reward[episode[:, None], ahead].unflatten(1, (-1, jump))  # (W, H/k, k)
+    reward_error = (reward - (true * gamma ** torch.arange(jump, device=true.device)).sum(-1)).abs()
+    return OpenLoop(error, energy, {h: reward_error[:, h // jump - 1] for h in horizons}, dream.loops.depth)

@@ -47,6 +47,8 @@ class BehaviorConfig:
     """Gradient of the actor: through the dynamics, or REINFORCE; auto: dynamics for continuous actions."""
     gamma: float = 0.99
     """Discount per agent step."""
+    jump: int = 1
+    """k, decisions that an imagined step covers, with the same action; at most --model.jump."""
     entropy: float | None = None
     """Entropy weight, against advantages of mean size 1, divided by the root of the number of action dimensions.
     By default 0.1 with the dynamics gradient (with 0.025 the policy settles too early), else 0.025."""
@@ -60,7 +62,7 @@ class BehaviorConfig:
     """Weight of the critic loss on replayed rewards; its gradient reaches the world model."""
 
     def __post_init__(self) -> None:
-        whole = dict.fromkeys(("horizon", "plan_horizon", "units"), AT_LEAST_ONE)
+        whole = dict.fromkeys(("horizon", "plan_horizon", "units", "jump"), AT_LEAST_ONE)
         weights = dict.fromkeys(("entropy", "plan", "replay_value_scale"), NOT_NEGATIVE)
         require(self, "--behavior.", **whole, **weights, gamma=SOME_SHARE)
         if self.starts is not None and self.starts < 0:
@@ -223,7 +225,7 @@ class ActorCritic(nn.Module):
         returns (B, H) of `lambda_return`; values (B, H+1) and logits (H+1, B, bins) of `values`.
         """
         feat = rollout.feat[:-1].detach()  # (H, B, F)
-        weight = rollout_weights(rollout.alive, rollout.continues.detach(), self.cfg.gamma)  # (B, H)
+        weight = rollout_weights(rollout.alive, rollout.continues.detach(), self.cfg.gamma**self.cfg.jump)  # (B, H)
         advantage = (returns - values[:, :-1]).detach()
         scale = self.scale.update(advantage)
         advantage = advantage / scale
@@ -246,21 +248,23 @@ class ActorCritic(nn.Module):
         }  # fmt: skip
 
     def replay_loss(
-        self, feat: Tensor, reward: Tensor, is_terminal: Tensor, is_last: Tensor, bootstrap: Tensor
-    ) -> Tensor:
+        self, feat: Tensor, reward: Tensor, is_terminal: Tensor, is_last: Tensor, bootstrap: Tensor,
+        taken: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Critic loss on replayed rows (B, L): features with gradient into the world model.
 
         bootstrap (B, L): imagined return of the rollout that started at each row, the bootstrap of the replayed
-        lambda-return (DreamerV3). Rows that end an episode have no return of their own: weight 0.
+        lambda-return (DreamerV3). Rows that end an episode have no return of their own: weight 0. taken: see `Batch`.
         """
         if reward.shape[1] < 2:
             return feat.sum() * 0.0
-        live = 1.0 - is_terminal[:, 1:].float()
+        discount = self.cfg.gamma ** (torch.ones_like(reward) if taken is None else taken)[:, 1:]
+        live = discount * (1.0 - is_terminal[:, 1:].float())
         mixed = 1.0 - is_last[:, 1:].float()  # another episode follows a last row: bootstrap there
         last, returns = bootstrap[:, -1], []
         for t in range(reward.shape[1] - 2, -1, -1):
             ahead = torch.lerp(bootstrap[:, t + 1], last, LAMBDA * mixed[:, t])
-            last = reward[:, t + 1] + self.cfg.gamma * live[:, t] * ahead
+            last = reward[:, t + 1] + live[:, t] * ahead
             returns.append(last)
         target = torch.stack(returns[::-1], 1)  # (B, L-1)
         feat = feat[:, :-1]

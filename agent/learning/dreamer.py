@@ -66,6 +66,8 @@ class Dreamer:
         spaces: Spaces,
         device: torch.device | str = "cpu",
     ):
+        if behavior.jump > model.jump:
+            raise ValueError(f"--behavior.jump {behavior.jump} needs --model.jump {behavior.jump} or more")
         self.spaces, self.optimizer, self.device = spaces, optimizer, torch.device(device)
         world = WorldModel(model, spaces.obs, spaces.action.size)
         self.policy = Policy(world, ActorCritic(behavior, world.feat_size, spaces.action)).to(device)
@@ -109,17 +111,19 @@ class Dreamer:
             behavior.cfg.horizon,
             1.0 - is_terminal.flatten().float(),
             grad=behavior.dynamics_backprop,
+            jump=behavior.cfg.jump,
         )
         clock.lap("imagination")
 
         # Lambda-returns, actor and critic losses on the rollouts, critic loss on the replayed rows.
         logits, values = behavior.values(rollout)  # (H+1, B*L, bins), (B*L, H+1)
-        returns = lambda_return(rollout.rewards, rollout.continues, values, behavior.cfg.gamma)
+        returns = lambda_return(rollout.rewards, rollout.continues, values, behavior.cfg.gamma**behavior.cfg.jump)
         actor_loss, critic_loss, behavior_metrics = behavior.losses(rollout, returns, values, logits)
         bootstrap = returns[:, 0].detach().view_as(is_terminal)  # (B, L)
         replay_loss = behavior.replay_loss(
-            starts.feat(), batch.reward[:, rows], is_terminal, batch.is_last[:, rows], bootstrap
-        )
+            starts.feat(), batch.reward[:, rows], is_terminal, batch.is_last[:, rows], bootstrap,
+            None if batch.taken is None else batch.taken[:, rows],
+        )  # fmt: skip
         metrics |= behavior_metrics | {
             "behavior/replay_value_loss": replay_loss.detach(),
             "loop/dream_depth": rollout.loops.depth.float().mean(),
@@ -176,21 +180,6 @@ class Dreamer:
         # Close to the newest weights at first.
         self.average_rate.fill_(max(1.0 - EMA_DECAY, 1.0 / self.updates))
         return depth
-
-    def update_world(self, batch: Batch, progress: float) -> Update:
-        """One update of the world model alone; otherwise as `update`."""
-        depth, adam = self.begin_update(progress), self.optimizers["world"]
-        adam.gradient.zero_()
-        self.world.observation_model.track(batch.obs)
-        posterior = self.world.observe_sequence(batch, depth)
-        loss, metrics = self.world.loss(posterior, batch)
-        check_finite(loss, metrics)
-        loss.backward(inputs=self.policy.parts()["world"])
-        norm = metrics["world/grad_norm"] = adam.clip_gradient()
-        check_finite(norm, {"world/grad_norm": norm})
-        adam.step()
-        self.average_flats[0].lerp_(adam.flat.detach(), self.average_rate)
-        return Update(posterior.states.detach(), torch.full((), depth), metrics)
 
     def fit_image_normaliser(self, sample: Callable[..., tuple[Batch, Any]]) -> None:
         """Fit mean and standard deviation of the images to rows of the replay, before the first update alone."""

@@ -25,7 +25,7 @@ def train_model(config: Config, task: str, slug: str, device: torch.device) -> i
     """
     dataset = load_dataset(config.dataset or "")
     check_dataset(dataset, task)
-    check_lengths(dataset, config.train.length)
+    check_lengths(dataset, config.train.length, config.model.jump)
     config = replace(config, optimizer=replace(config.optimizer, workers=1))
     set_threads(config.train.threads)
     keep_memory()

@@ -61,7 +61,6 @@ def preset(name: str) -> Config:
             train=TrainConfig(
                 steps=600,
                 prefill=100,
-                pretrain=5,
                 ratio=0.2,
                 batch=4,
                 length=8,
@@ -82,7 +81,7 @@ FIRST_ACTIONS = 100
 
 def check_baseline(config: Config) -> None:
     """Raise UsageError where a baseline was given settings that it would not look at."""
-    names = ("envs", "prefill", "pretrain", "ratio", "batch", "length", "replay_rows")
+    names = ("envs", "prefill", "ratio", "batch", "length", "replay_rows")
     unused = ("model.", "behavior.", "optimizer.", "offline.", *(f"train.{name}" for name in names))
     given = [name for name in differences(to_dict(preset(config.preset)), to_dict(config)) if name.startswith(unused)]
     if given:

@@ -21,6 +21,7 @@ from agent.evaluation.plots import draw_curves
 from agent.evaluation.rounds import say
 from agent.evaluation.video import save_video
 from agent.learning.dreamer import Dreamer
+from agent.learning.sampling import rows_needed
 from agent.logs.logger import Logger
 from agent.runs.cli import save_yaml
 from agent.runs.config import Config
@@ -136,7 +137,7 @@ def make_replay(config: Config, envs: int, spaces: Spaces, repeat: int) -> Repla
     deter, stoch = (model.loop.tokens, model.loop.width), (model.groups, model.classes)
     rows, actions = config.train.replay_rows, spaces.action.size
     if all(isinstance(size, int) for size in spaces.obs.values()):
-        rows = min(rows, 2 * (config.train.steps // repeat + (config.train.length + 1) * envs))
+        rows = min(rows, 2 * (config.train.steps // repeat + rows_needed(config.train.length, model.jump) * envs))
     return ReplayBuffer(rows, envs, spaces.obs, actions, deter, stoch, config.seed)
 
 

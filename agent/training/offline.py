@@ -16,10 +16,11 @@ from agent.errors import UsageError
 from agent.evaluation.normalised_error import NormalisedError
 from agent.evaluation.open_loop import exit_rule, open_loop, posterior_rows, usable_horizons
 from agent.execution import Eager
-from agent.learning.dreamer import Dreamer
+from agent.learning.dreamer import Dreamer, Update, check_finite
+from agent.learning.sampling import rows_needed, sample
 from agent.logs.logger import Logger
 from agent.training.schedule import Every
-from world_model import ExitRule, stability
+from world_model import Batch, ExitRule, stability
 
 LOG_EVERY = 100  # updates between two lines of metrics
 WINDOWS = 256  # open-loop predictions per measurement, each the mean of eight dreams
@@ -42,16 +43,34 @@ class OfflineConfig:
                 raise ValueError(f"--offline.{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
 
 
-def check_lengths(dataset: Dataset, length: int) -> None:
-    """Raise UsageError when the data set's episodes or rows are too few for the horizons or for `length` rows."""
+def check_lengths(dataset: Dataset, length: int, jump: int = 1) -> None:
+    """Raise UsageError when the data set's episodes or rows are too few for the horizons or for sequences of `length`
+    jumps of up to `jump` decisions."""
     episodes = pad_episodes(dataset.held_out)
     if episodes.length.max() < 2:
         raise UsageError(
             f"the data set's episodes have at most {int(episodes.length.max())} rows: too few to predict anything"
         )
     rows = len(dataset.train["reward"])
-    if rows < length + 1:
-        raise UsageError(f"--train.length {length} needs more than the {rows} rows of the data set")
+    if rows < rows_needed(length, jump):
+        jumps = f" with --model.jump {jump}" if jump > 1 else ""
+        raise UsageError(f"--train.length {length}{jumps} needs more than the {rows} rows of the data set")
+
+
+def update_world(agent: Dreamer, batch: Batch, progress: float) -> Update:
+    """`Dreamer.update` of the world model alone. Raises NonFiniteError before any weight is moved."""
+    depth, adam, world = agent.begin_update(progress), agent.optimizers["world"], agent.world
+    adam.gradient.zero_()
+    world.observation_model.track(batch.obs)
+    posterior = world.observe_sequence(batch, depth)
+    loss, metrics = world.loss(posterior, batch)
+    check_finite(loss, metrics)
+    loss.backward(inputs=agent.policy.parts()["world"])
+    norm = metrics["world/grad_norm"] = adam.clip_gradient()
+    check_finite(norm, {"world/grad_norm": norm})
+    adam.step()
+    agent.average_flats[0].lerp_(adam.flat.detach(), agent.average_rate)
+    return Update(posterior.states.detach(), torch.full((), depth), metrics)
 
 
 class OfflineTrainer:
@@ -91,8 +110,8 @@ class OfflineTrainer:
         self.agent.fit_image_normaliser(self.replay.sample)
         clock, done = time.perf_counter(), 0
         while self.step < self.cfg.updates:
-            batch, where = self.replay.sample(*self.batch, self.agent.device)
-            update = self.agent.update_world(batch, self.step / self.cfg.updates)
+            batch, where = sample(self.agent, self.replay, *self.batch)
+            update = update_world(self.agent, batch, self.step / self.cfg.updates)
             self.replay.write_back(where, update.states)
             self.step += 1
             self.logger.add(update.metrics)

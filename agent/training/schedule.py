@@ -18,11 +18,17 @@ class Every:
         return True
 
 
-class Ratio:
-    """Updates that are due: `pretrain` after the first `prefill` agent steps, `ratio` per step from then."""
+PRETRAIN = 0.1
+"""Updates per agent step of the prefill, right after it."""
 
-    def __init__(self, ratio: float, prefill: int, pretrain: int):
-        self.ratio, self.prefill, self.pretrain = ratio, prefill, pretrain
+
+class Ratio:
+    """Updates that are due: PRETRAIN for each of the first `prefill` agent steps at their end, `ratio` per step from
+    then; none at all with a ratio of 0."""
+
+    def __init__(self, ratio: float, prefill: int):
+        self.ratio, self.prefill = ratio, prefill
+        self.pretrain = round(PRETRAIN * prefill) if ratio > 0.0 else 0
         self.done = 0
 
     def due(self, agent_steps: int) -> bool:

@@ -22,6 +22,7 @@ from agent.evaluation.plots import log_open_loop
 from agent.execution import Eager
 from agent.learning.dreamer import Dreamer, Update
 from agent.learning.policy import Memory
+from agent.learning.sampling import rows_needed, sample
 from agent.logs.logger import Logger
 from agent.runtime import Stopwatch, random_states, restore_random_states
 from agent.seeds import TRAINING
@@ -49,9 +50,7 @@ class TrainConfig:
     lives_end: bool = False
     """Atari: the loss of a life ends an episode in training (never in evaluations)."""
     prefill: int = 1000
-    """Agent steps with random actions before the first update."""
-    pretrain: int = 100
-    """Updates right after the prefill."""
+    """Agent steps with random actions before the first updates, one for ten of these steps."""
     ratio: float = 0.35
     """Updates per agent step from then on."""
     batch: int = 16
@@ -74,7 +73,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         least_one = dict.fromkeys(("steps", "envs", "batch", "length", "log_every"), AT_LEAST_ONE)
-        loose = ("minutes", "slice", "pretrain", "ratio", "eval_every", "save_every")
+        loose = ("minutes", "slice", "ratio", "eval_every", "save_every")
         require(self, "--train.", **least_one, **dict.fromkeys(loose, NOT_NEGATIVE))
         require(self, "--train.", replay_rows=(1, 1_000_000_000), threads=(0, 1024))
         rows = (self.length + 1) * self.envs
@@ -108,7 +107,7 @@ class Trainer:
         self.cfg, self.agent, self.execution, self.envs, self.replay = cfg, agent, execution, envs, replay
         self.logger, self.evaluations, self.store, self.seed, self.repeat = logger, evaluations, store, seed, repeat
         self.step, self.stepper = 0, EnvStepper(envs, cfg.on_bad_step == "skip")
-        self.updates = Ratio(cfg.ratio, cfg.prefill, cfg.pretrain)
+        self.updates = Ratio(cfg.ratio, cfg.prefill)
         self.progress = Progress(cfg.steps, cfg.minutes, cfg.slice)
         self.row: dict[str, np.ndarray] = {}  # what was seen last and is not in the replay yet
         self.memory: Memory | None = None
@@ -247,11 +246,11 @@ class Trainer:
 
     def learn(self) -> None:
         """The updates that are due, each with fresh latents for the replay."""
-        enough = self.replay.held > self.cfg.length
+        enough = self.replay.held >= rows_needed(self.cfg.length, self.agent.world.cfg.jump)
         while enough and not self.stopping and self.updates.due(self.step // self.repeat):
             self.agent.fit_image_normaliser(self.replay.sample)
             with self.clock.timed("replay"):
-                batch, where = self.replay.sample(self.cfg.batch, self.cfg.length, self.agent.device)
+                batch, where = sample(self.agent, self.replay, self.cfg.batch, self.cfg.length)
             update = self.execution.update(batch, self.progress(self.step))
             with self.clock.timed("replay"):
                 self.replay.write_back(where, update.states)

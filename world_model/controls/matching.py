@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from world_model.controls.gru import GRUCore
-from world_model.controls.stacked import StackConfig, StackedCore
+from world_model.controls.stacked import StackedCore
 from world_model.core import Core, CoreSizes
 from world_model.extensions import build_extension, check_name
 from world_model.looped import LoopConfig, LoopedCore
@@ -26,7 +26,7 @@ def check_core(name: str) -> None:
     check_name("core", name, ("looped", "stacked", "gru"))
 
 
-def make_core(core: str, loop: LoopConfig, stack: StackConfig, sizes: CoreSizes, match: str = "none") -> Core:
+def make_core(core: str, loop: LoopConfig, sizes: CoreSizes, match: str = "none") -> Core:
     """The core called `core`: looped, stacked, gru, or module:Class, which is built as Class(loop, sizes).
 
     match "params" or "flops" sizes a control to what the looped core of the same settings has or takes, by the hidden
@@ -43,7 +43,7 @@ def make_core(core: str, loop: LoopConfig, stack: StackConfig, sizes: CoreSizes,
 
     def build(size: int | None = None) -> Core:
         if core == "stacked":
-            return StackedCore(loop, sizes, stack, size)
+            return StackedCore(loop, sizes, size)
         return GRUCore(loop, sizes, size)
 
     if match == "none":

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
 from world_model.block import Block
 from world_model.core import CoreSizes, Trace
 from world_model.looped import GatedCore, LoopConfig
 from world_model.nets import Norm
-from world_model.ranges import NOT_NEGATIVE, require
 from world_model.retention import Dynamics, Retention
-
-
-@dataclass(frozen=True)
-class StackConfig:
-    """The stack of layers; the rest is as in the looped core."""
-
-    layers: int = 0
-    """Number of layers; 0 = the looped core's mean number of loops."""
-
-    def __post_init__(self) -> None:
-        require(self, "", layers=NOT_NEGATIVE)
 
 
 class Layer(nn.Module):
@@ -39,15 +25,13 @@ class Layer(nn.Module):
 
 
 class StackedCore(GatedCore):
-    """cfg: the `LoopConfig` that this is the control of; hidden: width of the gated MLPs, by default as there.
-
-    The number of loops asked for means nothing here.
+    """cfg: the `LoopConfig` that this is the control of, with as many layers as that has loops on average; hidden:
+    width of the gated MLPs, by default as there. The number of loops asked for means nothing here.
     """
 
-    def __init__(self, cfg: LoopConfig, sizes: CoreSizes, stack: StackConfig, hidden: int | None = None):
+    def __init__(self, cfg: LoopConfig, sizes: CoreSizes, hidden: int | None = None):
         super().__init__(cfg, sizes)
-        layers = stack.layers or round(cfg.mean_loops)
-        self.layers = nn.ModuleList(Layer(cfg, hidden or cfg.hidden) for _ in range(layers))
+        self.layers = nn.ModuleList(Layer(cfg, hidden or cfg.hidden) for _ in range(round(cfg.mean_loops)))
 
     def prepare(self) -> list[Dynamics]:
         """Abar and Bbar of every layer."""

@@ -1,0 +1,148 @@
+"""Jumps: which rows they cover, what they sum, and that values do not depend on their length."""
+
+import pytest
+import torch
+from small import make_world, random_state
+
+from world_model import Batch
+from world_model.jumps import control, jump_rows, pack
+
+GAMMA = 0.9
+
+
+def rows(length=12, first=(), last=(), terminal=()):
+    """One sequence whose observation, action and reward are the number of the row."""
+    number = torch.arange(float(length))[None]  # (1, T)
+    flags = {name: torch.zeros(1, length, dtype=torch.bool) for name in ("is_first", "is_last", "is_terminal")}
+    for name, places in (("is_first", first), ("is_last", last), ("is_terminal", terminal)):
+        flags[name][0, list(places)] = True
+    return Batch({"state": number[..., None]}, number[..., None], number, **flags)
+
+
+def test_a_jump_covers_the_rows_up_to_its_last():
+    batch, last = jump_rows(rows(), 3, 4, GAMMA)
+    assert last.tolist() == [[2, 5, 8, 11]]
+    assert batch.taken.tolist() == [[3, 3, 3, 3]]
+    assert batch.obs["state"].flatten().tolist() == [2, 5, 8, 11]
+    assert batch.prev_action[0, 1, :, 0].tolist() == [3, 4, 5, 0]  # J = 4, of which three are taken
+    assert batch.reward[0, 1] == pytest.approx(3 + GAMMA * 4 + GAMMA**2 * 5)
+
+
+def test_a_jump_ends_with_the_episode_and_the_next_one_begins_alone():
+    batch, last = jump_rows(rows(first=[5], last=[4], terminal=[4]), 3, 3, GAMMA)
+    assert last.tolist() == [[2, 4, 5, 8]]
+    assert batch.taken.tolist() == [[3, 2, 1, 3]]
+    assert batch.is_last.tolist() == batch.is_terminal.tolist() == [[False, True, False, False]]
+    assert batch.is_first.tolist() == [[False, False, True, False]]
+    assert batch.reward[0, 1] == pytest.approx(3 + GAMMA * 4)
+
+
+def test_a_jump_ends_before_an_episode_whose_predecessor_has_no_last_row():
+    _, last = jump_rows(rows(first=[4]), 3, 3, GAMMA)
+    assert last.tolist() == [[2, 3, 4, 7]]
+
+
+def test_jumps_of_one_decision_are_the_rows():
+    given = rows(first=[5], last=[4])
+    batch, last = jump_rows(given, 1, 2, GAMMA)
+    assert last.tolist() == [list(range(12))]
+    assert torch.equal(batch.reward, given.reward)
+    assert torch.equal(batch.prev_action[:, :, 0], given.prev_action)
+
+
+def test_batch_mates_do_not_mix():
+    one, two = rows(first=[5], last=[4]), rows()
+    both = Batch(
+        {"state": torch.cat([one.obs["state"], two.obs["state"]])},
+        *(torch.cat(pair) for pair in zip(one[1:6], two[1:6], strict=True)),
+    )
+    batch, last = jump_rows(both, 3, 3, GAMMA)
+    for row, alone in enumerate((one, two)):
+        expected, where = jump_rows(alone, 3, 3, GAMMA)
+        assert torch.equal(last[row], where[0])
+        assert torch.equal(batch.prev_action[row], expected.prev_action[0])
+        assert torch.equal(batch.reward[row], expected.reward[0])
+
+
+def test_what_comes_after_the_actions_taken_is_not_read():
+    actions = torch.randn(5, 4, 2)
+    taken = torch.tensor([1, 2, 3, 4, 2])
+    changed = actions + 10.0 * (torch.arange(4) >= taken[:, None])[..., None]
+    assert torch.equal(pack(actions, taken), pack(changed, taken))
+    assert torch.equal(pack(actions, taken)[:, 8:].argmax(-1) + 1, taken)
+
+
+def test_a_held_action_is_taken_at_every_decision():
+    action = torch.randn(3, 2)
+    action = action.clamp(-1, 1)
+    assert torch.equal(control(action, 3, 4), pack(action[:, None].expand(3, 4, 2), torch.full((3,), 3)))
+
+
+@pytest.mark.parametrize("jump", [1, 2, 3, 4, 6])
+def test_values_on_a_chain_do_not_depend_on_the_length_of_jumps(jump):
+    """Rewards 0, 1, .., 11 along an episode that ends: its value from the start, summed jump by jump."""
+    batch, _ = jump_rows(rows(last=[11], terminal=[11]), jump, 6, GAMMA)
+    value, discount = 0.0, 1.0
+    for reward, taken in zip(batch.reward[0].tolist(), batch.taken[0].tolist(), strict=True):
+        value += discount * reward
+        discount *= GAMMA**taken
+    assert value == pytest.approx(sum(GAMMA**t * t for t in range(12)), rel=1e-5)
+
+
+# ---------------------------------------------------------------------- the world model
+
+
+def test_a_model_without_jumps_reads_actions_as_they_are():
+    action = torch.rand(3, 2)
+    assert torch.equal(control(action, None, 1), action)
+    assert torch.equal(control(3 * action + 1, None, 1), torch.ones(3, 2))
+
+
+def test_an_action_that_is_held_is_dreamed_like_the_same_action_at_every_decision():
+    world = make_world(jump=4)
+    start, action = random_state(world), torch.rand(3, 5, 2)
+    held = world.imagine(start, action, 5, sample=False, jump=3)
+    each = world.imagine(start, action[:, :, None].expand(3, 5, 3, 2), 5, sample=False)
+    other = world.imagine(start, action, 5, sample=False, jump=2)
+    assert torch.equal(held.feat, each.feat)
+    assert not torch.equal(held.feat, other.feat)
+
+
+def walk(sequences, length, seed):
+    """Positions that follow the first action between 0 and 1, as a batch of single decisions."""
+    gen = torch.Generator().manual_seed(seed)
+    action = torch.rand(sequences, length, 2, generator=gen) * 2 - 1
+    at, seen = torch.rand(sequences, generator=gen), []
+    for t in range(length):
+        at = (at + 0.1 * action[:, t, 0]).clamp(0, 1)
+        seen.append(at)
+    position = torch.stack(seen, 1)[..., None]
+    no = torch.zeros(sequences, length, dtype=torch.bool)
+    obs = {"joints": position.expand(-1, -1, 3), "touch": position.expand(-1, -1, 2)}
+    return Batch(obs, action, position[..., 0], no, no, no)
+
+
+def test_one_jump_learns_what_its_decisions_do_together():
+    """Trained on jumps of one to four decisions: each of four actions moves the position that one jump predicts."""
+    world = make_world(jump=4, width=32, units=32)
+    adam = torch.optim.Adam(world.parameters(), 3e-3)
+    for update in range(240):
+        jump = 1 + update % 4
+        batch, _ = jump_rows(walk(16, 6 * jump, update), jump, 4, 1.0)
+        world.observation_model.track(batch.obs)
+        loss, _ = world.loss(world.observe_sequence(batch, 1), batch)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    rows = walk(512, 20, 10_000)
+    with torch.no_grad():
+        seen, _ = jump_rows(rows.map(lambda leaf: leaf[:, :16]), 4, 4, 1.0)
+        state = world.observe_sequence(seen, 1).states.map(lambda leaf: leaf[:, -1])
+        actions = rows.prev_action[:, 16:]  # (B, k, A)
+        dream = world.imagine(state, actions[:, None], 1, sample=False)
+        before, after = world.decode(dream.states)["joints"][..., 0].unbind(1)
+    moved = (after - before)[:, None]
+    effect = torch.linalg.lstsq(actions[..., 0], moved).solution  # (k, 1)
+    other = torch.linalg.lstsq(actions[..., 1], moved).solution  # of the actions that do nothing
+    assert effect.min() > 0.03  # in truth 0.1, less at the ends
+    assert other.abs().max() < 0.02

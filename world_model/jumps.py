@@ -1,0 +1,96 @@
+"""Jumps: one prediction covers several decisions.
+
+A jump of k decisions goes from the state at row p to the state at row p + k. The core reads all k actions and their
+number at once. Rewards are summed with the discount inside of the jump, and values are those of single decisions:
+
+    v(s_p) = sum_{j=0}^{k-1} gamma^j r_{p+1+j} + gamma^k v(s_{p+k})
+
+J is the longest jump, taken the decisions that a jump covers. Other symbols as in `types.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from world_model.nets import clipped
+from world_model.types import Batch
+
+
+def control_size(action: int, longest: int) -> int:
+    """Numbers that the core reads of a jump's actions: A, or J*A + J."""
+    return action if longest == 1 else longest * (action + 1)
+
+
+def pack(actions: Tensor, taken: Tensor) -> Tensor:
+    """Actions (..., J, A), of which `taken` (...) are done -> (..., J*A + J): these actions, and their number."""
+    longest = actions.shape[-2]
+    done = torch.arange(longest, device=actions.device) < taken[..., None]  # (..., J)
+    number = F.one_hot(taken.long() - 1, longest).to(actions.dtype)
+    return torch.cat([(actions * done[..., None]).flatten(-2), number], -1)
+
+
+def control(action: Tensor, taken: Tensor | int | None, longest: int) -> Tensor:
+    """What the core reads of actions, clipped: C numbers, see `control_size`.
+
+    taken, None: single decisions (..., A). A tensor (...): jumps of so many decisions (..., J, A). A number k: one
+    action (B, A) that is held for k decisions, or k decisions (B, k, A).
+    """
+    action = clipped(action)
+    if longest == 1:
+        return action
+    if isinstance(taken, Tensor):
+        return pack(action, taken)
+    if taken is None or action.dim() == 2:
+        action, taken = action[..., None, :].expand(*action.shape[:-1], longest, action.shape[-1]), taken or 1
+    else:
+        taken = action.shape[1]
+        action = F.pad(action, (0, 0, 0, longest - taken))  # (B, J, A)
+    return pack(action, torch.full(action.shape[:-2], taken, device=action.device))
+
+
+def arrivals(batch: Batch, jump: int, length: int) -> tuple[Tensor, Tensor]:
+    """The last row of each of `length` jumps of at most `jump` decisions, and their first rows: (B, T) each.
+
+    batch holds length * jump rows, of which none are left out. A jump ends where an episode does. The first row of an
+    episode is a jump of its own.
+    """
+    rows = batch.reward.shape[1]
+    begins = torch.cat([batch.is_first[:, 1:], torch.ones_like(batch.is_first[:, :1])], 1)
+    index = torch.arange(rows, device=batch.reward.device)
+    ends = torch.where(batch.is_last | begins | batch.is_first, index, rows - 1)
+    ends = ends.flip(1).cummin(1).values.flip(1)  # (B, rows) the next end, from each row on
+    last, first = [], []
+    at = torch.zeros_like(index[:1]).expand(len(batch.reward))  # (B,) where the next jump begins
+    for _ in range(length):
+        first.append(at)
+        last.append(torch.minimum(at + jump - 1, ends.gather(1, at[:, None]).squeeze(1)))
+        at = (last[-1] + 1).clamp(max=rows - 1)
+    return torch.stack(last, 1), torch.stack(first, 1)
+
+
+def jump_rows(batch: Batch, jump: int, longest: int, gamma: float) -> tuple[Batch, Tensor]:
+    """Rows (B, T*k, ...) of single decisions -> T jumps of at most k = `jump` decisions, and their rows (B, T).
+
+    prev_action becomes (B, T, J, A), rewards are discounted sums, and `taken` says how many decisions each row covers.
+    """
+    length = batch.reward.shape[1] // jump
+    last, first = arrivals(batch, jump, length)
+    taken = last - first + 1  # (B, T)
+    step = torch.arange(longest, device=last.device)
+    covered = (first[..., None] + step).clamp(max=batch.reward.shape[1] - 1)  # (B, T, J)
+    each = torch.arange(len(last), device=last.device)[:, None]
+    inside = (step < taken[..., None]).to(batch.reward.dtype)
+    reward = (batch.reward[each[..., None], covered] * inside * gamma**step).sum(-1)
+
+    def at_last(value: Tensor) -> Tensor:  # (B, T*k, ...) -> (B, T, ...)
+        return value[each, last]
+
+    return Batch(
+        obs={name: at_last(value) for name, value in batch.obs.items()},
+        prev_action=batch.prev_action[each[..., None], covered] * inside[..., None],
+        reward=reward,
+        is_first=at_last(batch.is_first), is_last=at_last(batch.is_last), is_terminal=at_last(batch.is_terminal),
+        start=batch.start, taken=taken,
+    ), last  # fmt: skip
