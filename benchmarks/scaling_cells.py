@@ -155,9 +155,7 @@ class Problem(NamedTuple):
         """share: of the training episodes; the held-out ones are always all there."""
         train, held = pairs_of(dataset.train, k, share, seed), pairs_of(dataset.held_out, k)
         everything = torch.arange(len(train.start))
-        return cls(
-            train, held, Standard.fit(train.obs[train.start]), Standard.fit(train.change(everything))
-        )
+        return cls(train, held, Standard.fit(train.obs[train.start]), Standard.fit(train.change(everything)))
 
     def batch(self, pairs: Pairs, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B,) -> observation (B, O), actions (B, k, A), change (B, O), standardised."""
@@ -263,7 +261,8 @@ def shape_of(cell: Cell, sizes: tuple[int, int], settings: Settings) -> Shape | 
     control = looped._replace(core=cell.core, loops=cell.loops if cell.core == "stacked" else 1)
     same_width = cell.core == "stacked" and cell.match == "flops"
     wanted = getattr(size_of(looped), cell.match)
-    fitted = fit(control, lambda shape: getattr(size_of(shape), cell.match), wanted, None if same_width else settings.expand)
+    expand = None if same_width else settings.expand
+    fitted = fit(control, lambda shape: getattr(size_of(shape), cell.match), wanted, expand)
     close = fitted is not None and abs(getattr(size_of(fitted), cell.match) / wanted - 1.0) <= TOLERANCE
     return fitted if close else None
 
