@@ -123,8 +123,8 @@ def read_cells(path: Path) -> list[dict[str, str]]:
 
 def cell_of(row: dict[str, str]) -> Cell:
     """The cell that a row is of."""
-    whole = (int(row[name]) for name in ("width", "loops", "k"))
-    return Cell(row["data"], row["core"], row["match"], *whole, float(row["share"]), int(row["seed"]))
+    width, loops, k = int(row["width"]), int(row["loops"]), int(row["k"])
+    return Cell(row["data"], row["core"], row["match"], width, loops, k, float(row["share"]), int(row["seed"]))
 
 
 def row_of(cell: Cell, task: str, outcome: Outcome) -> dict[str, Any]:

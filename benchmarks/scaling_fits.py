@@ -109,7 +109,7 @@ def growth(x: Sequence[float], ratios: np.ndarray) -> Interval:
     return student(np.array([slope(np.asarray(x, float), row) for row in ratios]))
 
 
-def size_at(sizes: Sequence[float], errors: Sequence[float], wanted: float) -> Equal:
+def size_at(sizes: Sequence[float], errors: Sequence[float] | np.ndarray, wanted: float) -> Equal:
     """Where a family of nets reaches an error, between its nets along straight lines of log error over log size.
 
     A net that is worse than a smaller one counts as that smaller one.
@@ -135,7 +135,7 @@ def equal_size(sizes: Sequence[float], family: Sequence[Errors], net: Errors) ->
     if min(map(len, [*family, net])) < 2:
         return Interval(found.size), found.where
     rng, ends = np.random.default_rng(0), {"beyond": float("inf"), "below": 0.0}
-    drawn = [size_at(sizes, *(resample(family, rng), resample([net], rng)[0])) for _ in range(RESAMPLES)]
+    drawn = [size_at(sizes, resample(family, rng), float(resample([net], rng)[0])) for _ in range(RESAMPLES)]
     low, high = percentiles([ends.get(where, size) for size, where in drawn])
     return Interval(found.size, low, high), found.where
 

@@ -210,8 +210,8 @@ def write_report(rows: Sequence[dict[str, str]], out: Path) -> str:
     }
     seeds, minutes = {seed for net in nets for seed in net.errors}, sum(float(row["seconds"]) for row in rows) / 60
     text = f"# Scaling\n\n{len(rows)} cells, {len(seeds)} seeds, {minutes:,.0f} minutes of one thread. Errors are "
-    text += "squared errors over the variance of the change on held-out episodes, geometric means over seeds; in brackets 95 % "
-    text += "intervals over seeds.\n"
+    text += "squared errors over the variance of the change on held-out episodes, geometric means over seeds; in "
+    text += "brackets 95 % intervals over seeds.\n"
     if diverged:
         text += f"\n**{diverged} cells diverged and are left out.**\n"
     bodies = {
