@@ -34,7 +34,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scaling_cells import CORES, TOLERANCE, Cell, Grid, Outcome, Problem, Settings, shape_of, train_cell
+from scaling_cells import CORES, TOLERANCE, Cell, Grid, Outcome, Settings, shape_of, train_cell
+from scaling_data import Problem
 from scaling_report import write_report
 
 from agent.data.dataset import Dataset, load_dataset
@@ -87,7 +88,9 @@ class Folder:
             broken = file.read(1) != b"\n"
         handle = os.open(self.cells, os.O_WRONLY | os.O_APPEND)
         try:
-            os.write(handle, ("\n" * broken + line.getvalue()).encode())
+            # commas that make the rest of a row longer than any row
+            rest = "," * len(COLUMNS) + "\n" if broken else ""
+            os.write(handle, (rest + line.getvalue()).encode())
             os.fsync(handle)
         finally:
             os.close(handle)
