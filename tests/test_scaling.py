@@ -190,8 +190,8 @@ def test_the_learning_rate_rises_and_falls_to_zero():
 
 
 def words(folder, out, *more):
-    size = "--steps 1,2 --loops 1,2 --widths 8 --seeds 0,1 --cores looped --updates 3 --batch 8".split()
-    return [str(folder), "--out", str(out), *size, *more]
+    grid = ["--steps", "1,2", "--loops", "1,2", "--widths", "8", "--seeds", "0,1", "--cores", "looped"]
+    return [str(folder), "--out", str(out), *grid, "--updates", "3", "--batch", "8", *more]
 
 
 def test_a_second_command_does_nothing_and_a_cut_off_file_is_completed(folder, tmp_path, monkeypatch, capsys):
