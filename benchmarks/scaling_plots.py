@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from scaling_fits import between
 from scaling_nets import Net, families
 
@@ -160,9 +160,15 @@ def logarithmic(axis: Axes, ticks: Sequence[int]) -> None:
         axis.xaxis.set_minor_locator(NullLocator())
     else:
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axis.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+        threes = FuncFormatter(lambda value, _: f"{value:,.0f}" if f"{value:e}"[0] == "3" else "")
+        axis.xaxis.set_minor_formatter(threes)
+        axis.tick_params(axis="x", which="minor", labelsize=7)
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_formatter(FuncFormatter(_few))
+    low, high = axis.get_ylim()
+    if high < 4 * low:  # too narrow for powers of ten
+        axis.yaxis.set_major_locator(MaxNLocator(4))
+        axis.yaxis.set_minor_locator(NullLocator())
     axis.tick_params(axis="y", which="minor", labelsize=7)
     axis.grid(alpha=0.15)
 
