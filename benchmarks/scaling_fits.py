@@ -1,0 +1,147 @@
+"""Numbers of the scaling study: power laws, ratios and equal errors, with intervals over training seeds.
+
+Errors of one net are an array (S,), one per seed. Errors are averaged and compared as logarithms. All intervals are of
+95 %; with one seed there is none, and both its ends are NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES = 1000
+NAN = float("nan")
+
+Errors = np.ndarray
+"""(S,) errors of one net, one per seed."""
+
+
+class Interval(NamedTuple):
+    """A value and its 95 % interval. An end may be infinite, or NaN when nothing is known of it."""
+
+    value: float
+    low: float = NAN
+    high: float = NAN
+
+
+class PowerLaw(NamedTuple):
+    """error ~ x ** -exponent. spread: standard deviation of the log errors about the line; points: how many nets."""
+
+    exponent: Interval
+    spread: float
+    points: int
+
+
+class Equal(NamedTuple):
+    """The size at which a family of nets has an error. where: inside of its range, beyond its largest net (the size is
+    then that net's, and the true one is larger), or below its smallest one (the true one is smaller)."""
+
+    size: float
+    where: str
+
+
+def middle(errors: Errors) -> float:
+    """Geometric mean over seeds."""
+    return float(np.exp(np.log(errors).mean()))
+
+
+def slope(x: np.ndarray, y: np.ndarray) -> float:
+    """Of the straight line through log y over log x, (P,) each."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def resample(nets: Sequence[Errors], rng: np.random.Generator) -> np.ndarray:
+    """(P,) mean errors of P nets over seeds that are drawn with replacement, net by net."""
+    return np.array([middle(rng.choice(errors, len(errors))) for errors in nets])
+
+
+def percentiles(values: Sequence[float]) -> tuple[float, float]:
+    """The middle 95 %; values may be infinite."""
+    low, high = np.quantile(np.asarray(values), (0.025, 0.975), method="inverted_cdf")
+    return float(low), float(high)
+
+
+def power_law(x: Sequence[float], nets: Sequence[Errors]) -> PowerLaw | None:
+    """Fitted to P nets of size x (P,), its interval by bootstrap over seeds; None when there are not two sizes."""
+    size, error = np.asarray(x, float), np.array([middle(errors) for errors in nets])
+    if len(np.unique(size)) < 2:
+        return None
+    exponent = -slope(size, error)
+    line = np.polyval(np.polyfit(np.log(size), np.log(error), 1), np.log(size))
+    spread = float(np.std(np.log(error) - line))
+    if min(map(len, nets)) < 2:
+        return PowerLaw(Interval(exponent), spread, len(size))
+    rng = np.random.default_rng(0)
+    found = [-slope(size, resample(nets, rng)) for _ in range(RESAMPLES)]
+    return PowerLaw(Interval(exponent, *percentiles(found)), spread, len(size))
+
+
+def student(values: np.ndarray) -> Interval:
+    """Mean of one value per seed (S,), with Student's interval."""
+    mean, count = float(values.mean()), len(values)
+    if count < 2:
+        return Interval(mean)
+    half = float(stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / count**0.5)
+    return Interval(mean, mean - half, mean + half)
+
+
+def ratio(one: Errors, other: Errors) -> Interval:
+    """one / other, paired by seed, its interval over seeds."""
+    return Interval(*(float(np.exp(part)) for part in student(np.log(one / other))))
+
+
+def ratio_over_episodes(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """The interval of the same ratio over held-out episodes, by bootstrap: errors (S, E) each, seeds as they are."""
+    count = one.shape[1]
+    if count < 2:
+        return NAN, NAN
+    picks = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
+    # (S, E) -> (S, RESAMPLES)
+    means = [errors[:, picks].mean(-1) for errors in (one, other)]
+    return percentiles(np.exp(np.log(means[0] / means[1]).mean(0)).tolist())
+
+
+def growth(x: Sequence[float], ratios: np.ndarray) -> Interval:
+    """b of ratio ~ x ** b, where ratios (S, P) are of P values of x; its interval over seeds."""
+    return student(np.array([slope(np.asarray(x, float), row) for row in ratios]))
+
+
+def size_at(sizes: Sequence[float], errors: Sequence[float] | np.ndarray, wanted: float) -> Equal:
+    """Where a family of nets reaches an error, between its nets along straight lines of log error over log size.
+
+    A net that is worse than a smaller one counts as that smaller one.
+    """
+    order = np.argsort(sizes)
+    size, best = np.asarray(sizes, float)[order], np.minimum.accumulate(np.asarray(errors, float)[order])
+    if wanted >= best[0]:
+        return Equal(float(size[0]), "inside" if wanted == best[0] else "below")
+    if wanted < best[-1]:
+        return Equal(float(size[-1]), "beyond")
+    at = int(np.argmax(best <= wanted))  # the first that is good enough
+    log_size, log_best = np.log(size[at - 1 : at + 1]), np.log(best[at - 1 : at + 1])
+    part = (np.log(wanted) - log_best[0]) / (log_best[1] - log_best[0])
+    return Equal(float(np.exp(log_size[0] + part * (log_size[1] - log_size[0]))), "inside")
+
+
+def equal_size(sizes: Sequence[float], family: Sequence[Errors], net: Errors) -> tuple[Interval, str]:
+    """The size at which the family is as good as the net, and where that lies; its interval by bootstrap over seeds.
+
+    An end of the interval is infinite when it lies beyond the family's largest net, and 0 when below its smallest.
+    """
+    found = size_at(sizes, [middle(errors) for errors in family], middle(net))
+    if min(map(len, [*family, net])) < 2:
+        return Interval(found.size), found.where
+    rng, ends = np.random.default_rng(0), {"beyond": float("inf"), "below": 0.0}
+    drawn = [size_at(sizes, resample(family, rng), float(resample([net], rng)[0])) for _ in range(RESAMPLES)]
+    low, high = percentiles([ends.get(where, size) for size, where in drawn])
+    return Interval(found.size, low, high), found.where
+
+
+def between(x: Sequence[float], errors: Sequence[float], wanted: float) -> float:
+    """Error at the size `wanted`, along straight lines of log error over log size; NaN outside of the sizes."""
+    order = np.argsort(x)
+    log_x, log_error = np.log(np.asarray(x, float)[order]), np.log(np.asarray(errors, float)[order])
+    return float(np.exp(np.interp(np.log(wanted), log_x, log_error, left=NAN, right=NAN)))
