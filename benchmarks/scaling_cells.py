@@ -34,7 +34,7 @@ from scaling_data import Pairs, Problem
 from torch import Tensor, nn
 
 from agent.runtime import seed_everything
-from world_model import Core, CoreSizes, LoopConfig, LoopedCore, StackConfig, cost
+from world_model import Core, CoreSizes, LoopConfig, LoopedCore, cost
 from world_model.controls.gru import BLOCKS, GRUCore
 from world_model.controls.matching import nearest
 from world_model.controls.stacked import StackedCore
@@ -110,7 +110,7 @@ class Shape(NamedTuple):
         )
         sizes = CoreSizes(self.obs, 1, self.k // self.calls * self.actions)
         if self.core == "stacked":
-            return StackedCore(cfg, sizes, StackConfig(self.loops))
+            return StackedCore(cfg, sizes)
         return GRUCore(cfg, sizes) if self.core == "gru" else LoopedCore(cfg, sizes)
 
 
