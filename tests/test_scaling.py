@@ -385,3 +385,11 @@ def test_the_report_is_written_with_its_pictures(tmp_path):
         assert len((tmp_path / f"{name}.csv").read_text().splitlines()) > 1
     with pytest.raises(UsageError, match="holds no finished cell"):
         report.write_report([], tmp_path)
+
+
+def test_one_seed_has_a_report_without_intervals(tmp_path):
+    rows = []
+    for loops, error in ((1, 0.0521), (2, 0.0249266), (4, 0.0140776)):  # exp(log(x)) is not x
+        rows += made_up("looped", 10, loops, 1, 100, 100 * loops, error, seeds=(0,))
+    report.write_report(rows, tmp_path)
+    assert "| made | 10 | 4 | 3.7 |" in (tmp_path / "report.md").read_text()
