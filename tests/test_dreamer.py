@@ -151,6 +151,7 @@ def test_dreams_start_from_the_last_rows_and_give_their_returns_back(monkeypatch
     assert torch.equal(alive.view(4, 3), expected)
     rows = states.feat(), batch.reward, batch.is_terminal, batch.is_last
     expected = *(row[:, 3:] for row in rows), torch.arange(12.0).view(4, 3)
+    assert replayed.pop() is None  # rows of one decision each
     assert all(torch.equal(*pair) for pair in zip(replayed, expected, strict=True))
 
 

@@ -1,10 +1,15 @@
 """Jumps: which rows they cover, what they sum, and that values do not depend on their length."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from small import make_world, random_state
 
-from world_model import Batch
+from agent.data.replay import ReplayBuffer
+from agent.learning.sampling import sample
+from world_model import Batch, LatentState
 from world_model.jumps import control, jump_rows, pack
 
 GAMMA = 0.9
@@ -87,6 +92,27 @@ def test_values_on_a_chain_do_not_depend_on_the_length_of_jumps(jump):
         value += discount * reward
         discount *= GAMMA**taken
     assert value == pytest.approx(sum(GAMMA**t * t for t in range(12)), rel=1e-5)
+
+
+def test_what_is_sampled_lies_where_it_is_said_to_lie():
+    """Places of the last rows of jumps: their observations are the numbers of the rows, their actions those before."""
+    replay = ReplayBuffer(400, 1, {"state": 1}, 1, (1, 2), (1, 2), seed=3)
+    for number in range(300):
+        value, no = np.full((1, 1), number, np.float32), np.zeros(1, bool)
+        flags = {"is_first": no | (number % 50 == 0), "is_last": no | (number % 50 == 49), "is_terminal": no}
+        row = {"obs/state": value, "prev_action": value / 300, "reward": value[0], **flags}
+        replay.add(row, LatentState(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2)))
+    world = SimpleNamespace(cfg=SimpleNamespace(jump=4))
+    agent = SimpleNamespace(world=world, behavior=SimpleNamespace(cfg=SimpleNamespace(gamma=GAMMA)), device="cpu")
+    lengths = set()
+    for _ in range(20):
+        batch, where = sample(agent, replay, 8, 6)
+        assert where.shape == (2, 8, 6)
+        assert np.array_equal(batch.obs["state"][..., 0].numpy(), where[1])
+        first = batch.prev_action[:, :, 0, 0] * 300
+        assert torch.allclose(first, torch.from_numpy(where[1]) - batch.taken + 1.0, atol=1e-3)
+        lengths.add(int(batch.taken.max()))
+    assert lengths == {1, 2, 3, 4}
 
 
 # ---------------------------------------------------------------------- the world model

@@ -145,7 +145,7 @@ def test_training_and_evaluations_count_simulator_steps(clocks: None, make_train
     """An episode of 10 steps takes three actions of 4, the last of which ends after two."""
     task = TaskId.parse("gym:Clock10-v0@repeat4")
     make_envs = partial(make_vector_env, task, seed=0)
-    settings = {"envs": 2, "steps": 480, "ratio": 0.0, "pretrain": 0, "eval_every": 0}
+    settings = {"envs": 2, "steps": 480, "ratio": 0.0, "eval_every": 0}
     trainer = make_trainer(tmp_path, make_envs, repeat=task.action_repeat, **settings)
     Clock.total = 0
     assert trainer.run()
