@@ -42,6 +42,21 @@ def test_open_loop_errors_are_those_of_a_dream_from_the_posterior_state():
     assert torch.allclose(result.reward[longest], (reward[:, -1] - episodes.reward[:, -1]).abs(), atol=1e-5)
 
 
+def test_jumps_are_compared_at_the_decisions_that_they_end_on():
+    world = make_world(jump=4, exit="fixed").eval()
+    episodes = episodes_of(world, [CONTEXT_ROWS + 20])
+    result = open_loop(world, episodes, [2, 3, 20], windows=1, jump=2, gamma=0.5)
+    assert set(result.error) == set(result.reward) == {2, 20}
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        states, _ = posterior_states(world, episodes)
+        start = states.map(lambda leaf: leaf[:, CONTEXT_ROWS - 1].expand(SAMPLES, *leaf.shape[2:]))
+        actions = episodes.prev_action[:, CONTEXT_ROWS:].unflatten(1, (10, 2)).expand(SAMPLES, -1, -1, -1)
+        reward = world.imagine(start, actions, 10).rewards.mean(0)
+    last = episodes.reward[0, -2:]
+    assert result.reward[20] == pytest.approx(abs(reward[-1] - last[0] - 0.5 * last[1]).item(), abs=1e-5)
+
+
 def test_padding_does_not_enter_the_errors():
     world = make_world(exit="fixed")
     short = episodes_of(world, [CONTEXT_ROWS + 4, CONTEXT_ROWS + 9])
