@@ -136,6 +136,15 @@ def test_rows_that_a_run_cannot_fill_are_not_reserved():
     assert make_replay(short, 1, seen, repeat=2).length == 500_000
 
 
+def test_a_run_that_could_never_learn_from_jumps_is_refused():
+    few = Spaces({"state": 2}, ActionSpec(2, False))
+    jumps = replace(preset("small").model, jump=32)
+    for train in ({"replay_rows": 512}, {"steps": 1000}):
+        with pytest.raises(UsageError, match="--train.replay-rows 513 and --steps 1026"):
+            make_replay(replace(config(**train), model=jumps), 1, few, repeat=2)
+    assert make_replay(replace(config(replay_rows=513, steps=1026), model=jumps), 1, few, repeat=2).length == 513
+
+
 def test_a_run_with_fewer_rows_reserved_is_extended(script, tmp_path):
     words = ("--preset", "debug", "--no-video", "--train.eval-every", 0)
     done = script("train_agent.py", "toy:cue5", *words, "--steps", 300, "--run-dir", "run")

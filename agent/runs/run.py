@@ -132,12 +132,19 @@ def make_replay(config: Config, envs: int, spaces: Spaces, repeat: int) -> Repla
 
     repeat: simulator steps per action. No more rows are reserved than the run can fill, two for each action where all
     episodes have one step; with images as many as are asked for, in a file that occupies what is written.
+    Raises UsageError where it could never hold one sequence of the longest jumps.
     """
-    model = config.model
+    model, needed = config.model, rows_needed(config.train.length, config.model.jump) * envs
+    steps = repeat * needed
+    if model.jump > 1 and (config.train.replay_rows < needed or config.train.steps < steps):
+        raise UsageError(
+            f"with --model.jump {model.jump} and --train.length {config.train.length} learning needs {needed} rows: "
+            f"give at least --train.replay-rows {needed} and --steps {steps}, or less of those two"
+        )
     deter, stoch = (model.loop.tokens, model.loop.width), (model.groups, model.classes)
     rows, actions = config.train.replay_rows, spaces.action.size
     if all(isinstance(size, int) for size in spaces.obs.values()):
-        rows = min(rows, 2 * (config.train.steps // repeat + rows_needed(config.train.length, model.jump) * envs))
+        rows = min(rows, 2 * (config.train.steps // repeat + needed))
     return ReplayBuffer(rows, envs, spaces.obs, actions, deter, stoch, config.seed)
 
 
