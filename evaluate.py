@@ -274,8 +274,8 @@ def main(argv: list[str]) -> int:
     except NonFiniteError as error:
         print(f"error: {error} is not finite", file=sys.stderr)
         return 1
-    except OSError as error:  # a path that may not be read
-        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:  # a path that may not be read, or cannot be
+        print(f"error: {error}; look at that place, or give another one", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         line = out_of_memory(error, "close other programs, or give fewer --episodes where the command has them")

@@ -10,6 +10,7 @@ import torch
 import yaml
 from test_compare import write_run
 
+import evaluate
 from agent.data.checkpoint import read_checkpoint
 from agent.errors import UsageError
 from agent.interop.load import load_agent
@@ -251,3 +252,16 @@ def test_values_that_cannot_be_end_the_command_with_status_2(words, capsys):
         parse_cli(["toy:cue", *words])
     assert one_line(str(caught.value))
     assert caught.type is UsageError or caught.value.code == 2
+
+
+@pytest.mark.parametrize("count", [float("inf"), float("nan"), "many", [1], {}, None])
+def test_an_optimiser_that_has_counted_to_no_number_is_another_version(checkpoint, count):
+    saved = read_checkpoint(checkpoint)
+    saved["agent"]["optimizers"]["actor"]["updates"] = count
+    with pytest.raises(UsageError, match="of another version of the model"):
+        load_agent(saved, "cpu")
+
+
+def test_a_name_that_is_too_long_for_a_file_ends_in_advice(capsys):
+    assert evaluate.main(["policy", "a" * 600]) == 2
+    assert capsys.readouterr().err.endswith("; look at that place, or give another one\n")
