@@ -22,9 +22,10 @@ import torch
 
 from agent.data.checkpoint import check_spaces
 from agent.environment_failures import first_reset
-from agent.errors import NonFiniteError, UsageError
+from agent.errors import NonFiniteError, RankLost, UsageError
 from agent.evaluation.episodes import Evaluator
-from agent.execution import make_execution
+from agent.execution import Ranks, make_execution
+from agent.execution.ranks import join_ranks, started_as_rank
 from agent.logs.streams import lasting_streams
 from agent.runs.baseline_run import train_baseline
 from agent.runs.capacity import check_capacity, out_of_memory
@@ -34,12 +35,14 @@ from agent.runs.folder import claimed
 from agent.runs.header import print_header, resume_command
 from agent.runs.model_run import train_model
 from agent.runs.notes import check_steps, headline, notes
-from agent.runs.run import make_agent, make_replay, open_run, show_results, train_to_end
+from agent.runs.rank_run import config_of_rank, device_of, folder_of, refuse_ranks, run_of, train_ranks_to_end
+from agent.runs.run import make_agent, make_replay, open_run, show_results
 from agent.runs.sweep import run_sweep
 from agent.runs.sweep_grid import parse_sweep
 from agent.runtime import keep_memory, resolve_device, seed_everything, set_threads
 from agent.spaces import spaces_of
 from agent.training.evaluations import Evaluations
+from agent.training.rank_trainer import RankTrainer
 from agent.training.resume import open_replay
 from agent.training.trainer import Trainer
 from envs import EPISODE_LIMIT, TaskError, TaskId, endless, how_shown, make_env, make_vector_env, prepare_rendering
@@ -48,9 +51,12 @@ from envs import EPISODE_LIMIT, TaskError, TaskId, endless, how_shown, make_env,
 def train(argv: list[str]) -> int:
     """Read the command line and train what it asks for. Returns the exit status."""
     if grid := parse_sweep(argv):
+        refuse_ranks("a sweep")
         return run_sweep(grid, checked)
     config, saved = parse_cli(argv, TaskId.shows_images)
     task, device = TaskId.parse(config.task), resolve_device(config.device)
+    if config.model_only or config.agent != "dreamer":
+        refuse_ranks("--model-only" if config.model_only else f"--agent {config.agent}")
     if config.model_only:
         return train_model(config, str(task), task.slug, device)
     check_steps(config, task)
@@ -58,55 +64,58 @@ def train(argv: list[str]) -> int:
     limit = EPISODE_LIMIT if endless(task) else None
     if config.agent != "dreamer":
         return train_baseline(config, task, device, make_env, make_vector_env, limit, cannot_draw, how_shown)
-    return train_dreamer(config, saved, task, device, limit, cannot_draw)
+    device = device_of(device)
+    with closing(join_ranks(device)) as ranks:
+        return train_dreamer(config, saved, task, device, limit, cannot_draw, ranks)
 
 
 def train_dreamer(
     config: Config, saved: dict[str, Any] | None, task: TaskId, device: torch.device,
-    limit: int | None, cannot_draw: str | None,
+    limit: int | None, cannot_draw: str | None, ranks: Ranks,
 ) -> int:  # fmt: skip
     """The main program: environments, agent, replay, evaluation and trainer joined.
 
     saved: the checkpoint of a run that goes on; limit: length at which episodes are cut off where the task names none;
-    cannot_draw: why there will be no video.
+    cannot_draw: why there will be no video; ranks: the processes of this run, which all do this.
     """
     if saved and saved["task"] != str(task):
         raise UsageError(f"{config.resume} is a run of {saved['task']}, not of {task}: leave the task out")
-    set_threads(config.train.threads or int(config.optimizer.workers > 1))
+    mine = config_of_rank(config, ranks)
+    set_threads(config.train.threads or int(max(config.optimizer.workers, ranks.size) > 1))
     keep_memory()
     seed_everything(config.seed)
 
-    with closing(
-        make_vector_env(task, config.train.envs, config.seed, config.train.lives_end, task.is_slow)
-    ) as envs:
+    with closing(make_vector_env(task, config.train.envs, mine.seed, config.train.lives_end, task.is_slow)) as envs:
         spaces = spaces_of(envs)
-        first_reset(envs, config.seed)
+        first_reset(envs, mine.seed)
         if saved:
             check_spaces(saved, spaces)
         check_capacity(config, spaces, task.action_repeat, bool(saved))
         agent = make_agent(config, spaces, device)
-        replay = make_replay(config, envs.num_envs, spaces, task.action_repeat)
+        if ranks.rank:
+            seed_everything(mine.seed)  # the same first weights everywhere, and nothing else
+        replay = make_replay(mine, envs.num_envs, spaces, task.action_repeat)
         make_envs = partial(make_vector_env, task, seed=config.eval.first_seed, asynchronous=task.is_parallel)
         evaluate = Evaluator(config.eval, agent, make_envs, task.action_repeat, task.evaluation_episodes)
         start, counts = saved["step"] if saved else 0, agent.parameter_counts()
-        with claimed(config.run_dir, task.slug, f"{config.preset}-s{config.seed}", saved) as folder:
-            open_replay(replay, folder, saved, agent)
-            with (
-                closing(make_execution(agent)) as execution,
-                open_run(config, str(task), spaces, device, counts, folder, config.train.steps, start) as run,
-            ):
+        claim = partial(claimed, config.run_dir, task.slug, f"{config.preset}-s{config.seed}", saved)
+        with folder_of(ranks, claim) as folder:
+            saved = open_replay(replay, folder, saved, agent, ranks)
+            opened = partial(open_run, config, str(task), spaces, device, counts, folder, config.train.steps, start)
+            with closing(make_execution(agent, ranks)) as execution, run_of(ranks, folder, opened) as run:
                 evaluations = Evaluations(agent, evaluate, run.logger, run.store, run.report)
-                trainer = Trainer(
-                    config.train, agent, execution, envs, replay, run.logger, evaluations, run.store, config.seed,
+                kind = Trainer if ranks.size == 1 else partial(RankTrainer, ranks)
+                trainer = kind(
+                    mine.train, agent, execution, envs, replay, run.logger, evaluations, run.store, mine.seed,
                     task.action_repeat,
                 )  # fmt: skip
                 if saved:
                     trainer.load_state_dict(saved)
                 lines = [f"resume       {resume_command(folder)}", *how_shown(envs)]
-                lines += notes(config, spaces, device, limit, cannot_draw)
+                lines += notes(config, spaces, device, limit, cannot_draw, ranks.size)
                 print_header(headline(config, task), spaces, counts, f"{device}, {config.preset}", folder, *lines)
-                status = train_to_end(run, trainer, config)
-            if status == 0:
+                status = train_ranks_to_end(ranks, run, trainer, config)
+            if status == 0 and ranks.rank == 0:
                 film = partial(make_env, task, render=True)
                 show_results(run, trainer, config, str(task), task.unit, agent, film, cannot_draw)
     return status
@@ -129,6 +138,9 @@ def main(argv: list[str]) -> int:
     except (TaskError, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RankLost as error:  # before or after training
+        print(f"rank {started_as_rank()[0]}: {error}", file=sys.stderr)
+        return 1
     except NonFiniteError as error:  # of a baseline's evaluation
         print(f"error: {error} is not finite", file=sys.stderr)
         return 1

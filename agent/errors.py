@@ -23,7 +23,11 @@ class BadStep(EnvironmentFailure):
 
 
 class WorkerFailure(RuntimeError):
-    """A process that shares the updates has ended or failed; weights and replay are as before the update."""
+    """Another process of the run has failed, and this one can save what there is."""
+
+
+class RankLost(WorkerFailure):
+    """Another process of the run has ended or cannot be reached: no message follows, and what it had is lost."""
 
 
 class Interrupted(Exception):

@@ -170,7 +170,7 @@ def main() -> None:
         return
     names = ["world_model", "imagination", "actor_critic", "backward", "optimizer", "total"]
     if args.workers > 1:
-        names.insert(4, "workers")
+        names[4:5] = ["all_reduce", "optimizer", "workers"]
     if args.images:
         names = ["update", "total"] if args.device == "cuda" else names
     print(f"{'median ms of an update':34s} {'params':>9s} " + " ".join(f"{n:>13s}" for n in names) + "  mean loops")

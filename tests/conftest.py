@@ -14,18 +14,21 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from small_ranks import SEED
 
 from agent.data.checkpoint import CheckpointStore
 from agent.data.replay import ReplayBuffer
 from agent.evaluation.episodes import Evaluator
-from agent.execution import make_execution
+from agent.execution import Ranks, make_execution
 from agent.learning.dreamer import Dreamer
 from agent.logs.logger import Logger
+from agent.logs.silent import SilentLogger
 from agent.runs.presets import preset
 from agent.runtime import seed_everything
 from agent.settings import to_dict
 from agent.spaces import spaces_of
 from agent.training.evaluations import Evaluations
+from agent.training.rank_trainer import RankTrainer
 from agent.training.trainer import Trainer
 from envs import make_vector_env
 
@@ -35,6 +38,7 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup: programs t
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).resolve().parent.parent
+ALONE = Ranks()
 
 
 def benchmark(name: str):
@@ -104,11 +108,13 @@ def fixed_levels(monkeypatch):
 def make_trainer():
     """make_trainer(folder, make_envs, seed=0, config=..., **train): a Trainer, built as train_agent.py does.
 
-    failures: a list for evaluations that fail; without it their error is raised.
+    failures: a list for evaluations that fail; without it their error is raised. ranks: those of a run of several.
     """
     opened = []
 
-    def make(folder, make_envs=metronomes, seed=0, config=None, saved=None, repeat=1, failures=None, **train):
+    def make(
+        folder, make_envs=metronomes, seed=0, config=None, saved=None, repeat=1, failures=None, ranks=ALONE, **train
+    ):
         def report(step, what, error):
             if failures is None:
                 raise error
@@ -116,19 +122,26 @@ def make_trainer():
 
         config = config or preset("debug")
         config = replace(config, seed=seed, train=replace(config.train, **train))
-        seed_everything(seed)
         envs = make_envs(config.train.envs)
         spaces, model = spaces_of(envs), config.model
-        agent = Dreamer(model, config.behavior, config.optimizer, spaces)
+        with SEED:
+            seed_everything(seed)
+            agent = Dreamer(model, config.behavior, config.optimizer, spaces)
         latent = (model.loop.tokens, model.loop.width), (model.groups, model.classes)
         rows = config.train.replay_rows
         replay = ReplayBuffer(rows, envs.num_envs, spaces.obs, spaces.action.size, *latent, seed)
-        logger = Logger(folder, config.train.steps, saved["step"] if saved else 0, console=False)
+        if ranks.rank:
+            logger = SilentLogger(folder)
+        else:
+            logger = Logger(folder, config.train.steps, saved["step"] if saved else 0, console=False)
         evaluate = Evaluator(config.eval, agent, make_envs, repeat)
         store = CheckpointStore(folder, "toy:test", to_dict(config), spaces)
-        execution = make_execution(agent)
+        if ranks.rank:
+            store = lambda name, content, beside=False: None  # noqa: E731
+        execution = make_execution(agent, ranks)
         evaluations = Evaluations(agent, evaluate, logger, store, report)
-        trainer = Trainer(config.train, agent, execution, envs, replay, logger, evaluations, store, seed, repeat)
+        kind = Trainer if ranks.size == 1 else partial(RankTrainer, ranks)
+        trainer = kind(config.train, agent, execution, envs, replay, logger, evaluations, store, seed, repeat)
         if saved:
             trainer.load_state_dict(saved)
         opened.extend([logger, envs, execution])

@@ -1,33 +1,39 @@
-"""Data-parallel updates: worker processes compute the gradients of their part of a batch."""
+"""Data-parallel updates: ranks share a batch, and their step is that of one process with all of it."""
 
 import operator
+import os
+import signal
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import metronomes
+from small_ranks import SEED, together
 
 from agent.data.checkpoint import find_checkpoint, read_checkpoint
-from agent.errors import NonFiniteError, WorkerFailure
+from agent.errors import NonFiniteError, RankLost, WorkerFailure
 from agent.execution import DataParallel, Eager, make_execution
+from agent.execution.ranks import Ranks
 from agent.learning.actor_critic import BehaviorConfig
 from agent.learning.dreamer import Dreamer
 from agent.learning.optimizer import OptimizerConfig
 from agent.runs.presets import preset
 from agent.spaces import ActionSpec, Spaces
 from world_model import Batch, LatentState, LoopConfig, ModelConfig
+from world_model.images import ImageConfig
 
-SIZE, LENGTH, HORIZON = 6, 5, 3
+SIZE, LENGTH, HORIZON = 8, 5, 3
 
 
-def make(workers):
+def make(workers, objective="decode"):
     """A small agent of vectors and images, all parts of which learn, and its execution."""
     torch.manual_seed(0)
     loop = LoopConfig(tokens=2, width=8, units=16, mean_loops=2.0)
-    model = ModelConfig(loop, groups=3, classes=4, units=16)
+    model = ModelConfig(loop, groups=3, classes=4, units=16, image=ImageConfig(4, objective=objective))
     cfg = BehaviorConfig(horizon=HORIZON, starts=4 * SIZE, units=16)
-    spaces = Spaces({"state": 3, "sight": (64, 64, 3)}, ActionSpec(2, False))
+    spaces = Spaces({"state": 3, "sight": (16, 16, 3)}, ActionSpec(2, False))
     agent = Dreamer(model, cfg, OptimizerConfig(workers=workers), spaces)
     for adam in agent.optimizers.values():
         adam.warmup = 1
@@ -56,7 +62,7 @@ def make_batch(agent, seed=1):
     return Batch(
         {
             "state": torch.randn(SIZE, LENGTH, 3, generator=gen),
-            "sight": torch.randint(0, 256, (SIZE, LENGTH, 64, 64, 3), dtype=torch.uint8, generator=gen),
+            "sight": torch.randint(0, 256, (SIZE, LENGTH, 16, 16, 3), dtype=torch.uint8, generator=gen),
         },
         torch.rand(SIZE, LENGTH, 2, generator=gen),
         torch.randn(SIZE, LENGTH, generator=gen),
@@ -67,73 +73,124 @@ def make_batch(agent, seed=1):
     )
 
 
-class Part(Eager):
-    """What a worker computes, in this process: gradients of one part, and no step."""
-
-    takes_step = False
-    processes = 3
-
-
-def test_the_gradient_is_the_mean_of_the_parts(processes):
-    """What the workers did is done again here, with the same weights and random numbers, and averaged."""
-    agent, execution = processes(3)
-    batch = make_batch(agent)
-    execution.update(batch)  # the processes start, and the running statistics have seen something
-    execution.takes_step, execution.depth = False, 2
-    here, theirs = torch.get_rng_state(), execution.workers.random_states()
-    before = {name: value.clone() for name, value in agent.policy.state_dict().items()}
-    update = agent.update(batch, 2, execution)
-    gradients = [adam.gradient.clone() for adam in agent.optimizers.values()]
-
-    expected, parts = [torch.zeros_like(flat) for flat in gradients], []
-    for number, random in enumerate([here, *theirs]):
-        agent.policy.load_state_dict(before)
-        torch.set_rng_state(random)
-        part = batch.map(operator.itemgetter(slice(2 * number, 2 * number + 2)))
-        parts.append(agent.update(part, 2, Part(agent)))
-        for total, adam in zip(expected, agent.optimizers.values(), strict=True):
-            total += adam.gradient / 3
-    for one, other in zip(gradients, expected, strict=True):
-        assert one.abs().max() > 0
-        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6 * float(other.abs().max()))
-    assert torch.allclose(update.states.deter, torch.cat([part.states.deter for part in parts]), atol=1e-6)
-    assert torch.equal(update.states.stoch, torch.cat([part.states.stoch for part in parts]))
-    assert torch.equal(update.dream_depth, torch.cat([part.dream_depth for part in parts]))
-    for name, value in update.metrics.items():
-        mean = sum(float(part.metrics[name]) for part in parts) / 3
-        assert float(value) == pytest.approx(mean, rel=1e-3, abs=1e-5), name
+@pytest.fixture
+def steady(monkeypatch):
+    """No random number depends on how many are drawn."""
+    monkeypatch.setattr(torch, "rand", lambda *shape, dtype=None, **_: torch.full(shape, 0.37, dtype=dtype))
+    monkeypatch.setattr(torch, "randn_like", lambda x: torch.full_like(x, 0.5))
 
 
-def test_a_shared_update_returns_what_a_plain_one_does(processes):
+def share_of(batch, rank, size):
+    part = SIZE // size
+    return batch.map(operator.itemgetter(slice(rank * part, (rank + 1) * part)))
+
+
+def two_updates(ranks, objective):
+    """The agent after two updates of this rank's parts, the gradients of the first and the `Update` of the second."""
+    with SEED:
+        agent, _ = make(1, objective)
+    execution = Eager(agent, ranks=ranks)
+    for policy in (agent.policy, agent.averaged):
+        policy.world.observation_model.images.precision = "float32"
+    fitted = make_batch(agent, 3)
+    agent.fit_image_normaliser(lambda *_: (share_of(fitted, ranks.rank, ranks.size), None), ranks.size, ranks.average)
+    gradients = None
+    for seed in (1, 2):
+        agent.begin_update(0.0)
+        update = agent.update(share_of(make_batch(agent, seed), ranks.rank, ranks.size), 2, execution)
+        gradients = gradients or {name: adam.gradient.clone() for name, adam in agent.optimizers.items()}
+    return agent, gradients, update
+
+
+@pytest.mark.parametrize("objective", ["decode", "redundancy"])
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_are_one_process_with_the_whole_batch(steady, size, objective):
+    """Gradients, running statistics, weights and metrics, of vectors and of images."""
+    agent, gradients, update = two_updates(Ranks(), objective)
+    ranks = together(size, lambda ranks: two_updates(ranks, objective))
+    for result in ranks:
+        assert not isinstance(result, Exception), result
+        other, theirs, its_update = result
+        for name, gradient in gradients.items():
+            assert 0 < float((gradient - theirs[name]).abs().max()) <= 1e-5 * float(gradient.abs().max()), name
+            assert torch.equal(ranks[0][0].optimizers[name].flat, other.optimizers[name].flat), name
+        buffers = dict(other.policy.named_buffers())
+        for name, buffer in agent.policy.named_buffers():
+            assert torch.allclose(buffer, buffers[name], rtol=1e-5, atol=1e-5), name
+        for name, value in update.metrics.items():
+            assert float(its_update.metrics[name]) == pytest.approx(float(value), rel=1e-3, abs=1e-4), name
+    joined = torch.cat([its.states.deter for _, _, its in ranks])
+    assert torch.allclose(joined, update.states.deter, atol=1e-3)
+
+
+def test_the_depth_is_that_of_rank_0():
+    def draws(ranks):
+        agent, _ = make(1)
+        execution, depths = Eager(agent, ranks=ranks), []
+        agent.begin_update = lambda progress: 1 + ranks.rank
+        agent.update = lambda batch, depth, execution: depths.append(depth)
+        execution.update(None)
+        return depths
+
+    assert together(2, draws) == [[1], [1]]
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_raises_on_all_and_moves_no_weight():
+    def bad(ranks):
+        agent, _ = make(1)
+        execution = Eager(agent, ranks=ranks)
+        batch = share_of(make_batch(agent), ranks.rank, 2)
+        if ranks.rank:
+            batch.reward[0, 0] = float("nan")
+        before = [adam.flat.detach().clone() for adam in agent.optimizers.values()]
+        with pytest.raises(NonFiniteError, match="world/reward_loss"):
+            execution.update(batch)
+        return all(map(torch.equal, before, (adam.flat for adam in agent.optimizers.values())))
+
+    assert together(2, bad) == [True, True]
+
+
+def test_a_rank_that_ends_is_noticed_at_once():
+    def work(ranks):
+        assert ranks.gather({"rank": ranks.rank}) == [{"rank": number} for number in range(3) if ranks.rank == 0]
+        assert ranks.share("folder" if ranks.rank == 0 else None) == "folder"
+        assert ranks.table([ranks.rank]) == [[0.0], [1.0], [2.0]]
+        if ranks.rank == 2:
+            del ranks.group  # its connections close
+            return None
+        began = time.monotonic()
+        with pytest.raises(RankLost, match="killed, or out of memory"):
+            list(iter(lambda: ranks.table([0.0]), None))  # messages without an end
+        return time.monotonic() - began
+
+    first, second, _ = together(3, work)
+    assert max(first, second) < 60.0, (first, second)
+
+
+# ---------------------------------------------------------------------- --optimizer.workers
+
+
+def test_workers_are_one_process_with_the_whole_batch(processes):
+    """But for random numbers: all processes take the same steps, and their statistics are those of the whole batch."""
     (shared, two), (plain, one) = processes(2), processes(1)
     batch = make_batch(plain)
-    torch.manual_seed(1)  # the same training depth
-    states, depths, metrics = two.update(batch)
-    torch.manual_seed(1)
-    usual_states, usual_depths, usual_metrics = one.update(batch)
+    for _ in range(2):
+        torch.manual_seed(1)  # the same training depth
+        states, depths, metrics = two.update(batch)
+        torch.manual_seed(1)
+        usual_states, usual_depths, usual_metrics = one.update(batch)
     assert metrics.keys() == usual_metrics.keys()
     assert states.deter.shape == usual_states.deter.shape == (SIZE, LENGTH, 2, 8)
     assert depths.shape == usual_depths.shape == (4 * SIZE, HORIZON)
-    assert "workers" in shared.clock.seconds
-    # The gradients are those of other random numbers; the weights are the same ones in all processes.
+    assert {"all_reduce", "workers"} <= shared.clock.seconds.keys()
     for name, value in metrics.items():
         assert torch.isfinite(value), name
+    statistics = [agent.world.observation_model.standardise for agent in (shared, plain)]
+    for name in ("mean", "var", "updates"):
+        assert torch.allclose(*(getattr(each, name) for each in statistics), atol=1e-5), name
 
 
-def test_the_first_process_alone_moves_the_running_statistics(processes):
-    agent, execution = processes(3)
-    batch = make_batch(agent)
-    for _ in range(3):
-        execution.update(batch)
-    before = {name: value.clone() for name, value in agent.behavior.named_buffers()}
-    assert before["scale.size"] > 0
-    execution.scatter(batch)
-    execution.workers.answers()
-    for name, value in agent.behavior.named_buffers():
-        assert torch.equal(value, before[name]), name
-
-
-def test_a_loss_that_is_not_finite_anywhere_moves_no_weight(processes):
+def test_a_loss_of_a_worker_that_is_not_finite_moves_no_weight(processes):
     agent, execution = processes(2)
     batch = make_batch(agent)
     execution.update(batch)
@@ -145,25 +202,28 @@ def test_a_loss_that_is_not_finite_anywhere_moves_no_weight(processes):
         assert torch.equal(adam.flat, value)
 
 
-def test_a_worker_that_ends_or_fails_is_told(processes):
+def test_a_worker_that_fails_or_is_killed_is_told(processes, capfd):
     agent, execution = processes(2)
     batch = make_batch(agent)
     execution.update(batch)
-    execution.scatter(batch._replace(reward=batch.reward[:, :2]))  # a shape that cannot be
-    with pytest.raises(WorkerFailure, match="failed:(.|\n)*size of tensor"):
-        execution.workers.answers()
-    execution.workers.processes[0].kill()
-    execution.workers.processes[0].join()
-    with pytest.raises(WorkerFailure, match="--optimizer.workers"):
+    execution.connection.send(("update", "no batch"), 1)
+    with pytest.raises(WorkerFailure, match="--optimizer.workers has ended"):
+        execution.update(batch)
+    assert "no attribute" in capfd.readouterr().err
+    execution.close()
+    execution.update(batch)  # with new ones
+    os.kill(execution.workers[0].pid, signal.SIGKILL)
+    with pytest.raises(WorkerFailure, match="--optimizer.workers has ended"):
         execution.update(batch)
 
 
 def test_a_worker_whose_update_is_given_up_ends_quietly(processes):
-    """As by a second Ctrl-C, or a loss of the first process that is not finite."""
+    """As by a second Ctrl-C."""
     agent, execution = processes(2)
     execution.update(make_batch(agent))
-    execution.scatter(make_batch(agent))
-    (worker,) = execution.workers.processes
+    execution.scatter(make_batch(agent), 0.0)
+    execution.broken = True
+    (worker,) = execution.workers
     execution.close()
     assert worker.exitcode == 0
 
@@ -176,7 +236,7 @@ def test_a_worker_that_ends_leaves_a_run_that_goes_on(make_trainer, tmp_path):
 
     def dying(*words):
         if trainer.agent.updates == 20:
-            trainer.execution.workers.processes[0].kill()
+            trainer.execution.workers[0].kill()
         return update(*words)
 
     trainer.execution.update = dying

@@ -21,6 +21,7 @@ def test_ratio_counts_updates_per_agent_step():
     for step in range(16):
         done.append(0)
         while ratio.due(step):
+            ratio.done += 1
             done[-1] += 1
     assert done == [0] * 10 + [1, 0, 1, 0, 1, 0]
     assert not Ratio(0.0, prefill=10).due(1000)

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from world_model.averages import Average, alone, moments
 from world_model.nets import Norm, linear
 from world_model.ranges import ABOVE_ZERO, AT_LEAST_ONE, require
 
@@ -139,11 +140,11 @@ class ImageNormaliser(nn.Module):
         self.register_buffer("spread", torch.tensor(spread))
 
     @torch.no_grad()
-    def fit(self, image: Tensor) -> None:
+    def fit(self, image: Tensor, average: Average = alone) -> None:
         """Take mean and standard deviation from these images (M, H, W, C)."""
         image = image.to(self.mean.dtype)
-        self.mean.copy_(image.mean(0))
-        self.spread.copy_((image - self.mean).square().mean().sqrt().clamp(min=LEAST_SPREAD))
+        self.mean.copy_(average(image.mean(0)))
+        self.spread.copy_(average((image - self.mean).square().mean()).sqrt().clamp(min=LEAST_SPREAD))
 
     def forward(self, image: Tensor) -> Tensor:
         """(M, H, W, C) uint8 -> how they differ from the mean, in standard deviations."""
@@ -203,18 +204,24 @@ class ConvDecoder(nn.Module):
         return self.normaliser.inverse(x)
 
 
-def redundancy_loss(prediction: Tensor, target: Tensor, off: float) -> Tensor:
+def redundancy_loss(prediction: Tensor, target: Tensor, off: float, average: Average = alone) -> Tensor:
     """(M, U) twice -> (M,) each sample's part of sum_i (1 - C_ii)^2 + off * sum_{i != j} C_ij^2.
 
     C is the cross-correlation over the M samples of the embedding that states predict and the embedding itself: each
     number is to be predicted, and no two are to say the same (R2-Dreamer, arXiv 2603.18202, after Barlow Twins,
     arXiv 2103.03230). It is one number for all samples, spread evenly over them.
     """
-    one, two = ((x - x.mean(0)) / (x.std(0, unbiased=False) + 1e-3) for x in (prediction, target))
-    correlation = one.t() @ two / len(prediction)  # (U, U)
+    one, two = (standardised(x, average) for x in (prediction, target))
+    correlation = average(one.t() @ two / len(prediction))  # (U, U)
     diagonal = correlation.diagonal()
     loss = (1.0 - diagonal).square().sum() + off * (correlation.square().sum() - diagonal.square().sum())
     return loss.expand(len(prediction))
+
+
+def standardised(x: Tensor, average: Average) -> Tensor:
+    """(M, U) with mean 0 and variance 1 over the samples of all processes; what never varies is left as 0."""
+    mean, var = moments(x, average)
+    return (x - mean) / (var.clamp(min=1e-12).sqrt() + 1e-3)  # the root has no slope at 0
 
 
 # ---------------------------------------------------------------------- all images of a task
@@ -251,12 +258,12 @@ class Images(nn.Module):
             half = device.type == "cuda" or (torch.backends.mkldnn.is_available() and native())
         return torch.autocast(device.type, torch.bfloat16 if half else torch.float32, enabled=half)
 
-    def fit_normaliser(self, obs: Mapping[str, Tensor]) -> None:
+    def fit_normaliser(self, obs: Mapping[str, Tensor], average: Average = alone) -> None:
         """Fit the normalisers of encoders and decoders to images {name: (..., H, W, C)}: once, before training."""
         nets = [*self.encoders.items(), *(self.decoders.items() if self.decodes else ())]
         for name, net in nets:
             assert isinstance(net, ConvEncoder | ConvDecoder)
-            net.normaliser.fit(obs[name].flatten(0, -4))
+            net.normaliser.fit(obs[name].flatten(0, -4), average)
 
     def anneal(self, updates: int) -> None:
         """Set the weight that decoded images have after so many updates."""
@@ -286,11 +293,13 @@ class Images(nn.Module):
             decoded = {name: net(flat) for name, net in self.decoders.items()}
         return {name: image.float().view(*feat.shape[:-1], *self.shapes[name]) for name, image in decoded.items()}
 
-    def losses(self, feat: Tensor, obs: Mapping[str, Tensor], embed: Tensor) -> dict[str, Tensor]:
+    def losses(
+        self, feat: Tensor, obs: Mapping[str, Tensor], embed: Tensor, average: Average = alone
+    ) -> dict[str, Tensor]:
         """feat (B, T, F), obs {name: (B, T, H, W, C)}, embed (B, T, U) as `embed` gave it -> weighted losses (B, T)."""
         if not self.decodes:
             prediction, target = self.predictor(feat).flatten(0, 1), embed.detach().flatten(0, 1)  # (B*T, U)
-            loss = redundancy_loss(prediction, target, REDUNDANCY_OFF).view(feat.shape[:2])
+            loss = redundancy_loss(prediction, target, REDUNDANCY_OFF, average).view(feat.shape[:2])
             return {"redundancy": REDUNDANCY_SCALE * loss}
         decoded, errors = self.reconstruct(feat), []
         for name, net in self.decoders.items():

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from world_model.averages import Average, alone
 from world_model.controls.matching import check_core, make_core
 from world_model.core import Core, CoreSizes, LoopStats, Traces
 from world_model.distributions import BINS, TwoHot
@@ -173,9 +174,9 @@ class WorldModel(nn.Module):
             trace=Traces.stack(traces), loops=loops, deters=list(deters), embed=embed,
         )  # fmt: skip
 
-    def loss(self, post: Posterior, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, post: Posterior, batch: Batch, average: Average = alone) -> tuple[Tensor, Metrics]:
         """The world-model loss plus the exit gate's regression: a scalar, and detached metrics."""
-        losses = self.losses(post, batch)
+        losses = self.losses(post, batch, average)
         metrics = {f"world/{name}_loss": value.detach().mean() for name, value in losses.items()}
         total = torch.stack([value.mean() for value in losses.values()]).sum()
         if isinstance(self.core, LoopedCore) and self.core.rule.trained:
@@ -183,13 +184,13 @@ class WorldModel(nn.Module):
             total, metrics = total + exit_loss, metrics | exit_metrics
         return total, metrics | posterior_metrics(post)
 
-    def losses(self, post: Posterior, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, post: Posterior, batch: Batch, average: Average = alone) -> dict[str, Tensor]:
         """The weighted losses of every row, (B, T) each (DreamerV3 eq. 4 and 5)."""
         feat = post.states.feat()  # (B, T, F)
         dynamics, representation = kl_balance(post.post_logp, post.prior_logp, FREE_NATS)
         alive = 1.0 - batch.is_terminal.float()
         return {
-            **self.observation_model.losses(feat, batch.obs, post.embed),
+            **self.observation_model.losses(feat, batch.obs, post.embed, average),
             "reward": self.cfg.reward_scale * self.twohot.loss(self.reward(feat), batch.reward),
             "continue": F.binary_cross_entropy_with_logits(self.cont(feat).squeeze(-1), alive, reduction="none"),
             "dynamics": self.cfg.dyn_scale * dynamics,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from world_model.averages import Average, alone, moments
 from world_model.distributions import symexp, symlog
 from world_model.images import ImageConfig, Images, Shape
 from world_model.nets import MLP
@@ -48,15 +49,14 @@ class Standardiser(nn.Module):
         self.register_buffer("updates", torch.zeros(()))
 
     @torch.no_grad()
-    def track(self, x: Tensor) -> None:
+    def track(self, x: Tensor, average: Average = alone) -> None:
         """Take in a batch (..., O), if it is finite; the buffers change in place."""
-        x = x.flatten(0, -2)
-        good = x.isfinite().all().to(x.dtype)
-        x = torch.where(good > 0, x, self.mean)
+        mean, var = moments(x.flatten(0, -2), average)
+        finite = (mean + var).isfinite().all()
+        mean, var = torch.where(finite, mean, self.mean), torch.where(finite, var, self.var)
+        good = finite.to(mean.dtype)
         rate = good / self.updates.add_(good).clamp(1.0, 1.0 / STATISTICS_RATE)
-        mean = x.mean(0)
-        shift = mean - self.mean
-        self.var.lerp_(x.var(0, correction=0), rate).add_(rate * (1.0 - rate) * shift.square())
+        self.var.lerp_(var, rate).add_(rate * (1.0 - rate) * (mean - self.mean).square())
         self.mean.lerp_(mean, rate)
 
     def std(self) -> Tensor:
@@ -99,15 +99,15 @@ class ObservationModel(nn.Module):
         parts = [obs[name] for name in self.vectors]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
-    def fit_normaliser(self, obs: Mapping[str, Tensor]) -> None:
+    def fit_normaliser(self, obs: Mapping[str, Tensor], average: Average = alone) -> None:
         """See `Images.fit_normaliser`; statistics of vectors are running ones, see `track`."""
         if self.images:
-            self.images.fit_normaliser(obs)
+            self.images.fit_normaliser(obs, average)
 
-    def track(self, obs: Mapping[str, Tensor]) -> None:
+    def track(self, obs: Mapping[str, Tensor], average: Average = alone) -> None:
         """Let the statistics of vectors follow a batch {name: (B, T, O)}: once per update, before it is encoded."""
         if self.vectors:
-            self.standardise.track(symlog(self.flatten(obs)))
+            self.standardise.track(symlog(self.flatten(obs)), average)
 
     def share_statistics(self, other: ObservationModel) -> None:
         """Use the statistics of another copy from now on: they are no weights to be averaged."""
@@ -140,9 +140,11 @@ class ObservationModel(nn.Module):
             decoded |= dict(zip(self.vectors, parts, strict=True))
         return decoded
 
-    def losses(self, feat: Tensor, obs: Mapping[str, Tensor], embed: Tensor) -> dict[str, Tensor]:
+    def losses(
+        self, feat: Tensor, obs: Mapping[str, Tensor], embed: Tensor, average: Average = alone
+    ) -> dict[str, Tensor]:
         """feat (B, T, F), obs {name: (B, T, ...)}, embed (B, T, U) as of `forward` -> weighted losses (B, T)."""
-        losses = self.images.losses(feat, obs, embed) if self.images else {}
+        losses = self.images.losses(feat, obs, embed, average) if self.images else {}
         if self.decoder:
             error = self.decoder(feat) - self.standardise(symlog(self.flatten(obs)))  # (B, T, sum of O)
             losses["reconstruction"] = REC_SCALE * error.square().sum(-1)

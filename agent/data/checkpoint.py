@@ -110,7 +110,7 @@ class CheckpointStore:
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         start, latest = time.perf_counter(), name == "latest"
         if latest:
-            for path in images_folder(self.run_dir).glob("*"):  # the images are there before what counts on them
+            for path in images_folder(self.run_dir).rglob("*"):  # the images are there before what counts on them
                 sync(path)
         write_checkpoint(self.folder / f"{name}.pt", content, self.folder / "previous.pt" if latest else None)
         if latest:
@@ -275,9 +275,14 @@ def check_spaces(saved: Mapping[str, Any], spaces: Spaces) -> None:
 # ---------------------------------------------------------------------- replay
 
 
-def images_folder(run_dir: Path) -> Path:
-    """Where a run keeps the images of its replay."""
-    return run_dir / "replay"
+def images_folder(run_dir: Path, ranks: int = 1) -> Path:
+    """Where a run keeps the images of its replay; those of several ranks are dealt out otherwise."""
+    return run_dir / "replay" if ranks == 1 else run_dir / "replay" / f"{ranks}-ranks"
+
+
+def ranks_of(saved: Mapping[str, Any]) -> int:
+    """How many ranks wrote a checkpoint."""
+    return len(saved["trainer"].get("ranks", ())) or 1
 
 
 def replay_of(saved: Mapping[str, Any], checkpoint: Path) -> Mapping[str, Any]:
@@ -285,7 +290,7 @@ def replay_of(saved: Mapping[str, Any], checkpoint: Path) -> Mapping[str, Any]:
     if "replay" not in saved:
         raise UsageError(f"{checkpoint} holds no experience: give the run's folder or its latest.pt")
     try:
-        folder = images_folder(checkpoint.absolute().parent.parent)
+        folder = images_folder(checkpoint.absolute().parent.parent, ranks_of(saved))
         if min(saved["replay"]["count"], saved["replay"]["first_intact"]) < 0:
             raise ValueError(f"{checkpoint} holds no whole replay: its rows are not counted")
         return with_images(saved["replay"], Spaces.of(saved["spaces"]).obs, folder)

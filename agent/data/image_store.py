@@ -22,11 +22,12 @@ class ImageStore:
 
     A file of any size is made at once, because it occupies no disk space before rows are written. `written` (1,), in
     a second file beside it, counts the rows: after a crash it tells which images are newer than the checkpoint.
-    With `exists` the files must be there and of this size. Raises ValueError where they are not.
+    With `exists` the files must be there and of this size. Raises ValueError where they are not. mine: the rings that
+    `values` holds, where other processes write the others.
     """
 
-    def __init__(self, path: Path | None, shape: tuple[int, ...], exists: bool = False):
-        self.path = path
+    def __init__(self, path: Path | None, shape: tuple[int, ...], exists: bool = False, mine: slice = slice(None)):
+        self.path, self.first = path, mine.start or 0
         if path is None:
             self.values: np.ndarray = np.zeros(shape, np.uint8)
             self.written = np.zeros(1, np.int64)
@@ -37,7 +38,7 @@ class ImageStore:
         if exists and path.stat().st_size != np.prod(shape):
             raise ValueError(f"{path} has another capacity: keep --train.replay_rows as it was")
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.values = np.memmap(path, np.uint8, "r+" if exists else "w+", shape=shape)
+        self.values = np.memmap(path, np.uint8, "r+" if exists else "w+", shape=shape)[mine]
         self.written = np.memmap(counter, np.int64, "r+" if exists else "w+", shape=(1,))
         self.chunk_rows = max(1, CHUNK_BYTES // self.values[0, 0].size)
         self.allocated = np.zeros(-(-shape[1] // self.chunk_rows), bool)  # by chunk
@@ -62,7 +63,7 @@ class ImageStore:
         if self.path is not None and hasattr(os, "posix_fallocate"):
             file = os.open(self.path, os.O_RDWR)
             try:
-                for env in range(envs):
+                for env in range(self.first, self.first + envs):
                     os.posix_fallocate(file, (env * length + first) * row_bytes, rows * row_bytes)
             except OSError as error:  # the system's error lacks the name of the file
                 raise OSError(error.errno, error.strerror or "cannot be written", str(self.path)) from error

@@ -77,15 +77,18 @@ class ReplayBuffer:
 
     # ---------------------------------------------------------------------- images
 
-    def open_image_store(self, folder: Path | None, exists: bool = False) -> None:
+    def open_image_store(
+        self, folder: Path | None, exists: bool = False, first: int = 0, rings: int | None = None
+    ) -> None:
         """Keep the images in files of `folder`, or in memory where it is None, as without this call.
 
         Call it before the first row. exists: continue the files of an earlier run; ValueError where they are missing
-        or of another size.
+        or of another size. first, rings: number of our first ring in files that other ranks share, and all rings there.
         """
         for name, size in self.image_sizes.items():
             path = folder / f"{name.removeprefix('obs/')}.images" if folder else None
-            self.images[name] = ImageStore(path, (self.envs, self.length, *size), exists)
+            mine = slice(first, first + self.envs)
+            self.images[name] = ImageStore(path, (rings or self.envs, self.length, *size), exists, mine)
             self.rows[name] = self.images[name].values
 
     def copy_images_to(self, device: torch.device) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from agent.learning.gaussian import normal_logp, truncated_entropy
 from agent.spaces import ActionSpec
 from world_model import Rollout, TwoHot
+from world_model.averages import Average, alone
 from world_model.latent import probabilities, sample_onehot
 from world_model.nets import MLP
 from world_model.ranges import AT_LEAST_ONE, NOT_NEGATIVE, SOME_SHARE, require
@@ -121,9 +122,9 @@ class AdvantageScale(nn.Module):
         self.register_buffer("size", torch.zeros(()))
 
     @torch.no_grad()
-    def update(self, advantage: Tensor) -> Tensor:
+    def update(self, advantage: Tensor, average: Average = alone) -> Tensor:
         """(...) advantages -> the scale, 0-d."""
-        size = advantage.abs().mean()
+        size = average(advantage.abs().mean())
         self.size.lerp_(torch.where(size.isfinite(), size, self.size), ADVANTAGE_RATE)  # a bad rollout raises later
         return self.size.clamp(min=self.floor)
 
@@ -218,7 +219,7 @@ class ActorCritic(nn.Module):
         return logits, self.critic.twohot.mean(logits).detach().t()
 
     def losses(
-        self, rollout: Rollout, returns: Tensor, values: Tensor, logits: Tensor
+        self, rollout: Rollout, returns: Tensor, values: Tensor, logits: Tensor, average: Average = alone
     ) -> tuple[Tensor, Tensor, Metrics]:
         """Actor loss and critic loss, scalars for the parameters of either alone, and metrics.
 
@@ -227,7 +228,7 @@ class ActorCritic(nn.Module):
         feat = rollout.feat[:-1].detach()  # (H, B, F)
         weight = rollout_weights(rollout.alive, rollout.continues.detach(), self.cfg.gamma**self.cfg.jump)  # (B, H)
         advantage = (returns - values[:, :-1]).detach()
-        scale = self.scale.update(advantage)
+        scale = self.scale.update(advantage, average)
         advantage = advantage / scale
         # (H, B)
         logp, entropy, spread = self.actor.evaluate(feat, rollout.actions.detach().transpose(0, 1))

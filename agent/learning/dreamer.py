@@ -23,6 +23,7 @@ from agent.runtime import Stopwatch, resolve_device
 from agent.settings import from_dict
 from agent.spaces import Spaces, to_env
 from world_model import Batch, LatentState, ModelConfig, WorldModel, sample_depth
+from world_model.averages import Average, alone
 
 NORMALISER_IMAGES = 256
 """Images from which the image normaliser is fitted before the first update."""
@@ -37,19 +38,15 @@ class Update(NamedTuple):
 
 
 class Execution(Protocol):
-    """How an update runs (`agent/execution/`). Every method of the plain one returns what it is given.
-
-    processes: number of processes that share a batch; takes_step: whether this process takes the optimiser's steps.
-    """
+    """How an update runs (`agent/execution/`). processes: how many share a batch, each with a part of equal size."""
 
     processes: int
-    takes_step: bool
 
-    def scatter(self, batch: Batch) -> Batch:
-        """The sequences of this process."""
+    def average(self, x: Tensor) -> Tensor:
+        """The mean of a statistic of the batch over the processes, with its gradient."""
 
-    def gather(self, update: Update) -> Update:
-        """Average gradients and metrics over the processes, and join their states."""
+    def reduce(self, total: Tensor, metrics: Metrics) -> Metrics:
+        """Average the gradients over the processes, and return the averaged metrics; `check` of the averaged total."""
 
     def check(self, total: Tensor, metrics: Metrics) -> None:
         """Raise NonFiniteError where `total` is not finite, now or, if nothing may be read back, after the update."""
@@ -87,18 +84,17 @@ class Dreamer:
     def update(self, batch: Batch, depth: int, execution: Execution) -> Update:
         """One update of everything on (B, T) rows, with `depth` loops in the world model (DreamerV3, with loops).
 
+        Where several processes share the batch, B is the part of this one, and all of them take the same step.
         Raises NonFiniteError, before any weight is moved, when a loss or a gradient is not finite.
         """
         world, behavior, parts, clock = self.world, self.behavior, self.policy.parts(), self.clock.start()
-        if execution.takes_step:
-            world.observation_model.track(batch.obs)
-        batch = execution.scatter(batch)
+        world.observation_model.track(batch.obs, execution.average)
         for adam in self.optimizers.values():
             adam.gradient.zero_()
 
         # World model: posterior states along the rows, reconstruction, reward, continue and KL losses, exit gate.
         posterior = world.observe_sequence(batch, depth)
-        world_loss, metrics = world.loss(posterior, batch)
+        world_loss, metrics = world.loss(posterior, batch, execution.average)
         clock.lap("world_model")
 
         # Imagination: rollouts of H steps from the last L rows of every sequence.
@@ -118,7 +114,7 @@ class Dreamer:
         # Lambda-returns, actor and critic losses on the rollouts, critic loss on the replayed rows.
         logits, values = behavior.values(rollout)  # (H+1, B*L, bins), (B*L, H+1)
         returns = lambda_return(rollout.rewards, rollout.continues, values, behavior.cfg.gamma**behavior.cfg.jump)
-        actor_loss, critic_loss, behavior_metrics = behavior.losses(rollout, returns, values, logits)
+        actor_loss, critic_loss, behavior_metrics = behavior.losses(rollout, returns, values, logits, execution.average)
         bootstrap = returns[:, 0].detach().view_as(is_terminal)  # (B, L)
         replay_loss = behavior.replay_loss(
             starts.feat(), batch.reward[:, rows], is_terminal, batch.is_last[:, rows], bootstrap,
@@ -133,15 +129,13 @@ class Dreamer:
 
         # Gradients. The actor's are taken alone, because the dynamics gradient passes through the world model.
         total = world_loss + critic_loss + replay_loss
-        execution.check(total + actor_loss, metrics)
         actor_loss.backward(inputs=parts["actor"])
         total.backward(inputs=parts["world"] + parts["critic"])
         clock.lap("backward")
-        update = execution.gather(Update(posterior.states.detach(), rollout.loops.depth, metrics))
-        if execution.takes_step:
-            self.optimizer_step(update.metrics, execution)
-            clock.lap("optimizer")
-        return update
+        metrics = execution.reduce((total + actor_loss).detach(), metrics)
+        self.optimizer_step(metrics, execution)
+        clock.lap("optimizer")
+        return Update(posterior.states.detach(), rollout.loops.depth, metrics)
 
     def start_rows(self, size: int, length: int, processes: int) -> slice:
         """The last L rows of each of `size` sequences, at which imagined rollouts start: all with `starts` 0.
@@ -181,12 +175,14 @@ class Dreamer:
         self.average_rate.fill_(max(1.0 - EMA_DECAY, 1.0 / self.updates))
         return depth
 
-    def fit_image_normaliser(self, sample: Callable[..., tuple[Batch, Any]]) -> None:
+    def fit_image_normaliser(
+        self, sample: Callable[..., tuple[Batch, Any]], processes: int = 1, average: Average = alone
+    ) -> None:
         """Fit mean and standard deviation of the images to rows of the replay, before the first update alone."""
         if self.updates == 0 and self.world.observation_model.images:
-            batch, _ = sample(NORMALISER_IMAGES, 1, self.device)
+            batch, _ = sample(NORMALISER_IMAGES // processes, 1, self.device)
             for policy in (self.policy, self.averaged):
-                policy.world.observation_model.fit_normaliser(batch.obs)
+                policy.world.observation_model.fit_normaliser(batch.obs, average)
 
     # ------------------------------------------------------------------ acting
 

@@ -35,7 +35,7 @@ class OptimizerConfig:
     loops and steps are fused by torch.compile (half a minute at the start)."""
     workers: int = 1
     """Data-parallel processes on a CPU, each with its part of the sequences (--train.batch must divide evenly);
-    a GPU and --model-only use one."""
+    a GPU, --model-only and torchrun use one."""
 
     def __post_init__(self) -> None:
         require(self, "--optimizer.", workers=AT_LEAST_ONE, lr=NOT_NEGATIVE)

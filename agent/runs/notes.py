@@ -45,10 +45,15 @@ def headline(config: Config, task: Task) -> str:
 
 
 def notes(
-    config: Config, spaces: Spaces, device: torch.device, episode_limit: int | None, cannot_draw: str | None
-) -> list[str]:
+    config: Config, spaces: Spaces, device: torch.device, episode_limit: int | None, cannot_draw: str | None,
+    ranks: int = 1,
+) -> list[str]:  # fmt: skip
     """Lines about what the person might not expect. episode_limit: where the task names none of its own."""
     lines = []
+    if ranks > 1:
+        train = config.train
+        share = f"{train.envs} of {ranks * train.envs} environments, {train.batch // ranks} of {train.batch} sequences"
+        lines.append(f"ranks        {ranks}, each with {share}")
     if episode_limit:
         lines.append(f"episodes     end after {episode_limit:,} steps at the latest: the task names no limit")
     if cannot_draw:

@@ -15,7 +15,7 @@ import torch
 from agent.data.checkpoint import CheckpointStore
 from agent.data.replay import ReplayBuffer
 from agent.environment_failures import environment_traceback
-from agent.errors import BadStep, EnvironmentFailure, NonFiniteError, UsageError, WorkerFailure
+from agent.errors import BadStep, EnvironmentFailure, NonFiniteError, RankLost, UsageError, WorkerFailure
 from agent.evaluation.episodes import Agent, Episode
 from agent.evaluation.plots import draw_curves
 from agent.evaluation.rounds import say
@@ -174,6 +174,10 @@ def train_to_end(run: Run, trainer: AgentTrainer, config: Config, resumes: bool 
     except EnvironmentFailure as error:
         print(environment_traceback(error), end="", file=sys.stderr)
         print(f"error: the environment failed after step {trainer.step:,}: {error}; {saved}", file=sys.stderr)
+        return 1
+    except RankLost as error:
+        where = f"after step {trainer.step:,}; {last_checkpoint_note(run.folder)}"
+        print(f"error: {error}, {where}; {ahead}", file=sys.stderr)
         return 1
     except WorkerFailure as error:
         print(f"error: {error}, after step {trainer.step:,}; {saved}", file=sys.stderr)

@@ -66,6 +66,8 @@ class Evaluations:
         except Exception as error:
             self.report(step, "the final evaluation" if final else "an evaluation", error)
             return []
+        if not episodes:  # another rank has played them
+            return []
         self.logger.evaluation(step, cast(list[dict[str, float]], episodes))
         self.logger.scalars(
             step, {"eval/return": mean_of(episodes, "return"), "eval/loops": mean_of(episodes, "mean_loops")}

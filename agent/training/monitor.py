@@ -46,9 +46,13 @@ class EpisodeCounter:
         """Log the episodes `which` (E,)."""
         for env in np.flatnonzero(which):
             ret, length = self.totals[:, env]
-            self.returns.append(float(ret))
-            self.logger.episode(step, int(env), float(ret), int(length))
-            self.logger.scalars(step, {"episode/return": ret, "episode/length": length})
+            self.log(step, int(env), float(ret), int(length))
+
+    def log(self, step: int, env: int, ret: float, length: int) -> None:
+        """Log one episode: of environment number `env`, which may be that of another rank."""
+        self.returns.append(ret)
+        self.logger.episode(step, env, ret, length)
+        self.logger.scalars(step, {"episode/return": ret, "episode/length": length})
 
 
 class Monitor:

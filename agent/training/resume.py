@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.data.checkpoint import images_folder
+from agent.data.checkpoint import images_folder, ranks_of
 from agent.data.replay import ReplayBuffer
 from agent.errors import UsageError
+from agent.execution import Ranks
 from agent.learning.dreamer import Dreamer
 from agent.learning.noise import TIME_SCALES
 from agent.runtime import restore_random_states
+from agent.training.parts import deal_images, dealt, part_of
 
 RESUMED = (
     "finished", "updates_done", "seconds", "row", "memory", "returns", "evaluations", "bad_steps", "execution",
@@ -20,20 +22,45 @@ RESUMED = (
 """What a checkpoint holds of the trainer, for a run that goes on."""
 
 
-def open_replay(replay: ReplayBuffer, run_dir: Path, saved: Mapping[str, Any] | None, agent: Dreamer) -> None:
+def open_replay(
+    replay: ReplayBuffer, run_dir: Path, saved: dict[str, Any] | None, agent: Dreamer, ranks: Ranks | None = None
+) -> dict[str, Any] | None:
     """Open the images of the replay in the run's folder, and see whether a run can go on from the checkpoint `saved`.
 
-    The agent and the replay are then in its state. Raises UsageError, and touches nothing, where it cannot.
+    The agent and the replay are then in its state. Returns the part of the checkpoint from which this rank goes on.
+    Raises UsageError, and touches nothing, where it cannot.
     """
+    ranks = ranks or Ranks()
+    if ranks.rank == 0:
+        saved = open_part(replay, run_dir, saved, agent, ranks)
+    ranks.agree(0.0)  # the files are there
+    if ranks.rank:
+        saved = open_part(replay, run_dir, saved, agent, ranks)
+    ranks.table([0.0])  # all have read what rank 0 is about to write anew
+    return saved
+
+
+def open_part(
+    replay: ReplayBuffer, run_dir: Path, saved: dict[str, Any] | None, agent: Dreamer, ranks: Ranks
+) -> dict[str, Any] | None:
+    """`open_replay` of one rank."""
+    folder, rings = images_folder(run_dir, ranks.size), ranks.size * replay.envs
+    first = ranks.rank * replay.envs
     if saved is None:
-        replay.open_image_store(images_folder(run_dir))
-        return
+        replay.open_image_store(folder, ranks.rank > 0, first, rings)
+        return None
     missing = [name for name in RESUMED if not isinstance(saved["trainer"], dict) or name not in saved["trainer"]]
     try:
         if missing or saved["step"] < 0 or saved["agent"]["updates"] < 0:
             raise KeyError(", ".join(missing) or "step or updates")
         agent.load_state_dict(saved["agent"])
-        replay.open_image_store(images_folder(run_dir), exists=True)
+        if ranks_of(saved) != ranks.size:
+            if ranks.rank == 0 and replay.image_sizes:
+                deal_images(saved, replay, run_dir, rings, ranks.size)
+            saved = dealt(saved, ranks.rank, ranks.size, replay.envs, replay.length)
+        else:
+            saved = part_of(saved, ranks.rank, replay.envs)
+        replay.open_image_store(folder, True, first, rings)
         replay.load_state_dict(saved["replay"])
         check_trainer(saved["trainer"], replay, agent.behavior.cfg.plan_horizon)
     except Exception as error:  # any kind: the values in a file may be of any kind
@@ -42,6 +69,7 @@ def open_replay(replay: ReplayBuffer, run_dir: Path, saved: Mapping[str, Any] | 
             f"the run {run_dir} cannot go on: its latest.pt is incomplete, damaged or of another version ({what}); the "
             "agent may still be good: evaluate.py policy RUN"
         ) from error
+    return saved
 
 
 def check_trainer(mine: Mapping[str, Any], replay: ReplayBuffer, plan_horizon: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 
 class Every:
@@ -32,13 +33,10 @@ class Ratio:
         self.done = 0
 
     def due(self, agent_steps: int) -> bool:
-        """True, and one update counted as done, while fewer were done than `agent_steps` ask for."""
+        """Whether fewer updates are done than `agent_steps` ask for."""
         if agent_steps < self.prefill:
             return False
-        if self.done >= self.pretrain + int((agent_steps - self.prefill) * self.ratio):
-            return False
-        self.done += 1
-        return True
+        return self.done < self.pretrain + int((agent_steps - self.prefill) * self.ratio)
 
 
 SAVE_SECONDS = 240.0
@@ -49,27 +47,32 @@ UNFINISHED = 75
 """Status of a run that has saved after its slice, and wants to go on."""
 
 
+def clock() -> float:
+    """Seconds."""
+    return time.monotonic()
+
+
 class Progress:
     """The share of a run that is behind us: of its steps or, with a limit of `minutes`, of its time.
 
     Whichever is larger counts. seconds: what earlier parts of the run took, for one that goes on. A part of the run
-    is `over_for_now` after `slice_minutes`, if they are not 0.
+    is `over_for_now` after `slice_minutes`, if they are not 0. now() is the clock, in seconds.
     """
 
-    def __init__(self, steps: int, minutes: float, slice_minutes: float = 0.0):
-        self.steps, self.limit, self.slice = steps, 60.0 * minutes, 60.0 * slice_minutes
-        self.before, self.start = 0.0, time.monotonic()
+    def __init__(self, steps: int, minutes: float, slice_minutes: float = 0.0, now: Callable[[], float] = clock):
+        self.steps, self.limit, self.slice, self.now = steps, 60.0 * minutes, 60.0 * slice_minutes, now
+        self.before, self.start = 0.0, now()
 
     def over_for_now(self, share: float = 1.0) -> bool:
         """Whether this part of the run has had so large a share of its minutes."""
-        return 0.0 < share * self.slice <= time.monotonic() - self.start
+        return 0.0 < share * self.slice <= self.now() - self.start
 
     def seconds(self) -> float:
-        return self.before + time.monotonic() - self.start
+        return self.before + self.now() - self.start
 
     def resume(self, seconds: float) -> None:
         """Go on after `seconds` of an earlier part."""
-        self.before, self.start = seconds, time.monotonic()
+        self.before, self.start = seconds, self.now()
 
     def __call__(self, step: int) -> float:
         """In [0, 1]; 1 when the run is over."""

@@ -5,13 +5,11 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
-import tyro
 
 from agent.data.checkpoint import Store
 from agent.data.replay import FLAGS, ReplayBuffer
@@ -30,59 +28,10 @@ from agent.training.evaluations import Evaluations, recent
 from agent.training.monitor import EpisodeCounter, Monitor
 from agent.training.schedule import SAVE_SECONDS, Every, Progress, Ratio
 from agent.training.signals import end_on_signals
+from agent.training.train_config import TrainConfig
 from world_model import Batch
-from world_model.ranges import AT_LEAST_ONE, NOT_NEGATIVE, require
 
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Real interaction, updates, and how often things happen. Steps are simulator steps, repeats included."""
-
-    steps: Annotated[int, tyro.conf.arg(aliases=("--steps",))] = 100_000
-    """Simulator steps of the whole run (agent steps times the task's action repeat)."""
-    minutes: float = 0.0
-    """Wall-clock minutes after which training ends, if its steps are not done before; 0 = no limit."""
-    slice: float = 0.0
-    """Minutes after which the run saves and ends with status 75; the same command and --run-dir goes on. SIGUSR1 ends
-    a slice early. 0 = never."""
-    envs: int = 1
-    """Environments that step together."""
-    lives_end: bool = False
-    """Atari: the loss of a life ends an episode in training (never in evaluations)."""
-    prefill: int = 1000
-    """Agent steps with random actions before the first updates, one for ten of these steps."""
-    ratio: float = 0.35
-    """Updates per agent step from then on."""
-    batch: int = 16
-    """B, sequences per update."""
-    length: int = 16
-    """T, rows per sequence."""
-    replay_rows: int = 500_000
-    """Rows the replay holds, over all environments; the oldest are overwritten."""
-    eval_every: int = 10_000
-    """Steps between two evaluations during training; 0 = none before the end."""
-    log_every: int = 1000
-    """Steps between two lines of metrics."""
-    save_every: int = 10_000
-    """Steps between two checkpoints; 0 = by time alone. A checkpoint is never older than four minutes."""
-    on_bad_step: Literal["stop", "skip"] = "stop"
-    """A reward or observation that is not finite: stop, with everything before it saved, or skip the row, so that the
-    episode ends before it, truncated."""
-    threads: int = 0
-    """Threads inside one operation on CPU; 0 = one or two, whichever is faster at the start."""
-
-    def __post_init__(self) -> None:
-        least_one = dict.fromkeys(("steps", "envs", "batch", "length", "log_every"), AT_LEAST_ONE)
-        loose = ("minutes", "slice", "ratio", "eval_every", "save_every")
-        require(self, "--train.", **least_one, **dict.fromkeys(loose, NOT_NEGATIVE))
-        require(self, "--train.", replay_rows=(1, 1_000_000_000), threads=(0, 1024))
-        rows = (self.length + 1) * self.envs
-        for name in ("prefill", "replay_rows"):
-            if getattr(self, name) < rows:
-                raise ValueError(
-                    f"--train.{name} must be at least {rows}, a sequence of {self.length} rows and the one "
-                    f"before it for each environment, got {getattr(self, name)}"
-                )
+__all__ = ["TrainConfig", "Trainer"]
 
 
 class Trainer:
@@ -108,7 +57,7 @@ class Trainer:
         self.logger, self.evaluations, self.store, self.seed, self.repeat = logger, evaluations, store, seed, repeat
         self.step, self.stepper = 0, EnvStepper(envs, cfg.on_bad_step == "skip")
         self.updates = Ratio(cfg.ratio, cfg.prefill)
-        self.progress = Progress(cfg.steps, cfg.minutes, cfg.slice)
+        self.progress = Progress(cfg.steps, cfg.minutes, cfg.slice, self.now)
         self.row: dict[str, np.ndarray] = {}  # what was seen last and is not in the replay yet
         self.memory: Memory | None = None
         self.last_batch: Batch | None = None
@@ -118,7 +67,7 @@ class Trainer:
         self.monitor = Monitor(agent, execution, logger, self.clock)
         self.finished = self.stopping = self.sliced = False  # sliced: this part of the run has had its minutes
         self.signal = signal.SIGINT  # what stopped it, where it was no slice
-        self.saved_at = time.monotonic()
+        self.saved_at = self.now()
 
     # ------------------------------------------------------------------ the loop
 
@@ -128,7 +77,7 @@ class Trainer:
         Raises EnvironmentFailure and WorkerFailure, with everything saved, and NonFiniteError, without saving, when a
         loss or gradient is not finite.
         """
-        self.saved_at = time.monotonic()
+        self.saved_at = self.now()
         with end_on_signals(self.stop):
             try:
                 if not self.step:
@@ -178,6 +127,20 @@ class Trainer:
         """End the run after what it is doing now; number: of the signal that asks for it."""
         self.stopping, self.signal = True, signal.Signals(number)
 
+    # What several ranks do otherwise, see `rank_trainer.py`.
+
+    def now(self) -> float:
+        """Seconds on the clock by which things are decided."""
+        return time.monotonic()
+
+    def moved(self, steps: int) -> None:
+        """Count simulator steps that were made here, before their row is in the replay."""
+        self.step += steps
+
+    def goes_on(self) -> bool:
+        """Whether another update is to be made before the next step."""
+        return not self.stopping
+
     # ------------------------------------------------------------------ interaction
 
     def begin_episodes(self) -> None:
@@ -218,12 +181,13 @@ class Trainer:
             self.learn()
         with self.clock.timed("env"):
             obs, reward, terminated, truncated, _ = self.stepper.receive()
+        before, bad = self.step, self.stepper.bad
+        first = row["is_last"] | bad
+        self.moved(self.repeat * int((~first).sum()))
         with self.clock.timed("replay"):
-            first, bad = row["is_last"], self.stepper.bad
             if bad.any():  # they have begun anew: the row at hand is the last one of their episode
-                self.counter.cut(bad & ~row["is_first"] & ~row["is_last"], self.step, self.stepper.bad_steps)
+                self.counter.cut(bad & ~row["is_first"] & ~row["is_last"], before, self.stepper.bad_steps)
                 row = {**row, "is_last": row["is_last"] | (bad & ~row["is_first"])}
-                first = row["is_last"] | bad
             self.replay.add(row, memory.state)
             # Where `first`, this call was the reset: no action, no reward (NEXT_STEP).
             done = memory.action.clamp(-1.0, 1.0).numpy(force=True)
@@ -231,7 +195,6 @@ class Trainer:
             last = (terminated | truncated) & ~first
             self.memory = memory
             self.row = self.make_row(obs, prev_action, np.where(first, 0.0, reward), first, last, terminated & ~first)
-        self.step += self.repeat * int((~first).sum())
         self.counter.add(self.row, self.step)
 
     def make_row(
@@ -247,8 +210,9 @@ class Trainer:
     def learn(self) -> None:
         """The updates that are due, each with fresh latents for the replay."""
         enough = self.replay.held >= rows_needed(self.cfg.length, self.agent.world.cfg.jump)
-        while enough and not self.stopping and self.updates.due(self.step // self.repeat):
-            self.agent.fit_image_normaliser(self.replay.sample)
+        while enough and self.updates.due(self.step // self.repeat) and self.goes_on():
+            self.updates.done += 1
+            self.agent.fit_image_normaliser(self.replay.sample, self.execution.ranks.size, self.execution.average)
             with self.clock.timed("replay"):
                 batch, where = sample(self.agent, self.replay, self.cfg.batch, self.cfg.length)
             update = self.execution.update(batch, self.progress(self.step))
@@ -301,14 +265,14 @@ class Trainer:
 
     def unsaved_seconds(self) -> float:
         """Time since the last checkpoint."""
-        return time.monotonic() - self.saved_at
+        return self.now() - self.saved_at
 
     def save(self, beside: bool = False) -> None:
         """Write latest.pt; beside: while training goes on, where it takes long."""
         with self.clock.timed("save"):
             content = {"step": self.step, "agent": self.agent.state_dict(), "replay": self.replay.state_dict()}
             self.store("latest", content | {"trainer": self.state_dict()}, beside=beside)
-            self.saved_at = time.monotonic()
+            self.saved_at = self.now()
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs beside agent and replay; loads with weights_only."""

@@ -1,0 +1,339 @@
+"""A run of several ranks, each with its environments: as threads, and started by torchrun."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, Metronome, metronomes
+from small_ranks import together
+
+from agent.data.checkpoint import find_checkpoint, read_checkpoint
+from agent.data.replay import ReplayBuffer
+from agent.errors import EnvironmentFailure, RankLost, UsageError, WorkerFailure
+from agent.execution import Ranks
+from agent.learning.actor_critic import BehaviorConfig
+from agent.runs.presets import preset
+from agent.runs.rank_run import config_of_rank, seed_of
+from agent.training.parts import deal, deal_images, dealt, joined, part_of
+from world_model import LatentState
+
+DEBUG = {"steps": 200, "prefill": 60, "save_every": 0, "eval_every": 0, "log_every": 100, "batch": 2}
+
+
+def trained(make_trainer, folder, ranks, make_envs=metronomes, prepare=lambda trainer: None, **options):
+    """A trainer of one rank, after its run; and what the run raised."""
+    trainer = make_trainer(folder, make_envs, ranks=ranks, **{**DEBUG, **options})
+    prepare(trainer)
+    try:
+        trainer.run()
+    except Exception as error:
+        return trainer, error
+    return trainer, None
+
+
+# ---------------------------------------------------------------------- the loop, as threads
+
+
+def test_ranks_make_one_run(make_trainer, tmp_path):
+    """Same weights everywhere, steps counted together, episodes of all in one file, one checkpoint with all rows."""
+    results = together(2, lambda ranks: trained(make_trainer, tmp_path, ranks, eval_every=100))
+    (first, one), (second, two) = results
+    assert (one, two) == (None, None)
+    assert first.step == second.step == 200
+    assert first.agent.updates == second.agent.updates > 10
+    for name, adam in first.agent.optimizers.items():
+        assert torch.equal(adam.flat, second.agent.optimizers[name].flat), name
+    assert not np.array_equal(first.replay.rows["prev_action"], second.replay.rows["prev_action"])
+    rows = [line.split(",") for line in (tmp_path / "episodes.csv").read_text().splitlines()[1:]]
+    assert [row[1] for row in rows].count("0") == [row[1] for row in rows].count("1") == 10
+    assert [int(row[0]) for row in rows] == sorted(int(row[0]) for row in rows)
+    assert len((tmp_path / "eval.csv").read_text().splitlines()) == 1 + 2 + 10
+    saved = read_checkpoint(find_checkpoint(tmp_path))
+    assert saved["step"] == 200
+    assert saved["replay"]["rows"]["reward"].shape == (2, first.replay.count)
+    for rank, trainer in enumerate((first, second)):
+        part = part_of(saved, rank, 1)
+        own = trainer.replay.rows["deter"][0, : trainer.replay.count]
+        assert np.array_equal(part["replay"]["rows"]["deter"][0], own)
+        assert part["replay"]["rng"] == trainer.replay.rng.bit_generator.state
+
+
+def test_an_environment_that_fails_on_one_rank_ends_all_with_everything_saved(make_trainer, tmp_path):
+    class Broken(Metronome):
+        made = 0
+
+        def step(self, action):
+            self.made += 1
+            if self.made == 42:
+                raise RuntimeError("broken")
+            return super().step(action)
+
+    def work(ranks):
+        return trained(make_trainer, tmp_path, ranks, lambda n: metronomes(n, Broken if ranks.rank else Metronome))
+
+    (first, one), (_, two) = together(2, work)
+    assert isinstance(two, EnvironmentFailure)
+    assert type(one) is WorkerFailure
+    assert "rank 1" in str(one)
+    assert read_checkpoint(find_checkpoint(tmp_path))["step"] == first.step == 82
+    saved = read_checkpoint(find_checkpoint(tmp_path))
+    assert saved["replay"]["count"] == first.replay.count
+
+
+@pytest.mark.parametrize("when", ["step", "evaluation"])
+def test_a_signal_on_one_rank_ends_all_with_everything_saved(make_trainer, tmp_path, when):
+    def work(ranks):
+        def prepare(trainer):
+            if ranks.rank and when == "step":
+                act = trainer.act
+                trainer.act = lambda: (trainer.step >= 100 and trainer.stop(signal.SIGTERM), act())[1]
+            elif when == "evaluation" and ranks.rank == 0:
+                inner = trainer.evaluations.evaluate.args[0]
+
+                def evaluate(final, stop):
+                    trainer.shared_time = 0.0  # it is time to listen to the others
+                    return inner(final, stop)
+
+                trainer.evaluations.evaluate = lambda *words: trainer.evaluate_on_rank_0(evaluate, *words)
+            elif when == "evaluation":
+                inner = trainer.evaluations.evaluate
+                trainer.evaluations.evaluate = lambda *words: (trainer.stop(signal.SIGTERM), inner(*words))[1]
+
+        return trained(make_trainer, tmp_path, ranks, prepare=prepare, eval_every=100)
+
+    for trainer, error in together(2, work):
+        assert error is None
+        assert not trainer.finished
+        assert trainer.signal == signal.SIGTERM
+        assert 100 <= trainer.step <= 104
+    assert read_checkpoint(find_checkpoint(tmp_path))["step"] == trainer.step
+
+
+def test_a_rank_that_ends_leaves_the_last_checkpoint(make_trainer, tmp_path):
+    def work(ranks):
+        def prepare(trainer):
+            def leave():
+                if trainer.step >= 150:
+                    del ranks.group
+                    raise MemoryError
+                return act()
+
+            act = trainer.act
+            if ranks.rank:
+                trainer.act = leave
+
+        return trained(make_trainer, tmp_path, ranks, prepare=prepare, save_every=100)
+
+    (first, one), (_, two) = together(2, work)
+    assert type(two) is MemoryError
+    assert type(one) is RankLost
+    assert read_checkpoint(find_checkpoint(tmp_path))["step"] == 100
+    alone, error = trained(make_trainer, tmp_path / "alone", Ranks())  # the other number of ranks
+    saved = read_checkpoint(find_checkpoint(tmp_path))
+    alone.finished, alone.stopping = False, False
+    alone.load_state_dict(dealt(saved, 0, 1, 1, alone.replay.length))
+    assert alone.step == 100
+    assert alone.replay.count == saved["replay"]["rows"]["reward"].numel()
+    assert error is None
+
+
+# ---------------------------------------------------------------------- checkpoints
+
+
+def filled(envs, rows, capacity, start=0, image=False, folder=None, **place):
+    """A replay whose rewards count up in every ring, episodes of five rows."""
+    sizes = {"state": 1} | ({"image": (16, 16, 1)} if image else {})
+    replay = ReplayBuffer(capacity, envs, sizes, 1, (1, 2), (1, 3))
+    replay.open_image_store(folder, **place)
+    for number in range(rows):
+        value = (100.0 * (start + np.arange(envs)) + number).astype(np.float32)
+        row = {"obs/state": value[:, None], "prev_action": value[:, None], "reward": value}
+        row |= {name: np.full(envs, number % 5 == at) for name, at in (("is_first", 0), ("is_last", 4))}
+        row["is_terminal"] = np.zeros(envs, bool)
+        if image:
+            row["obs/image"] = np.broadcast_to(value[:, None, None, None], (envs, 16, 16, 1)).astype(np.uint8)
+        replay.add(row, LatentState(torch.zeros(envs, 1, 2), torch.zeros(envs, 1, 3)))
+    return replay
+
+
+def checkpoint(replays):
+    trainer = {"row": {"reward": torch.zeros(1)}, "memory": None, "random": {}, "bad_steps": 0}
+    parts = [{"replay": replay.state_dict(), "trainer": trainer} for replay in replays]
+    return {"step": 1, **(joined(parts) if len(parts) > 1 else parts[0])}
+
+
+@pytest.mark.parametrize("rows", [12, 37])  # in rings of 20 rows: not full, and overwritten
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3), (3, 2)])
+def test_rows_are_dealt_out_to_another_number_of_ranks(before, after, rows):
+    replays = [filled(1, rows, 20, start) for start in range(before)]
+    saved, length = checkpoint(replays), 20 * before // after
+    held = min(rows, 20) * before
+    kept, flags = [], {"is_first": [], "is_last": []}
+    for rank in range(after):
+        part = dealt(saved, rank, after, 1, length)
+        new = ReplayBuffer(length, 1, {"state": 1}, 1, (1, 2), (1, 3))
+        new.load_state_dict(part["replay"])
+        assert new.count == held // after
+        kept += new.rows["obs/state"][0, : new.count, 0].tolist()
+        for name, values in flags.items():
+            values += new.rows[name][0, : new.count].tolist()
+        assert new.rows["is_last"][0, new.count - 1] or new.rows["is_first"][0, new.count - 1]
+        new.sample(4, 4)
+    assert kept == [100.0 * ring + row for ring in range(before) for row in range(max(0, rows - 20), rows)][: len(kept)]
+    for one, other, last in zip(kept, kept[1:], flags["is_last"], strict=False):
+        if other != one + 1:  # no neighbours before
+            assert last or flags["is_first"][kept.index(one)]
+            assert flags["is_first"][kept.index(other)]
+
+
+def test_images_are_dealt_out_too(tmp_path):
+    def work(ranks):
+        place = {"first": ranks.rank, "rings": 2, "exists": ranks.rank > 0}
+        if ranks.rank:
+            ranks.agree(0.0)
+        replay = filled(1, 0, 20, ranks.rank, True, tmp_path / "replay/2-ranks", **place)
+        if not ranks.rank:
+            ranks.agree(0.0)
+        full = filled(1, 33, 20, ranks.rank, True, tmp_path / "replay/2-ranks", **{**place, "exists": True})
+        assert replay.length == full.length
+        return full
+
+    replays = together(2, work)
+    saved = checkpoint(replays)
+    alone = ReplayBuffer(40, 1, {"state": 1, "image": (16, 16, 1)}, 1, (1, 2), (1, 3))
+    deal_images(saved, alone, tmp_path, 1, 1)
+    part = dealt(saved, 0, 1, 1, 40)
+    alone.open_image_store(tmp_path / "replay", exists=True)
+    alone.load_state_dict(part["replay"])
+    assert alone.count == alone.held == 40
+    assert np.array_equal(alone.rows["obs/image"][0, :, 3, 3, 0], alone.rows["obs/state"][0, :, 0].astype(np.uint8))
+
+
+def test_an_empty_replay_is_dealt_out():
+    assert deal(checkpoint([filled(1, 0, 20)])["replay"], 2, 10).ring.shape == (2, 0)
+
+
+def test_the_part_of_a_rank():
+    def part(size, **train):
+        ranks, small = Ranks(), preset("small")
+        ranks.rank, ranks.size = 1, size
+        settings = replace(small, train=replace(small.train, **train), behavior=BehaviorConfig(starts=0))
+        return config_of_rank(settings, ranks)
+
+    with pytest.raises(UsageError, match="--train.batch 16 cannot be shared evenly by 3 ranks: give a multiple of 3"):
+        part(3)
+    with pytest.raises(UsageError, match="--train.prefill must be at least 4352 for 256 ranks, got 1000"):
+        part(256, batch=256)
+    mine = part(4)
+    assert (mine.train.batch, mine.train.replay_rows, mine.optimizer.workers) == (4, 125_000, 1)
+    assert config_of_rank(preset("small"), Ranks()) == preset("small")
+    assert len({seed_of(0, rank) for rank in range(8)}) == 8
+    assert seed_of(5, 0) == 5
+
+
+# ---------------------------------------------------------------------- torchrun
+
+TASK = ("gym:CartPole-v1", "--preset", "debug", "--device", "cpu", "--no-video", "--eval.episodes", "1",
+        "--train.eval-every", "0", "--train.save-every", "100", "--run-dir", "run")  # fmt: skip
+
+
+def launch(folder, name, *words, launcher=("--standalone", "--nproc-per-node", "2")):
+    """A torchrun under way, with its output in the file `name`."""
+    command = [sys.executable, "-m", "torch.distributed.run", *launcher, str(ROOT / "train_agent.py"), *words]
+    with (folder / name).open("w") as out:
+        return subprocess.Popen(command, cwd=folder, stdout=out, stderr=out, start_new_session=True)
+
+
+def ranks_in(folder):
+    """{rank: process id} of the ranks that work in this folder."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = process.joinpath("cmdline").read_bytes()
+            if process.joinpath("cwd").resolve() == folder and b"train_agent.py" in command:
+                words = process.joinpath("environ").read_bytes().split(b"\0")
+                found |= {int(word[5:]): int(process.name) for word in words if word.startswith(b"RANK=")}
+        except OSError:
+            continue
+    return found
+
+
+def wait_for(folder, check, *processes, seconds=400):
+    """Until check() is true, while all processes run."""
+    limit = time.monotonic() + seconds
+    while not check():
+        out = "\n".join(path.read_text() for path in folder.glob("*.out"))
+        assert time.monotonic() < limit, out
+        assert all(process.poll() is None for process in processes), out
+        time.sleep(0.1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found in /proc")
+def test_two_nodes_of_which_one_is_killed_and_one_rank_that_goes_on(tmp_path, script):
+    """Two torchruns meet at a port; the second one and its rank are killed; a single process finishes the run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = ("--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port))
+    nodes = [
+        launch(tmp_path, f"{node}.out", *TASK, "--steps", "200k", launcher=(*place, "--node-rank", str(node)))
+        for node in (0, 1)
+    ]
+    try:
+        latest = tmp_path / "run/checkpoints/previous.pt"  # there are two, so the last one is of a later step
+        wait_for(tmp_path, latest.exists, *nodes)
+        ranks = ranks_in(tmp_path)
+        assert ranks.keys() == {0, 1}
+        os.kill(ranks[1], signal.SIGKILL)
+        assert [node.wait(120) for node in nodes] == [1, 1]
+    finally:
+        for node in nodes:
+            node.kill()
+    printed = (tmp_path / "0.out").read_text()
+    assert "error: a rank has ended (killed, or out of memory?)" in printed, printed
+    assert "the last good checkpoint is untouched" in printed
+    assert not ranks_in(tmp_path)
+    saved = read_checkpoint(find_checkpoint(tmp_path / "run"))
+    assert saved["replay"]["rows"]["reward"].shape[0] == 2
+    done = script("train_agent.py", "--resume", "run", "--steps", saved["step"] + 60)
+    assert done.returncode == 0, done.stderr
+    after = read_checkpoint(find_checkpoint(tmp_path / "run"))
+    assert after["step"] >= saved["step"] + 60
+    assert after["replay"]["rows"]["reward"].shape[0] == 1
+    assert after["replay"]["count"] > saved["replay"]["rows"]["reward"].numel()
+
+
+def test_a_signal_to_torchrun_saves_the_run_and_two_ranks_go_on(tmp_path):
+    process = launch(tmp_path, "0.out", *TASK, "--steps", "200k")
+    try:
+        wait_for(tmp_path, (tmp_path / "run/checkpoints/previous.pt").exists, process)
+        process.send_signal(signal.SIGTERM)
+        process.wait(120)
+    finally:
+        process.kill()
+    printed = (tmp_path / "0.out").read_text()
+    assert "stopped and saved at step" in printed, printed
+    assert not ranks_in(tmp_path)
+    saved = read_checkpoint(find_checkpoint(tmp_path / "run"))
+    again = launch(tmp_path, "1.out", "--resume", "run", "--steps", str(saved["step"] + 60))
+    assert again.wait(400) == 0, (tmp_path / "1.out").read_text()
+    after = read_checkpoint(find_checkpoint(tmp_path / "run"))
+    assert after["replay"]["rows"]["reward"].shape[0] == 2
+    assert after["replay"]["count"] > saved["replay"]["count"]
+
+
+def test_what_shares_no_updates_is_refused(script, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for words in (("--agent", "ppo"), ("--sweep", "seed=0,1", "--run-dir", "runs/x")):
+        refused = script("train_agent.py", "gym:CartPole-v1", *words)
+        assert refused.returncode == 2
+        assert "start " in refused.stderr
+        assert "without it" in refused.stderr
