@@ -98,7 +98,7 @@ def policy(args: PolicyArgs, write: Write) -> None:
             use_exit(agent, args.exit, max_loops, args.exit_threshold, args.exit_histogram)
         except ValueError as error:
             raise UsageError(f"--exit {args.exit}: {error}") from error
-    if args.plan is not None or args.plan_horizon is not None:
+    if args.plan:
         if not isinstance(agent, Dreamer):
             raise UsageError(f"{args.run} is a run of {config.agent}, which has no world model: leave --plan out")
         try:

@@ -10,7 +10,7 @@ Shapes: B imagined rollouts, H horizon, A actions, F features. Features of a rol
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -52,8 +52,8 @@ class BehaviorConfig:
     entropy: float | None = None
     """Entropy weight, against advantages of mean size 1, divided by the root of the number of action dimensions.
     By default 0.1 with the dynamics gradient (with 0.025 the policy settles too early), else 0.025."""
-    plan: int = 0
-    """Candidates of planning at every decision with continuous actions, also in evaluation; 0 = the policy decides."""
+    plan: int | None = None
+    """Candidates of planning while exploring; 0 = the policy acts. By default 64 with continuous actions, else 0."""
     plan_horizon: int = 3
     """Steps ahead that are planned; the critic values what comes after them."""
     units: int = 128
@@ -193,7 +193,8 @@ class ActorCritic(nn.Module):
         super().__init__()
         if cfg.plan and spec.discrete:
             raise ValueError("--behavior.plan plans continuous actions, and this task's are choices: leave it out")
-        self.cfg, self.spec = cfg, spec
+        self.cfg = replace(cfg, plan=0 if spec.discrete else 64) if cfg.plan is None else cfg
+        self.spec = spec
         self.actor = Actor(cfg, features, spec)
         self.critic = Critic(cfg, features)
         self.scale = AdvantageScale()
@@ -210,8 +211,7 @@ class ActorCritic(nn.Module):
         return self.actor.act(feat.detach())
 
     def values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """Logits (H+1, B, bins) of the critic on detached features, and values (B, H+1), with the gradient that the
-        actor needs."""
+        """Logits (H+1, B, bins) on detached features, and values (B, H+1) with the gradient that the actor needs."""
         logits = self.critic.net(rollout.feat.detach())
         if self.dynamics_backprop:
             return logits, self.critic.value(rollout.feat).t()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -74,6 +75,7 @@ class Dreamer:
         self.world, self.behavior = self.policy.world, self.policy.behavior
         self.optimizers = {name: FlatAdam(params, optimizer.lr) for name, params in self.policy.parts().items()}
         self.averaged = copy.deepcopy(self.policy)
+        self.averaged.behavior.cfg = replace(self.behavior.cfg, plan=0)  # plans explore; the policy is what is learned
         self.averaged.world.observation_model.share_statistics(world.observation_model)
         self.average_flats = [flatten(params, grad=False) for params in self.averaged.parts().values()]
         self.average_rate = torch.zeros((), device=device)
@@ -144,10 +146,8 @@ class Dreamer:
         return update
 
     def start_rows(self, size: int, length: int, processes: int) -> slice:
-        """The last L rows of each of `size` sequences, at which imagined rollouts start: all with `starts` 0.
-
-        Two at least, or the critic would learn nothing from replayed rewards.
-        """
+        """The last L rows of each of `size` sequences, at which imagined rollouts start: all with `starts` 0, and two
+        at least, or the critic would learn nothing from replayed rewards."""
         starts = self.behavior.starts // processes or size * length
         return slice(-min(length, max(2, starts // size)), None)
 
@@ -200,7 +200,7 @@ class Dreamer:
     ) -> tuple[np.ndarray, Memory, np.ndarray]:
         """obs {name: (E, O) or (E, H, W, C)} -> environment actions (E, A) or (E,), memory, loops used (E,).
 
-        Exploring acts with the newest weights and samples; otherwise the averaged weights give the mean
+        Exploring plans and samples with the newest weights; otherwise the averaged weights give the mean
         action from the most probable latents.
         """
         policy = self.policy if explore else self.averaged

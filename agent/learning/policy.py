@@ -68,8 +68,7 @@ class Policy(nn.Module):
             return action, Memory(state, action), stats.depth
         plans, noise = None, None
         if self.behavior.cfg.plan:
-            plans, spreads = plan(self.world, self.behavior, state, memory.plan, ~is_first, max_loops)  # (E, H, A) each
-            action, std = plans[:, 0], spreads[:, 0]
+            plans, action, std = plan(self.world, self.behavior, state, memory.plan, ~is_first, max_loops)
         else:
             action, std = self.behavior.actor.parameters_of(state.feat())
         if explore:
