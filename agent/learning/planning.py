@@ -49,10 +49,10 @@ def plan(
     Where what the policy proposes has nearly the same score, whatever it is, the search would settle on what is best by
     chance, and explore no more: the policy acts there, the more the smaller the differences are.
     """
-    cfg, envs = behavior.cfg, len(going)
+    cfg, envs, candidates = behavior.cfg, len(going), behavior.cfg.plan or 0
     horizon, size = cfg.plan_horizon, world.action_size
-    proposed = max(1, round(PROPOSALS * cfg.plan))
-    elites, others = max(2, round(ELITES * cfg.plan)), max(1, cfg.plan - proposed)
+    proposed = max(1, round(PROPOSALS * candidates))
+    elites, others = max(2, round(ELITES * candidates)), max(1, candidates - proposed)
 
     def score(rollout: Rollout) -> Tensor:  # (E * N, H) -> (E, N)
         values = behavior.critic.value(rollout.feat).t()
