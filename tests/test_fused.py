@@ -10,7 +10,7 @@ from conftest import benchmark
 
 from agent.execution import Eager, make_execution
 from agent.execution.fused import build, fused_layers, scope
-from agent.execution.fused.functions import layer
+from agent.execution.fused.functions import chain
 from agent.execution.fused.modules import FusedLoopedCore, FusedMLP, FusedWorldModel
 from agent.learning.dreamer import Dreamer
 from agent.runs.presets import preset
@@ -104,7 +104,7 @@ def test_an_update_is_the_same(case):
 def test_a_copy_has_its_own_weights_and_acting_is_not_fused(monkeypatch):
     agent = make(*CASES["vectors"])
     make_execution(agent)
-    monkeypatch.setattr("agent.execution.fused.modules.layer", lambda *_: pytest.fail("acting was fused"))
+    monkeypatch.setattr("agent.execution.fused.modules.chain", lambda *_: pytest.fail("acting was fused"))
     other = copy.deepcopy(agent.policy)
     with torch.no_grad():
         other.behavior.actor.net.out.bias.add_(1.0)
@@ -117,7 +117,7 @@ def test_weights_are_read_anew_in_every_update():
     w, x = torch.randn(3, 2), torch.randn(4, 2)
     for _ in range(2):
         with fused_layers():
-            torch.testing.assert_close(layer(x, w), x @ w.t())
+            torch.testing.assert_close(chain(x, [(w, None, None)]), x @ w.t())
         w.add_(1.0)
 
 
@@ -125,7 +125,7 @@ def test_weights_are_read_anew_in_every_update():
 def test_frozen_weights_have_no_gradient_and_inputs_do():
     w, gain, x = (torch.randn(*shape, requires_grad=True) for shape in ((3, 2), (3,), (4, 2)))
     with fused_layers(), scope.frozen_weights():
-        y = layer(x, w, None, gain)
+        y = chain(x, [(w, None, gain)])
     y.sum().backward()
     assert w.grad is None
     assert gain.grad is None
@@ -136,7 +136,7 @@ def test_frozen_weights_have_no_gradient_and_inputs_do():
 def test_a_second_derivative_is_refused():
     x, w = torch.randn(4, 2, requires_grad=True), torch.randn(3, 2, requires_grad=True)
     with fused_layers():
-        y = layer(x, w)
+        y = chain(x, [(w, None, None)])
     (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
@@ -147,7 +147,7 @@ def test_a_second_derivative_is_refused():
 def test_products_of_every_width(size):
     x, w, bias = torch.randn(11, size), torch.randn(size, size, requires_grad=True), torch.randn(size)
     with fused_layers():
-        y = layer(x, w, bias)
+        y = chain(x, [(w, bias, None)])
     torch.testing.assert_close(y, x @ w.t() + bias, rtol=1e-4, atol=1e-5)
     y.square().sum().backward()
     torch.testing.assert_close(w.grad, 2 * y.detach().t() @ x, rtol=1e-4, atol=1e-4)

@@ -4,6 +4,7 @@ gradient and does not return lies in one tensor, as kernels.cpp says."""
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from agent.execution.fused.scope import SCOPE
+from world_model.latent import UNIMIX
 
 
 def at(x: Tensor | None) -> int | None:
@@ -24,61 +26,88 @@ def parts(x: Tensor, *sizes: int) -> list[int]:
     return [begin + 4 * before for before in itertools.accumulate((0, *sizes[:-1]))]
 
 
-def like(x: Tensor, wanted: bool) -> Tensor | None:
+def like(x: Tensor | None, wanted: bool) -> Tensor | None:
     """Room for a gradient."""
-    return torch.empty_like(x) if wanted else None
+    return torch.empty_like(x) if wanted and x is not None else None
 
 
-def given(weights: tuple[Tensor, ...]) -> list[Tensor]:
+def given(weights: Iterable[Tensor | None]) -> list[Tensor | None]:
     """Weights as a function takes them: without gradient where they are frozen."""
-    return [w.detach() for w in weights] if SCOPE.frozen else list(weights)
+    return [None if w is None else w.detach() for w in weights] if SCOPE.frozen else list(weights)
 
 
-class Layer(Function):
-    """x (..., I) -> (..., O): linear, plus a bias (O) or base (..., O); with a gain also norm and silu."""
+class Chain(Function):
+    """x (..., I) -> (..., O) through layers one behind the other.
+
+    Of each layer w, bias and gain follow (None: it has none): linear, and with a gain norm and silu. base (..., O) is
+    added to the first product. With classes K the outputs are logits, and become probabilities (..., S, K).
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, base: Tensor | None, gain: Tensor | None, t: Tensor) -> Tensor:
-        outputs, inputs = w.shape
-        x = x.contiguous()
-        base = None if base is None else base.contiguous()
-        rows = x.numel() // inputs
-        y = x.new_empty(*x.shape[:-1], outputs)
-        z, stats = (y, None) if gain is None else (torch.empty_like(y), x.new_empty(2 * rows))
-        ctx.full = base is not None and base.dim() > 1
-        SCOPE.kernels.layer_forward(
-            rows, inputs, outputs, at(x), at(t), at(base), ctx.full, at(gain), at(z), at(stats), at(y)
-        )  # fmt: skip
-        ctx.save_for_backward(x, w, gain, None if gain is None else z, stats)
-        return y
+    def forward(
+        ctx: Any, x: Tensor, base: Tensor | None, classes: int, turned: list[Tensor], *tensors: Tensor | None
+    ) -> Tensor:
+        ctx.shape, ctx.classes = x.shape, classes
+        x, added = x.contiguous(), None if base is None else base.contiguous()
+        rows, kept = x.numel() // x.shape[-1], []
+        for w, bias, gain, t in zip(tensors[::3], tensors[1::3], tensors[2::3], turned, strict=True):
+            assert w is not None
+            outputs, inputs = w.shape
+            full, added = added is not None, bias if added is None else added
+            y = x.new_empty(rows, outputs)
+            z, stats = (y, None) if gain is None else (torch.empty_like(y), x.new_empty(2 * rows))
+            SCOPE.kernels.layer_forward(
+                rows, inputs, outputs, at(x), at(t), at(added), full, at(gain), at(z), at(stats), at(y)
+            )  # fmt: skip
+            kept += [x, None if gain is None else z, stats]
+            x, added = y, None
+        out, probs = x, None
+        if classes:
+            out = probs = torch.empty_like(x)
+            SCOPE.kernels.categorical_forward(x.numel() // classes, classes, UNIMIX, at(x), at(probs))
+        ctx.save_for_backward(*tensors, *kept, probs)
+        last = (out.shape[-1] // classes, classes) if classes else out.shape[-1:]
+        return out.view(*ctx.shape[:-1], *last)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, w, gain, z, stats = ctx.saved_tensors
-        want_x, want_w, want_base, want_gain, _ = ctx.needs_input_grad
-        outputs, inputs = w.shape
-        dy = dy.contiguous()
-        dz = dy if gain is None else torch.empty_like(dy)
-        dx, dw = like(x, want_x), like(w, want_w)
-        dgain = like(gain, want_gain) if gain is not None else None
-        dbias = x.new_empty(outputs) if want_base and not ctx.full else None
-        SCOPE.kernels.layer_backward(
-            x.numel() // inputs, inputs, outputs, at(x), at(w), at(gain), at(z), at(stats), at(dy),
-            at(dz), at(dx), at(dw), at(dbias), at(dgain),
-        )  # fmt: skip
-        return dx, dw, dz if want_base and ctx.full else dbias, dgain, None
+        *saved, probs = ctx.saved_tensors
+        want_x, want_base, _, _, *want = ctx.needs_input_grad
+        count = len(want)
+        gradients: list[Tensor | None] = [None] * count
+        dy = dz = dy.contiguous()
+        if ctx.classes:
+            dlogits = torch.empty_like(probs)
+            groups = probs.numel() // ctx.classes
+            SCOPE.kernels.categorical_backward(groups, ctx.classes, UNIMIX, at(probs), at(dy), at(dlogits))
+            dy = dlogits
+        for i in range(count - 3, -1, -3):
+            w, bias, gain = saved[i : i + 3]
+            x, z, stats = saved[count + i : count + i + 3]
+            outputs, inputs = w.shape
+            dz = dy if gain is None else torch.empty_like(z)
+            dx = like(x, want_x or i > 0)
+            dw, dbias, dgain = gradients[i : i + 3] = [like(saved[j], want[j]) for j in range(i, i + 3)]
+            SCOPE.kernels.layer_backward(
+                x.numel() // inputs, inputs, outputs, at(x), at(w), at(gain), at(z), at(stats), at(dy), at(dz), at(dx),
+                at(dw), at(dbias), at(dgain),
+            )  # fmt: skip
+            dy = dx
+        dx = dy.view(ctx.shape) if want_x else None
+        dbase = dz.view(*ctx.shape[:-1], dz.shape[-1]) if want_base else None
+        return dx, dbase, None, None, *gradients
 
 
-def layer(x: Tensor, w: Tensor, base: Tensor | None = None, gain: Tensor | None = None) -> Tensor:
-    t = SCOPE.transposed(w)
-    if base is not None and base.dim() > 1:
-        base = base.expand(*x.shape[:-1], len(w))
-    elif base is not None and SCOPE.frozen:
-        base = base.detach()
-    if SCOPE.frozen:
-        w, gain = w.detach(), None if gain is None else gain.detach()
-    return Layer.apply(x, w, base, gain, t)
+LayerWeights = tuple[Tensor, Tensor | None, Tensor | None]
+"""w, bias and gain."""
+
+
+def chain(x: Tensor, layers: Sequence[LayerWeights], base: Tensor | None = None, classes: int = 0) -> Tensor:
+    turned = [SCOPE.transposed(w) for w, _, _ in layers]
+    if base is not None:
+        base = base.expand(*x.shape[:-1], len(layers[0][0]))
+    return Chain.apply(x, base, classes, turned, *given(itertools.chain.from_iterable(layers)))
 
 
 class Prelude(Function):
@@ -204,29 +233,6 @@ class Readout(Function):
 def readout(deter: Tensor, x: Tensor, gate: Tensor, *weights: Tensor) -> Tensor:
     """weights: the coda's w and gain."""
     return Readout.apply(deter, x, gate, *given(weights), SCOPE.transposed(weights[0]))
-
-
-class Categorical(Function):
-    """Logits (..., K) -> probabilities (..., K), mixed with `unimix` of the uniform distribution."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, unimix: float) -> Tensor:
-        logits = logits.contiguous()
-        probs, classes = torch.empty_like(logits), logits.shape[-1]
-        ctx.unimix = unimix
-        SCOPE.kernels.categorical_forward(logits.numel() // classes, classes, unimix, at(logits), at(probs))
-        ctx.save_for_backward(probs)
-        return probs
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dprobs: Tensor) -> tuple[Tensor | None, ...]:
-        (probs,) = ctx.saved_tensors
-        dprobs, dlogits, classes = dprobs.contiguous(), torch.empty_like(probs), probs.shape[-1]
-        SCOPE.kernels.categorical_backward(
-            probs.numel() // classes, classes, ctx.unimix, at(probs), at(dprobs), at(dlogits)
-        )  # fmt: skip
-        return dlogits, None
 
 
 class Sample(Function):

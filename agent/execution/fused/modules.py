@@ -7,25 +7,25 @@ from typing import Any
 from torch import Tensor, nn
 
 from agent.execution.fused.build import load
-from agent.execution.fused.functions import Categorical, Sample, layer, loop, prelude, readout
+from agent.execution.fused.functions import LayerWeights, Sample, chain, loop, prelude, readout
 from agent.execution.fused.scope import SCOPE, frozen_weights, fusible
 from agent.learning.dreamer import Dreamer
 from world_model import LatentState, Rollout, WorldModel
-from world_model.latent import UNIMIX
 from world_model.looped import LoopedCore
 from world_model.nets import MLP
 from world_model.retention import Dynamics
 
 
 class FusedMLP(MLP):
-    """Every layer is one operation."""
+    """All layers are one operation."""
+
+    def layers(self) -> list[LayerWeights]:
+        hidden: list[Any] = list(self.hidden)
+        layers = [(linear.weight, None, norm.gain) for linear, norm in zip(hidden[::3], hidden[1::3], strict=True)]
+        return layers if self.out is None else [*layers, (self.out.weight, self.out.bias, None)]
 
     def forward(self, x: Tensor) -> Tensor:
-        if not fusible(x):
-            return super().forward(x)
-        for linear, norm in zip(self.hidden[::3], self.hidden[1::3], strict=True):
-            x = layer(x, linear.weight, None, norm.gain)
-        return x if self.out is None else layer(x, self.out.weight, self.out.bias)
+        return chain(x, self.layers()) if fusible(x) else super().forward(x)
 
 
 class FusedLoopedCore(LoopedCore):
@@ -40,7 +40,7 @@ class FusedLoopedCore(LoopedCore):
         )  # fmt: skip
 
     def inject(self, e: Tensor, prepared: Dynamics) -> Tensor:
-        return layer(e, prepared.injection) if fusible(e) else super().inject(e, prepared)
+        return chain(e, [(prepared.injection, None, None)]) if fusible(e) else super().inject(e, prepared)
 
     def refine(self, x: Tensor, injected: Tensor, decay: Tensor) -> Tensor:
         if not fusible(x):
@@ -58,18 +58,18 @@ class FusedLoopedCore(LoopedCore):
 
 
 class FusedWorldModel(WorldModel):
-    """The layers of the posterior, categorical distributions and samples are one operation each."""
+    """Posterior, prior and samples are one operation each."""
 
     def posterior(self, deter: Tensor, embed: Tensor) -> Tensor:
         if not fusible(deter):
             return super().posterior(deter, embed)
-        hidden = layer(deter.flatten(-2), self.post_deter.weight, embed, self.post_norm.gain)
-        return self.probabilities(layer(hidden, self.post_out.weight, self.post_out.bias))
+        layers = (self.post_deter.weight, None, self.post_norm.gain), (self.post_out.weight, self.post_out.bias, None)
+        return chain(deter.flatten(-2), layers, embed, self.cfg.classes)
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        if not fusible(logits):
-            return super().probabilities(logits)
-        return Categorical.apply(logits.view(*logits.shape[:-1], self.cfg.groups, self.cfg.classes), UNIMIX)
+    def prior_probs(self, deter: Tensor) -> Tensor:
+        if not fusible(deter) or not isinstance(self.prior, FusedMLP):
+            return super().prior_probs(deter)
+        return chain(deter.flatten(-2), self.prior.layers(), classes=self.cfg.classes)
 
     def draw(self, probs: Tensor, level: Tensor | None) -> Tensor:
         if level is None or not fusible(probs):

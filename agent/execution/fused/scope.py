@@ -54,4 +54,4 @@ def frozen_weights(frozen: bool = True) -> Iterator[None]:
 
 def fusible(x: Tensor) -> bool:
     """Whether a layer of x is fused."""
-    return SCOPE.active and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return SCOPE.active and x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
