@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from agent.execution.fused.build import load
 from agent.execution.fused.functions import LayerWeights, Sample, chain, loop, prelude, readout
 from agent.execution.fused.scope import SCOPE, frozen_weights, fusible
+from agent.learning.actor_critic import Critic
 from agent.learning.dreamer import Dreamer
 from world_model import LatentState, Rollout, WorldModel
 from world_model.looped import LoopedCore
@@ -87,10 +88,19 @@ class FusedWorldModel(WorldModel):
             return super().imagine(start, policy if isinstance(policy, Tensor) else act, *args, **options)
 
 
+class FusedCritic(Critic):
+    """The gradient of a value is the actor's: it ends at the inputs."""
+
+    def value(self, feat: Tensor) -> Tensor:
+        with frozen_weights(fusible(feat)):
+            return super().value(feat)
+
+
 KINDS: dict[type[nn.Module], type[nn.Module]] = {
     MLP: FusedMLP,
     LoopedCore: FusedLoopedCore,
     WorldModel: FusedWorldModel,
+    Critic: FusedCritic,
 }
 
 
