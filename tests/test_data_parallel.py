@@ -82,7 +82,7 @@ def test_the_gradient_is_the_mean_of_the_parts(processes):
     execution.takes_step, execution.depth = False, 2
     here, theirs = torch.get_rng_state(), execution.workers.random_states()
     before = {name: value.clone() for name, value in agent.policy.state_dict().items()}
-    update = agent.update(batch, 2, execution)
+    update = execution.compute(batch, 2)
     gradients = [adam.gradient.clone() for adam in agent.optimizers.values()]
 
     expected, parts = [torch.zeros_like(flat) for flat in gradients], []
@@ -90,7 +90,7 @@ def test_the_gradient_is_the_mean_of_the_parts(processes):
         agent.policy.load_state_dict(before)
         torch.set_rng_state(random)
         part = batch.map(operator.itemgetter(slice(2 * number, 2 * number + 2)))
-        parts.append(agent.update(part, 2, Part(agent)))
+        parts.append(Part(agent).compute(part, 2))
         for total, adam in zip(expected, agent.optimizers.values(), strict=True):
             total += adam.gradient / 3
     for one, other in zip(gradients, expected, strict=True):

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from agent.errors import NonFiniteError, WorkerFailure
 from agent.execution.eager import Eager
+from agent.execution.fused import fuse
 from agent.learning.dreamer import Dreamer, Update
 from agent.runtime import SIGNALS, keep_memory
 from world_model import Batch, LatentState
@@ -48,7 +49,7 @@ class DataParallel(Eager):
             self.workers = Workers(self.agent, self.processes - 1, seed)
             self.workers.restore(self.random_states)
         self.depth, self.broken = self.agent.begin_update(progress), True
-        update = self.agent.update(batch, self.depth, self)
+        update = self.compute(batch, self.depth)
         self.broken = False
         return update
 
@@ -225,6 +226,7 @@ class Worker(Eager):
 
     def __init__(self, agent: Dreamer, gradients: list[Tensor], processes: int):
         super().__init__(agent)
+        fuse(agent)
         self.processes = processes
         for adam, flat in zip(agent.optimizers.values(), gradients, strict=True):
             adam.gradient = flat
@@ -243,7 +245,7 @@ class Worker(Eager):
         batch = Batch._make(rows)
         batch = batch._replace(start=batch.start and LatentState(*batch.start))
         try:
-            update = self.agent.update(batch, depth, self)
+            update = self.compute(batch, depth)
         except NonFiniteError as error:
             return {"bad": str(error)}
         metrics = {name: float(value) for name, value in update.metrics.items()}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agent.execution.fused import fused_layers
 from agent.learning.dreamer import Dreamer, Update, check_finite
 from world_model import Batch
 
@@ -27,7 +28,12 @@ class Eager:
 
         The states are good until the next update. Raises NonFiniteError before any weight is moved.
         """
-        return self.agent.update(batch, self.agent.begin_update(progress), self)
+        return self.compute(batch, self.agent.begin_update(progress))
+
+    def compute(self, batch: Batch, depth: int) -> Update:
+        """The update at a given depth, with layers fused where they can be."""
+        with fused_layers():
+            return self.agent.update(batch, depth, self)
 
     # ------------------------------------------------------------------ inside of `Dreamer.update`
 
