@@ -48,6 +48,10 @@ class Eager:
 
     # ------------------------------------------------------------------ beside the updates
 
+    def acting(self) -> AbstractContextManager[Any]:
+        """Inside of this the agent acts, and plans, with fused layers where they can be."""
+        return fused_layers()
+
     def uncompiled(self) -> AbstractContextManager[Any]:
         """Inside of this nothing compiled runs: for what is too rare to be compiled."""
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
