@@ -33,7 +33,10 @@ def config_of(tokens=1, width=24, units=20, jump=1, core="looped", **loop):
 
 def make(config, spaces):
     torch.manual_seed(0)
-    return Dreamer(config.model, config.behavior, config.optimizer, spaces)
+    agent = Dreamer(config.model, config.behavior, config.optimizer, spaces)
+    if agent.world.observation_model.images:  # bfloat16 would round what differs in the last place to other numbers
+        agent.world.observation_model.images.precision = "float32"
+    return agent
 
 
 def batch_of(agent, size=4, length=6):

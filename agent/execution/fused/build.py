@@ -1,4 +1,4 @@
-"""Compile kernels.cpp for this processor, once, and load it."""
+"""Compile kernels.cpp and vectors.h for this processor, once, and load it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
+HEADER = Path(__file__).with_name("vectors.h")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared")
 TYPES = {
     "int64_t": ctypes.c_int64,
@@ -43,7 +44,8 @@ def compiled() -> Path:
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "c++", "clang++")), None)
     if compiler is None:
         raise OSError("there is no C++ compiler (on Debian and Ubuntu: apt install g++)")
-    about = hashlib.sha256(SOURCE.read_bytes() + " ".join((compiler, *FLAGS, processor())).encode()).hexdigest()
+    code = SOURCE.read_bytes() + HEADER.read_bytes()
+    about = hashlib.sha256(code + " ".join((compiler, *FLAGS, processor())).encode()).hexdigest()
     path = cache() / f"kernels-{about[:16]}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -76,25 +76,26 @@ class Chain(Function):
         want_x, want_base, _, _, *want = ctx.needs_input_grad
         count = len(want)
         gradients: list[Tensor | None] = [None] * count
-        dy = dz = dy.contiguous()
+        gradient: Tensor | None = dy.contiguous()  # of what a layer gives on
+        dz: Any = None
         if ctx.classes:
             dlogits = torch.empty_like(probs)
             groups = probs.numel() // ctx.classes
-            SCOPE.kernels.categorical_backward(groups, ctx.classes, UNIMIX, at(probs), at(dy), at(dlogits))
-            dy = dlogits
+            SCOPE.kernels.categorical_backward(groups, ctx.classes, UNIMIX, at(probs), at(gradient), at(dlogits))
+            gradient = dlogits
         for i in range(count - 3, -1, -3):
             w, bias, gain = saved[i : i + 3]
             x, z, stats = saved[count + i : count + i + 3]
             outputs, inputs = w.shape
-            dz = dy if gain is None else torch.empty_like(z)
+            dz = gradient if gain is None else torch.empty_like(z)
             dx = like(x, want_x or i > 0)
             dw, dbias, dgain = gradients[i : i + 3] = [like(saved[j], want[j]) for j in range(i, i + 3)]
             SCOPE.kernels.layer_backward(
-                x.numel() // inputs, inputs, outputs, at(x), at(w), at(gain), at(z), at(stats), at(dy), at(dz), at(dx),
-                at(dw), at(dbias), at(dgain),
+                x.numel() // inputs, inputs, outputs, at(x), at(w), at(gain), at(z), at(stats), at(gradient), at(dz),
+                at(dx), at(dw), at(dbias), at(dgain),
             )  # fmt: skip
-            dy = dx
-        dx = dy.view(ctx.shape) if want_x else None
+            gradient = dx
+        dx = gradient.view(ctx.shape) if want_x and gradient is not None else None
         dbase = dz.view(*ctx.shape[:-1], dz.shape[-1]) if want_base else None
         return dx, dbase, None, None, *gradients
 

@@ -22,7 +22,8 @@ class FusedMLP(MLP):
 
     def layers(self) -> list[LayerWeights]:
         hidden: list[Any] = list(self.hidden)
-        layers = [(linear.weight, None, norm.gain) for linear, norm in zip(hidden[::3], hidden[1::3], strict=True)]
+        pairs = zip(hidden[::3], hidden[1::3], strict=True)
+        layers: list[LayerWeights] = [(linear.weight, None, norm.gain) for linear, norm in pairs]
         return layers if self.out is None else [*layers, (self.out.weight, self.out.bias, None)]
 
     def forward(self, x: Tensor) -> Tensor:
