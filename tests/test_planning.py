@@ -120,9 +120,6 @@ def test_agents_trained_without_can_plan_and_episodes_are_repeatable():
 
 
 def test_plans_explore_and_the_policy_alone_is_evaluated():
-    spec, discrete = ActionSpec(1, False), ActionSpec(2, True)
-    assert ActorCritic(BehaviorConfig(units=16), 8, spec).cfg.plan == 64
-    assert ActorCritic(BehaviorConfig(units=16), 8, discrete).cfg.plan == 0
     agent = untrained(metronomes)
     agent.policy.behavior.cfg = replace(agent.policy.behavior.cfg, plan=8)
     obs = {name: np.zeros((2, size), np.float32) for name, size in agent.spaces.obs.items()}

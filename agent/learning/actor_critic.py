@@ -10,7 +10,7 @@ Shapes: B imagined rollouts, H horizon, A actions, F features. Features of a rol
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -52,8 +52,8 @@ class BehaviorConfig:
     entropy: float | None = None
     """Entropy weight, against advantages of mean size 1, divided by the root of the number of action dimensions.
     By default 0.1 with the dynamics gradient (with 0.025 the policy settles too early), else 0.025."""
-    plan: int | None = None
-    """Candidates of planning while exploring; 0 = the policy acts. By default 64 with continuous actions, else 0."""
+    plan: int = 0
+    """Candidates of planning at every decision with continuous actions while exploring; 0 = the policy decides."""
     plan_horizon: int = 3
     """Steps ahead that are planned; the critic values what comes after them."""
     units: int = 128
@@ -193,8 +193,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         if cfg.plan and spec.discrete:
             raise ValueError("--behavior.plan plans continuous actions, and this task's are choices: leave it out")
-        self.cfg = replace(cfg, plan=0 if spec.discrete else 64) if cfg.plan is None else cfg
-        self.spec = spec
+        self.cfg, self.spec = cfg, spec
         self.actor = Actor(cfg, features, spec)
         self.critic = Critic(cfg, features)
         self.scale = AdvantageScale()

@@ -49,7 +49,7 @@ def plan(
     Where what the policy proposes has nearly the same score, whatever it is, the search would settle on what is best by
     chance, and explore no more: the policy acts there, the more the smaller the differences are.
     """
-    cfg, envs, candidates = behavior.cfg, len(going), behavior.cfg.plan or 0
+    cfg, envs, candidates = behavior.cfg, len(going), behavior.cfg.plan
     horizon, size = cfg.plan_horizon, world.action_size
     proposed = max(1, round(PROPOSALS * candidates))
     elites, others = max(2, round(ELITES * candidates)), max(1, candidates - proposed)

@@ -57,7 +57,7 @@ def preset(name: str) -> Config:
             small,
             preset="debug",
             model=replace(model, loop=least, groups=4, classes=4, units=32),
-            behavior=replace(behavior, horizon=5, starts=16, units=32, plan=0),
+            behavior=replace(behavior, horizon=5, starts=16, units=32),
             train=TrainConfig(
                 steps=600,
                 prefill=100,
