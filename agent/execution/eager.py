@@ -49,8 +49,8 @@ class Eager:
     # ------------------------------------------------------------------ beside the updates
 
     def acting(self) -> AbstractContextManager[Any]:
-        """Inside of this the agent acts, and plans, with fused layers where they can be."""
-        return fused_layers()
+        """Inside of this the agent acts; where it plans, with fused layers. For a single row they are no faster."""
+        return fused_layers() if self.agent.behavior.cfg.plan else nullcontext()
 
     def uncompiled(self) -> AbstractContextManager[Any]:
         """Inside of this nothing compiled runs: for what is too rare to be compiled."""
