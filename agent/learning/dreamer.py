@@ -209,7 +209,7 @@ class Dreamer:
         tensors = {name: torch.as_tensor(value, device=self.device) for name, value in arrays.items()}
         first = torch.as_tensor(is_first, device=self.device)
         action, memory, depth = policy.act(tensors, memory, first, explore, max_loops)
-        return to_env(action, self.spaces.action).numpy(force=True), memory, depth.numpy(force=True)
+        return to_env(action, self.spaces.action).numpy(force=True), memory.clone(), depth.numpy(force=True)
 
     def act_randomly(self, memory: Memory) -> tuple[np.ndarray, Memory]:
         """Random environment actions (E, A) or (E,) in place of those that `act` has just returned, and the memory."""
