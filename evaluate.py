@@ -88,7 +88,7 @@ def policy(args: PolicyArgs, write: Write) -> None:
     saved = read_checkpoint(path)
     task, config = TaskId.parse(saved["task"]), saved_config(saved)
     if config.model_only:
-        raise UsageError(f"{args.run} trained the world model alone: it has no policy to play")
+        raise UsageError(f"{args.run} trained the world model alone and has no policy to play: use evaluate.py model")
     if config.agent != "dreamer" and args.exit:
         raise UsageError(f"{args.run} is a run of {config.agent}, which has no loops: leave --exit out")
     agent = load_agent(saved, args.device) if args.sb3 is None else load_sb3_agent(args.sb3, saved)
@@ -98,7 +98,7 @@ def policy(args: PolicyArgs, write: Write) -> None:
             use_exit(agent, args.exit, max_loops, args.exit_threshold, args.exit_histogram)
         except ValueError as error:
             raise UsageError(f"--exit {args.exit}: {error}") from error
-    if args.plan is not None or args.plan_horizon is not None:
+    if args.plan:
         if not isinstance(agent, Dreamer):
             raise UsageError(f"{args.run} is a run of {config.agent}, which has no world model: leave --plan out")
         try:
@@ -154,7 +154,7 @@ def model(args: ModelArgs, write: Write) -> None:
     agent = load_dreamer(saved, args.run)
     world, behavior = agent.averaged.world, agent.averaged.behavior
     if not world.observation_model.decodes:
-        raise UsageError(f"{args.run} was trained without a decoder: its dreams show nothing to compare")
+        raise UsageError(f"{args.run} was trained without a decoder, and shows nothing to compare: give another run")
     if args.max_loops and not world.core.looping:
         raise UsageError(f"the core of {args.run} is {config.model.core}, it has no loops: leave --max-loops out")
     torch.set_num_threads(config.train.threads or 1)

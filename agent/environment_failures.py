@@ -42,4 +42,4 @@ def first_reset(envs: gym.vector.VectorEnv[Any, Any, Any], seed: int) -> None:
         EnvStepper(envs).reset(seed)
     except EnvironmentFailure as error:
         print(environment_traceback(error), end="", file=sys.stderr)
-        raise UsageError(f"the environment fails in its first reset: {error}") from error
+        raise UsageError(f"the environment fails in its first reset: {error}; look at the lines above") from error

@@ -12,9 +12,13 @@ too. The core is one of the project's own:
     wide        the looped core with one loop, wider          gru         k steps of a GRU, one action each
     recurrent   the looped core with one loop, applied k times, one action each
 
-The last four are controls of the looped net of some width and T. With `params` they have as many trained numbers, with
-`flops` as many operations per sample, encoder and read-out included: the width is the largest that fits, the hidden
-width of a stack's layers takes what is left, and the width of the layers that read the input what is left then.
+    supervised  the looped net, whose every loop is trained: after loop j it is to say how the observation has changed
+                after about j/T of the k decisions
+
+The others are controls of the looped net of some width and T. Supervised is the same net, trained otherwise. The sizes
+of the rest are matched: with `params` they have as many trained numbers, with `flops` as many operations per sample,
+encoder and read-out included. The width is the largest that fits, the hidden width of a stack's layers takes what is
+left, and the width of the layers that read the input what is left then.
 
 Symbols as in `world_model/types.py`; k decisions, P pairs, E held-out episodes.
 """
@@ -40,7 +44,8 @@ from world_model.controls.matching import nearest
 from world_model.controls.stacked import StackedCore
 from world_model.nets import linear
 
-CORES = ("looped", "stacked", "wide", "gru", "recurrent")
+CORES = ("looped", "stacked", "wide", "gru", "recurrent", "supervised")
+SIZED = ("stacked", "wide", "gru", "recurrent")  # controls whose size is matched
 TOLERANCE = 0.02
 """A control may differ by this share from what it is matched to."""
 WARM = 0.05
@@ -124,13 +129,27 @@ class Net(nn.Module):
         self.core = shape.core_of()
         self.readout = linear(flat, shape.obs, bias=True, scale=0.1)
 
-    def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
+    def forward(self, obs: Tensor, actions: Tensor, every: bool = False) -> Tensor:
+        """With every, what is read after each loop of the looped core, (T, B, O)."""
         deter = self.encoder(obs).view(-1, self.shape.tokens, self.shape.width) + self.core.start  # (B, N, D)
         prepared = self.core.prepare()
         # (B, k, A) -> (B, calls, k / calls * A)
         for action in actions.reshape(len(obs), self.shape.calls, -1).unbind(1):
-            deter, _ = self.core(deter, torch.cat([obs, action], -1), self.shape.loops, prepared)
-        return self.readout(deter.flatten(1))
+            before = deter
+            deter, trace = self.core(before, torch.cat([obs, action], -1), self.shape.loops, prepared)
+        if every:
+            assert isinstance(self.core, LoopedCore)
+            deter = self.core.readout(before, torch.stack(trace.states[1:]), trace.gate)  # (T, B, N, D)
+        return self.readout(deter.flatten(-2))
+
+    def loss(self, problem: Problem, rows: Tensor) -> Tensor:
+        """Mean squared error on training pairs (B,) by number; of early read-outs too, where they are supervised."""
+        obs, actions, change = problem.batch(problem.train, rows)
+        if self.shape.core != "supervised":
+            return (self(obs, actions) - change).square().mean()
+        *early, last = self(obs, actions, every=True)
+        between = problem.between(rows, len(early) + 1)  # (T-1, B, O)
+        return (last - change).square().mean() + (torch.stack(early) - between).square().mean()
 
 
 class Size(NamedTuple):
@@ -162,8 +181,8 @@ def looped_shape(cell: Cell, sizes: tuple[int, int], settings: Settings) -> Shap
 def shape_of(cell: Cell, sizes: tuple[int, int], settings: Settings) -> Shape | None:
     """The net of a cell; None when no control comes within TOLERANCE of what it is matched to."""
     looped = looped_shape(cell, sizes, settings)
-    if cell.core == "looped":
-        return looped
+    if cell.core not in SIZED:
+        return looped._replace(core=cell.core)
     control = looped._replace(core=cell.core, loops=cell.loops if cell.core == "stacked" else 1)
     same_width = cell.core == "stacked" and cell.match == "flops"
     wanted = getattr(size_of(looped), cell.match)
@@ -234,10 +253,9 @@ def train_cell(problem: Problem, shape: Shape, settings: Settings, seed: int) ->
     draws = torch.Generator().manual_seed(seed)  # the same batches for all nets of a seed
     for update in range(settings.updates):
         rows = torch.randint(len(problem.train.start), (settings.batch,), generator=draws)
-        obs, actions, change = problem.batch(problem.train, rows)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(update, settings)
-        loss = (net(obs, actions) - change).square().mean()
+        loss = net.loss(problem, rows)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -298,10 +316,10 @@ class Grid:
     def _cells_like(self, template: Cell) -> Iterator[Cell]:
         """All cores, matches and loops of one looped net. Cells that would be the net of another are left out."""
         for core in self.cores:
-            for match in ("none",) if core == "looped" else self.match:
+            for match in self.match if core in SIZED else ("none",):
                 once = core in ("gru", "recurrent") and match == "params"  # does not depend on the loops
                 for loops in (1,) if once else self.loops:
                     one_loop = core == "wide" and match == "params"  # the looped net with one loop
-                    same = loops == 1 and core in ("stacked", "wide")
-                    if not (one_loop or same or (core == "recurrent" and template.k == 1)):
+                    same = loops == 1 and core in ("stacked", "wide", "supervised")
+                    if not (one_loop or same or (core in ("recurrent", "supervised") and template.k == 1)):
                         yield template._replace(core=core, match=match, loops=loops)

@@ -31,10 +31,10 @@ class Pairs(NamedTuple):
         taken = start[:, None] + torch.arange(1, self.k + 1)
         return self.obs[start], self.action[taken]
 
-    def change(self, rows: Tensor) -> Tensor:
-        """(B,) -> (B, O)"""
+    def change(self, rows: Tensor, after: int | None = None) -> Tensor:
+        """(B,) -> (B, O) after all k decisions, or after so many of them."""
         start = self.start[rows]
-        return self.obs[start + self.k] - self.obs[start]
+        return self.obs[start + (self.k if after is None else after)] - self.obs[start]
 
 
 def vectors(rows: Rows) -> np.ndarray:
@@ -98,6 +98,11 @@ class Problem(NamedTuple):
         """(B,) -> observation (B, O), actions (B, k, A), change (B, O), standardised."""
         obs, actions = pairs.inputs(rows)
         return self.obs(obs), actions, self.change(pairs.change(rows))
+
+    def between(self, rows: Tensor, loops: int) -> Tensor:
+        """Training pairs (B,) -> (T-1, B, O): changes up to about j/T of the k decisions, j from 1 to T - 1."""
+        after = [max(1, round(loop * self.train.k / loops)) for loop in range(1, loops)]
+        return torch.stack([self.change(self.train.change(rows, decisions)) for decisions in after])
 
     @property
     def sizes(self) -> tuple[int, int]:

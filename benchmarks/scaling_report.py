@@ -70,9 +70,9 @@ def control_rows(nets: Sequence[Net]) -> list[Row]:
             row |= {"match": net.match, "params": net.params, "flops": net.flops, "error": net.error}
             row |= {"ratio": found.value, "low": found.low, "high": found.high, "seeds": seeds}
             rows.append(row | {"episodes_low": over_episodes[0], "episodes_high": over_episodes[1]})
-    order = {"stacked": 0, "wide": 1, "gru": 2, "recurrent": 3}
+    order = {"stacked": 0, "wide": 1, "gru": 2, "recurrent": 3, "supervised": 4}
     key = "system", "width", "k", "loops"
-    return sorted(rows, key=lambda row: (*(row[name] for name in key), order.get(row["control"], 4), row["match"]))
+    return sorted(rows, key=lambda row: (*(row[name] for name in key), order[row["control"]], row["match"]))
 
 
 def exponent_rows(nets: Sequence[Net]) -> list[Row]:

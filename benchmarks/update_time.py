@@ -6,6 +6,7 @@
     python benchmarks/update_time.py --images dmc       # or atari: at 1, 2 and 4 fixed loops, and with exits
     python benchmarks/update_time.py --images atari --device cuda --preset base
     python benchmarks/update_time.py --in-turn small tiny    # presets against each other, also on busy cores
+    python benchmarks/update_time.py --plain --threads 1     # plain layers against fused ones, in turn
 
 The reference size is 16 x 64 rows, 1,024 dreams of 15 steps, two fixed loops; it is timed with the actor's gradient
 by REINFORCE, as DreamerV3 has it, and through the dynamics, as ours has it for continuous actions. The default size
@@ -13,6 +14,9 @@ is timed three times: at two fixed loops, with a gate that lets every state stop
 on easy tasks, and with a gate that starts by letting none stop. Nothing else may run meanwhile. Medians over single
 updates; the first ones are left out. Random data: the time does not depend on it. On a GPU an update is one part, a
 recorded graph, and the first updates of every depth, which record it, are left out.
+
+On a CPU the line below a row says what the matrix products of the update would take at the rate of PyTorch's product
+of two 1,024 x 1,024 matrices, measured in the same run (the floor), and how many times as long the update takes.
 """
 
 from __future__ import annotations
@@ -25,8 +29,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-from agent.execution import CudaGraphs, make_execution
+from agent.execution import CudaGraphs, Eager, make_execution
 from agent.execution.cuda_graphs import WARM_UPDATES
 from agent.learning.dreamer import Dreamer
 from agent.runs.config import Config
@@ -71,12 +77,54 @@ def now(agent: Dreamer) -> float:
     return time.perf_counter()
 
 
+def product_rate(size: int = 1024, rounds: int = 9) -> float:
+    """Operations per second of PyTorch's product of two matrices, the median of some rounds."""
+    a, b, seconds = torch.randn(size, size), torch.randn(size, size), []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - began)
+    return 2.0 * size**3 / float(np.median(seconds))
+
+
+class Products(TorchDispatchMode):
+    """Counts the operations of matrix products and convolutions that run inside of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        self.operations += count(*args, **(kwargs or {}), out_val=out) if count else 0
+        return out
+
+
+def operations(config: Config, gate: float | None, spaces: Spaces) -> float:
+    """Of the matrix products of one update: the mean of some with plain layers, as their depth may be drawn."""
+    agent = plain_agent(config, spaces)
+    counted = []
+    for _ in range(1 if config.model.loop.depth == "fixed" else 9):
+        if gate is not None:
+            agent.world.core.rule.state.bias.data.fill_(gate)
+        with Products() as products:
+            Eager(agent).update(random_batch(agent, config.train.batch, config.train.length))
+        counted.append(products.operations)
+    return float(np.median(counted))
+
+
+def plain_agent(config: Config, spaces: Spaces, device: str = "cpu") -> Dreamer:
+    """The same weights for the same settings."""
+    torch.manual_seed(0)
+    return Dreamer(config.model, config.behavior, config.optimizer, spaces, device)
+
+
 def measure(
     name: str, config: Config, updates: int, gate: float | None, spaces: Spaces = SPACES, device: str = "cpu"
 ) -> None:
     """Print the medians of one configuration; gate sets what the exit gate predicts for every state."""
-    torch.manual_seed(0)
-    agent = Dreamer(config.model, config.behavior, config.optimizer, spaces, device)
+    agent = plain_agent(config, spaces, device)
     execution = make_execution(agent)
     graphs = isinstance(execution, CudaGraphs)
     first = FIRST + graphs * (WARM_UPDATES + 1) * 2 * config.model.loop.train_cap
@@ -101,6 +149,48 @@ def measure(
         + " ".join(f"{value:13.1f}" for value in parts.values())
         + f" {float(metrics['loop/dream_depth']):10.2f}"
     )
+    if device == "cpu":
+        count = operations(config, gate, spaces)
+        print(f"    {floor_of(count, parts['total'], product_rate())}")
+
+
+def floor_of(count: float, total: float, rate: float) -> str:
+    """What `count` operations take at a rate, and how many times as long an update takes (milliseconds)."""
+    floor = 1e3 * count / rate
+    work = f"{count / 1e9:.2f} GFLOP of products at {rate / 1e9:.0f} GFLOP/s"
+    return f"{work}: floor {floor:.1f} ms, ratio {total / floor:.2f}"
+
+
+def plain_in_turn(updates: int) -> None:
+    """Print medians of whole updates of `small` on walker_walk's sizes, with plain layers and with fused ones.
+
+    One update of each in turn, at the same depths, so that what else runs slows both; and the time over the floor.
+    """
+    config = preset("small")
+    plain, fused = (plain_agent(config, WALKER) for _ in range(2))
+    executions = {"plain layers": Eager(plain), "fused layers": make_execution(fused)}
+    print(f"{'median ms of an update':34s} {'one loop':>10s} {'with exits':>10s}   over the floor")
+    gates = -1.0, 1e3  # every dream exits after one loop, or none does
+    counts = [operations(config, gate, WALKER) for gate in gates]
+    times: dict[str, list[list[float]]] = {name: [[], []] for name in executions}
+    rates = []
+    for number in range(updates + FIRST):
+        for place, gate in enumerate(gates):
+            for name, execution in executions.items():
+                execution.agent.world.core.rule.state.bias.data.fill_(gate)
+                batch = random_batch(execution.agent, config.train.batch, config.train.length)
+                torch.manual_seed(number)  # the same depth
+                began = time.perf_counter()
+                execution.update(batch)
+                times[name][place].append(time.perf_counter() - began)
+        rates.append(product_rate(rounds=1))
+    floors = [1e3 * count / float(np.median(rates)) for count in counts]
+    for name, taken in times.items():
+        medians = [1e3 * float(np.median(each[FIRST:])) for each in taken]
+        ratios = ", ".join(f"{ms / floor:.2f}" for ms, floor in zip(medians, floors, strict=True))
+        print(f"{name:34s} " + " ".join(f"{ms:10.1f}" for ms in medians) + f"   {ratios}")
+    for count in counts:
+        print(f"    {floor_of(count, float('nan'), float(np.median(rates))).partition(', ratio')[0]}")
 
 
 def in_turn(names: list[str], updates: int) -> None:
@@ -159,6 +249,7 @@ def main() -> None:
     parser.add_argument("--images", choices=IMAGES, help="an agent that sees images, with the actions of dmc or atari")
     parser.add_argument("--preset", choices=PRESETS, default="small", help="sizes of the agent that sees images")
     parser.add_argument("--in-turn", choices=PRESETS, nargs="+", help="time these presets in turn, on vectors")
+    parser.add_argument("--plain", action="store_true", help="time plain and fused layers in turn, on vectors")
     parser.add_argument("--device", default="cpu", help="where the agent that sees images computes")
     args = parser.parse_args()
     args.threads = set_threads(args.threads)
@@ -167,6 +258,9 @@ def main() -> None:
     print(f"{machine}, {args.threads} threads, {args.workers} processes, torch {torch.__version__}")
     if args.in_turn:
         in_turn(args.in_turn, args.updates)
+        return
+    if args.plain:
+        plain_in_turn(args.updates)
         return
     names = ["world_model", "imagination", "actor_critic", "backward", "optimizer", "total"]
     if args.workers > 1:

@@ -68,7 +68,7 @@ def _import_registering_module(module: str, env_id: str) -> None:
             "it with that folder on PYTHONPATH (PYTHONPATH=.), or install it"
         ) from error
     except (Exception, SystemExit) as error:  # whatever the user's module does while it is imported
-        raise TaskError(f"importing {module!r} failed: {type(error).__name__}: {error}") from error
+        raise TaskError(f"importing {module!r} failed: {type(error).__name__}: {error}; look at that module") from error
 
 
 def _refuse_our_name(module: str, env_id: str) -> None:
@@ -101,7 +101,7 @@ def make(name: str, render_mode: str | None) -> gym.Env[Any, Any]:
         hint = f"; install the package that holds it: pip install {error.name}" if error.name else ""
         raise TaskError(f"gym:{whole} cannot be made: {error}{hint}") from error
     except (Exception, SystemExit) as error:  # whatever the environment's own constructor does
-        raise TaskError(f"gym:{whole} cannot be made: {type(error).__name__}: {error}") from error
+        raise TaskError(f"gym:{whole} cannot be made: {type(error).__name__}: {error}; look at its code") from error
     if limit is None and (env.spec is None or env.spec.max_episode_steps is None):
         limit = EPISODE_LIMIT  # an episode without end would be an evaluation without end
     try:
@@ -134,7 +134,7 @@ def _render_modes(name: str) -> list[str]:
 
 def _prepare_drawing(env: gym.Env[Any, Any]) -> None:
     if "rgb_array" not in env.metadata.get("render_modes", []):
-        raise TaskError(f"{env.spec.id if env.spec else env} cannot be drawn: it does not offer 'rgb_array'")
+        raise TaskError(f"{env.spec.id if env.spec else env} cannot be drawn: it needs the render mode 'rgb_array'")
     # Gymnasium's MuJoCo tasks open OpenGL at the first frame, so the choice can wait until here.
     mujoco_env = sys.modules.get("gymnasium.envs.mujoco.mujoco_env")
     uses_mujoco = mujoco_env is not None and isinstance(env.unwrapped, mujoco_env.MujocoEnv)

@@ -110,12 +110,12 @@ class Lights(ToyWorld):
 
     def __init__(self, side: int = 5, presses: tuple[int, int] | None = None, render_mode: str | None = None) -> None:
         if side not in SIDES:
-            raise TaskError(f"the board of lights has {SIDES[0]} to {SIDES[-1]} cells a side, not {side}")
+            raise TaskError(f"the board of lights must have {SIDES[0]} to {SIDES[-1]} cells a side, not {side}")
         self.side, self.cells, self.steps = side, side**2, 2 * side**2
         self.presses = presses or (1, 2 * side)
         if not 1 <= self.presses[0] <= self.presses[1] <= self.cells:
             shown = "-".join(map(str, dict.fromkeys(self.presses)))
-            raise TaskError(f"lights{side} takes 1 to {self.cells} presses, the fewest first, not {shown}")
+            raise TaskError(f"lights{side} must have 1 to {self.cells} presses, the fewest first, not {shown}")
         super().__init__(0.0, 1.0, self.cells, render_mode)
         self.action_space = spaces.Discrete(self.cells)
         self.random_return = _luck(self.cells, self.presses, self.steps)

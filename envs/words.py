@@ -61,9 +61,9 @@ class Words(ToyWorld):
     ) -> None:
         self.lengths, self.shown = lengths or (1, LONGEST), shown
         if not 1 <= self.lengths[0] <= self.lengths[1] <= LONGEST:
-            raise TaskError(f"words have 1 to {LONGEST} generators, the shortest first, not {_span(self.lengths)}")
+            raise TaskError(f"words must have 1 to {LONGEST} generators, the shortest first, not {_span(self.lengths)}")
         if not 1 <= shown <= LONGEST:
-            raise TaskError(f"words are shown 1 to {LONGEST} generators at a time, not {shown}")
+            raise TaskError(f"words must show 1 to {LONGEST} generators at a time, not {shown}")
         self._query = len(GENERATORS) * shown  # where its entries begin
         super().__init__(0.0, 1.0, self._query + ELEMENTS + ELEMENTS**2, render_mode)
         self.action_space = spaces.Discrete(ELEMENTS)

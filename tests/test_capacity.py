@@ -112,7 +112,7 @@ def test_a_system_that_tells_nothing_refuses_nothing(tmp_path):
 
 
 def test_networks_that_cannot_be_counted_are_one_line():
-    settings = replace(preset("debug"), model=replace(preset("debug").model, classes=10**300))
+    settings = replace(preset("debug"), model=replace(preset("debug").model, classes=10**30))
     with pytest.raises(UsageError, match="cannot be .*: give smaller --model"):
         make_agent(settings, VECTORS, torch.device("cpu"))
 

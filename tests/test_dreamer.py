@@ -285,6 +285,16 @@ def test_acting_depends_on_no_other_environment():
         assert np.allclose(alone[0], together[row], atol=1e-5)
 
 
+@pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE])
+def test_gradients_reach_what_acting_remembers(spec):
+    agent = make(spec)
+    memory = agent.act({"state": np.ones((2, 3), np.float32)}, None, np.array([True, True]))[1]
+    start = memory.state.map(lambda leaf: leaf.requires_grad_())
+    rollout = agent.world.imagine(start, agent.behavior.actor.act, 2, grad=True)
+    rollout.feat[1:].square().sum().backward()
+    assert all(leaf.grad is not None and leaf.grad.abs().sum() > 0 for leaf in (start.deter, start.stoch))
+
+
 def test_evaluation_acts_with_the_averaged_weights():
     agent = make()
     obs, first = {"state": np.ones((1, 3), np.float32)}, np.array([True])

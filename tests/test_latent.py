@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from world_model.latent import (
     UNIMIX,
     LatentState,
+    _steps,
     kl_balance,
     kl_divergence,
     onehot_at,
@@ -24,6 +25,15 @@ def random_logp(seed: int, *shape: int, grad: bool = False) -> torch.Tensor:
     """Log-probabilities (..., K) of random categoricals."""
     logits = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 2
     return torch.log_softmax(logits, -1).requires_grad_(grad)
+
+
+def test_what_is_kept_from_acting_serves_where_there_are_gradients():
+    _steps.cache_clear()
+    probs, level = torch.full((1, 2, 4), 0.25), torch.full((1, 2, 1), 0.6)
+    with torch.inference_mode():
+        acted = onehot_at(probs, level)
+    trained = onehot_at(probs.requires_grad_(), level)
+    assert torch.equal(acted, trained)
 
 
 @pytest.mark.parametrize("unimix", [0.0, 0.01, 0.5, 1.0])

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from conftest import metronomes, untrained
@@ -20,18 +21,19 @@ TARGETS = torch.tensor([[0.6, -0.3], [-0.8, 0.1], [0.0, 0.9]])
 
 
 class KnownWorld:
-    """Reward -|a - target|^2 in every step; the first entries of deter are the target, and nothing moves."""
+    """Reward -|a - target|^2 in every step, times `worth`; the first entries of deter are the target, and nothing
+    moves."""
 
     action_size = 2
 
     def __init__(self):
-        self.rows = 0
+        self.rows, self.worth = 0, 1.0
 
     def imagine(self, start, source, horizon, max_loops=None, sample=True):
         feat, target = start.feat(), start.deter.flatten(1)[:, :2]
         actions = source if isinstance(source, torch.Tensor) else torch.stack([source(feat)] * horizon, 1)
         self.rows += len(feat)
-        rewards = -(actions - target[:, None]).square().sum(-1)
+        rewards = -self.worth * (actions - target[:, None]).square().sum(-1)
         ones = torch.ones_like(rewards)
         return Rollout(
             states=start, actions=actions, rewards=rewards, continues=ones, loops=LoopStats(ones, ones),
@@ -48,9 +50,10 @@ def planner(candidates=64, horizon=3):
 
 def test_the_best_actions_are_found():
     world, behavior, state = planner(256)
-    mean, std = plan(world, behavior, state, None, torch.ones(3, dtype=torch.bool))
-    assert mean.shape == std.shape == (3, 3, 2)
-    assert torch.allclose(mean, TARGETS[:, None].expand(3, 3, 2), atol=0.2)
+    actions, mean, std = plan(world, behavior, state, None, torch.ones(3, dtype=torch.bool))
+    assert actions.shape == (3, 3, 2)
+    assert torch.allclose(actions, TARGETS[:, None].expand(3, 3, 2), atol=0.2)
+    assert torch.allclose(mean, TARGETS, atol=0.2)
     assert std.mean() < 0.3
 
 
@@ -61,12 +64,12 @@ def test_a_plan_goes_on_from_the_one_before_unless_the_episode_is_new():
     errors = torch.zeros(3)
     for seed in range(20):
         torch.manual_seed(seed)
-        mean, _ = plan(world, behavior, state, warm, going)
+        mean = plan(world, behavior, state, warm, going).actions
         errors += (mean[:, 0] - TARGETS).norm(dim=-1)
     cold = torch.zeros(3)
     for seed in range(20):
         torch.manual_seed(seed)
-        mean, _ = plan(world, behavior, state, None, going)
+        mean = plan(world, behavior, state, None, going).actions
         cold += (mean[:, 0] - TARGETS).norm(dim=-1)
     assert (errors[:2] < cold[:2]).all()
     assert errors[2] == pytest.approx(cold[2].item(), rel=0.3)
@@ -85,10 +88,11 @@ def test_a_row_does_not_depend_on_the_others():
         patch.setattr(torch, "randn", same)
         patch.setattr(torch, "randn_like", torch.zeros_like)
         going = torch.ones(3, dtype=torch.bool)
-        together, _ = plan(world, behavior, state, None, going)
+        together = plan(world, behavior, state, None, going)
         for row in range(3):
-            alone, _ = plan(world, behavior, state.map(lambda leaf, r=row: leaf[r : r + 1]), None, going[:1])
-            assert torch.allclose(together[row], alone[0], atol=1e-5)
+            alone = plan(world, behavior, state.map(lambda leaf, r=row: leaf[r : r + 1]), None, going[:1])
+            for part, other in zip(together, alone, strict=True):
+                assert torch.allclose(part[row], other[0], atol=1e-5)
 
 
 def test_an_agent_that_plans_trains_saves_its_plan_and_goes_on(make_trainer, tmp_path):
@@ -106,12 +110,33 @@ def test_an_agent_that_plans_trains_saves_its_plan_and_goes_on(make_trainer, tmp
 
 def test_agents_trained_without_can_plan_and_episodes_are_repeatable():
     agent = untrained(metronomes)
+    torch.nn.init.normal_(agent.averaged.world.reward.out.weight)  # or all plans would be worth the same
     use_plan(agent.averaged.behavior, 16, None)
     one, other = (run_episodes(agent, metronomes, 2, 1_000_000_000, say=lambda line: None) for _ in range(2))
     assert [row["return"] for row in one] == [row["return"] for row in other]
     use_plan(agent.averaged.behavior, 0, None)
     plain = run_episodes(agent, metronomes, 2, 1_000_000_000, say=lambda line: None)
     assert [row["return"] for row in plain] != [row["return"] for row in one]
+
+
+def test_plans_explore_and_the_policy_alone_is_evaluated():
+    agent = untrained(metronomes)
+    agent.policy.behavior.cfg = replace(agent.policy.behavior.cfg, plan=8)
+    obs = {name: np.zeros((2, size), np.float32) for name, size in agent.spaces.obs.items()}
+    first = np.ones(2, bool)
+    assert agent.act(obs, None, first, explore=True)[1].plan.shape == (2, 3, 1)
+    assert agent.act(obs, None, first, explore=False)[1].plan is None
+
+
+def test_the_policy_acts_where_all_scores_are_the_same():
+    world, behavior, state = planner(64)
+    own, own_std = behavior.actor.parameters_of(state.feat())
+    for worth, trusted in ((0.0, 0.0), (1e-4, 0.02), (100.0, 1.0)):
+        world.worth = worth
+        found = plan(world, behavior, state, None, torch.ones(3, dtype=torch.bool))
+        torch.testing.assert_close(found.mean, torch.lerp(own, found.actions[:, 0], trusted), atol=0.08, rtol=0.0)
+        assert (found.std.mean() > 0.8) == (trusted < 0.5)
+    assert own_std.mean() > 0.8
 
 
 def test_choices_are_not_planned():

@@ -106,7 +106,7 @@ def test_controls_have_the_size_of_what_they_are_matched_to(sizes):
     settings, seen = cells.Settings(), set()
     for one in GRID.cells():
         shape = cells.shape_of(one, sizes, settings)
-        if shape is None or one.core == "looped":
+        if shape is None or one.core not in cells.SIZED:
             continue
         seen.add((one.core, one.match))
         own, wanted = cells.size_of(shape), cells.size_of(cells.looped_shape(one, sizes, settings))
@@ -127,7 +127,9 @@ def test_the_grid_has_no_cell_twice_and_none_that_is_the_net_of_another():
     found = list(GRID.cells())
     assert len(found) == len(set(found))
     assert not [one for one in found if one.loops == 1 and one.core in ("stacked", "wide")]
-    assert not [one for one in found if one.core == "recurrent" and one.k == 1]
+    assert not [one for one in found if one.core in ("recurrent", "supervised") and one.k == 1]
+    assert not [one for one in found if one.loops == 1 and one.core == "supervised"]
+    assert len([one for one in found if one.core == "supervised"]) == 1  # k = 16 and T = 8
     assert len([one for one in found if (one.core, one.match) == ("gru", "params")]) == 2  # one for every k
 
 
@@ -149,6 +151,30 @@ def test_one_call_runs_so_many_loops(monkeypatch):
     monkeypatch.setattr(net.core, "refine", lambda *args: ran.append(1) or refine(*args))
     net(torch.randn(5, 3), torch.randn(5, 4, 2))
     assert len(ran) == 8
+
+
+def test_supervised_loops_say_what_comes_between(dataset):
+    problem, settings = data.Problem.of(dataset, 4, 1.0, 0), cells.Settings(updates=300, batch=128, lr=3e-3)
+    shape = cells.shape_of(cell("supervised"), problem.sizes, settings)
+    assert cells.size_of(shape) == cells.size_of(cells.shape_of(cell(), problem.sizes, settings))
+    rows = torch.arange(len(problem.train.start))
+    between = problem.between(rows, 4)  # after 1, 2 and 3 of 4 decisions
+    first = problem.train.start[7]
+    moved = problem.train.obs[first + 2] - problem.train.obs[first]
+    torch.testing.assert_close(between[1, 7], (moved - problem.change.mean) / problem.change.std)
+
+    torch.manual_seed(0)
+    net = cells.Net(shape)
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for _ in range(300):
+        optimizer.zero_grad()
+        net.loss(problem, torch.randint(len(rows), (128,))).backward()
+        optimizer.step()
+    obs, actions, change = problem.batch(problem.train, rows)
+    said = net(obs, actions, every=True)
+    torch.testing.assert_close(said[-1], net(obs, actions))
+    for spoken, truth in zip(said, [*between, change], strict=True):
+        assert (spoken - truth).square().mean() < 0.1 * (truth - truth.mean(0)).square().mean() + 0.02
 
 
 # ---------------------------------------------------------------------- errors

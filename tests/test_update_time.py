@@ -8,6 +8,8 @@ import pytest
 import torch
 from conftest import benchmark
 
+from agent.runs.presets import preset
+
 
 @pytest.fixture
 def update_time(monkeypatch):
@@ -23,7 +25,7 @@ def test_a_row_of_times(update_time, monkeypatch, capsys):
     monkeypatch.setattr(update_time, "image_rows", lambda loop: every(loop)[1:2])
     monkeypatch.setattr(sys, "argv", ["update_time.py", "--images", "dmc", "--preset", "debug", "--updates", "1"])
     update_time.main()
-    machine, header, row = capsys.readouterr().out.splitlines()
+    machine, header, row, floor = capsys.readouterr().out.splitlines()
     assert re.search(r", [12] threads, 1 processes", machine)
     label, numbers = row[:34].strip(), [float(word.replace(",", "")) for word in row[34:].split()]
     assert label == "2 fixed loops"
@@ -31,6 +33,9 @@ def test_a_row_of_times(update_time, monkeypatch, capsys):
     parameters, *parts, total, loops = numbers
     assert parameters > 0
     assert loops == 2.0
+    assert (count := re.search(r"([\d.]+) GFLOP of products at (\d+) GFLOP/s: floor ([\d.]+) ms, ratio [\d.]+$", floor))
+    operations, rate, least = map(float, count.groups())
+    assert least == pytest.approx(1e3 * operations / rate, rel=0.1, abs=0.06)
     assert 0.0 < sum(parts) <= total + 0.5  # each is rounded to a tenth
 
 
@@ -43,7 +48,11 @@ def test_presets_are_timed_in_turn(update_time, monkeypatch, capsys):
     assert [row.split()[0] for row in rows] == ["debug", "tiny"]
     assert rows[1].split()[1:3] == ["111,940", "38,657"]
     assert re.findall(r"\(([\d.]+) x\)", rows[0]) == ["1.00", "1.00"]
-    assert all(0.0 < float(ratio) < 1.0 for ratio in re.findall(r"\(([\d.]+) x\)", rows[1]))
+    shown = (re.findall(r"([\d.]+) \(([\d.]+) x\)", row) for row in rows)
+    first, other = ([(float(ms), float(ratio)) for ms, ratio in pairs] for pairs in shown)
+    assert len(first) == len(other) == 2
+    for (least, _), (took, ratio) in zip(first, other, strict=True):  # which one is faster depends on what else runs
+        assert ratio == pytest.approx(least / took, rel=0.03)
 
 
 def test_two_checkouts_are_timed_in_turn(monkeypatch, capsys, tmp_path):
@@ -61,3 +70,21 @@ def test_two_checkouts_are_timed_in_turn(monkeypatch, capsys, tmp_path):
     module.main()
     assert calls == ["before", "after", "after", "before"]
     assert capsys.readouterr().out.splitlines()[1].split() == ["2", "fixed", "loops", "10.0", "12.5", *["1.250"] * 3]
+
+
+def test_plain_layers_are_timed_beside_fused_ones(update_time, monkeypatch, capsys):
+    monkeypatch.setattr(update_time, "preset", lambda _: preset("debug"))
+    monkeypatch.setattr(sys, "argv", ["update_time.py", "--plain", "--updates", "2", "--threads", "1"])
+    update_time.main()
+    _, header, plain, fused, *floors = capsys.readouterr().out.splitlines()
+    assert header.endswith("over the floor")
+    assert [row[:34].strip() for row in (plain, fused)] == ["plain layers", "fused layers"]
+    assert all(re.search(r" [\d.]+ +[\d.]+ +[\d.]+, [\d.]+$", row) for row in (plain, fused))
+    assert all(re.search(r"GFLOP of products at \d+ GFLOP/s: floor [\d.]+ ms$", line) for line in floors)
+
+
+def test_the_operations_of_products_are_counted(update_time):
+    with update_time.Products() as products:
+        torch.randn(3, 4) @ torch.randn(4, 5)
+        torch.randn(3, 4) + 1.0
+    assert products.operations == 2 * 3 * 4 * 5

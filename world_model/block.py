@@ -32,10 +32,12 @@ class Block(nn.Module):
         self.down = linear(hidden, width, scale=0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.attends:
-            x = x + self.merge(self.attention(self.qkv(self.attention_norm(x))))
+        x = self.attend(x) if self.attends else x
         gate, value = self.up(self.mlp_norm(x)).chunk(2, -1)  # (B, N, hidden) each
         return x + self.down(F.silu(gate) * value)
+
+    def attend(self, x: Tensor) -> Tensor:  # (B, N, D) -> (B, N, D)
+        return x + self.merge(self.attention(self.qkv(self.attention_norm(x))))
 
     def attention(self, qkv: Tensor) -> Tensor:  # (B, N, 3D) -> (B, N, D)
         batch, tokens, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3

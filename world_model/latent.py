@@ -48,6 +48,7 @@ def probabilities(logits: Tensor, unimix: float = UNIMIX) -> Tensor:
 
 
 @functools.lru_cache
+@torch.inference_mode(False)  # kept from acting, used where there are gradients too
 def _steps(classes: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Matrix (K, K) that sums a vector up to each place; weight (K, K-1) and bias (K,) that undo 0 .. 0 1 .. 1.
 

@@ -141,11 +141,9 @@ class GatedCore(Core):
     def prelude(self, deter: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """deter (B, N, D), inputs (B, S*K + A) -> injected input e (B, N, D), and the outer gate u (B, N, D).
 
-        The previous state enters here with gradient, so that learning reaches back through time whatever the loops
-        forget of their start.
+        The previous state enters with gradient: learning reaches back through time whatever the loops forget.
         """
-        # (B, N*D + S*K + A) -> (B, U)
-        hidden = F.silu(self.prelude_norm(self.prelude_in(torch.cat([deter.flatten(1), inputs], -1))))
+        hidden = F.silu(self.prelude_norm(self.prelude_in(torch.cat([deter.flatten(1), inputs], -1))))  # (B, U)
         e = self.input_norm(self.prelude_out(hidden).view_as(deter))  # (B, N, D)
         return e, torch.sigmoid(self.update_gate(hidden)).view_as(deter)
 
@@ -161,8 +159,7 @@ class GatedCore(Core):
 
 
 class LoopedCore(GatedCore):
-    """`forward` runs a given number of loops (training); in `adaptive_step` each sample stops by itself (everything
-    else)."""
+    """`forward` runs a given number of loops (training); in `adaptive_step` each sample stops by itself (the rest)."""
 
     looping = True
 
@@ -179,13 +176,16 @@ class LoopedCore(GatedCore):
         """Abar and Bbar."""
         return self.retention()
 
+    def inject(self, e: Tensor, prepared: Dynamics) -> Tensor:  # (B, N, D) -> (B, N, D)
+        return e @ prepared.injection.t()
+
     def refine(self, x: Tensor, injected: Tensor, decay: Tensor) -> Tensor:
         """One loop, (M, N, D) -> (M, N, D): retention and injection, the shared block, the norm."""
         return self.loop_norm(self.block(torch.addcmul(injected, x, decay)))
 
     def forward(self, deter: Tensor, inputs: Tensor, loops: int, prepared: Dynamics) -> tuple[Tensor, Trace]:
         e, gate = self.prelude(deter, inputs)  # (B, N, D) each
-        injected = e @ prepared.injection.t()
+        injected = self.inject(e, prepared)
         states = [deter]  # x_0 .. x_R
         for _ in range(loops):
             states.append(self.refine(states[-1], injected, prepared.decay))
@@ -209,7 +209,7 @@ class LoopedCore(GatedCore):
         cap = max_loops or self.cfg.run_cap
         compact = not (deter.is_cuda or self.static_shapes) if compact is None else compact
         e, gate = self.prelude(deter, inputs)  # (B, N, D) each
-        injected, memory = e @ prepared.injection.t(), self.rule.begin(e.detach(), cap)
+        injected, memory = self.inject(e, prepared), self.rule.begin(e.detach(), cap)
 
         def prior_at(x: Tensor, rows: Tensor) -> Tensor:  # (M, N, D) -> (M, S, K)
             if log_prior is None:

@@ -253,8 +253,8 @@ class WorldModel(nn.Module):
             return Rollout(
                 states=self.unflatten(feat.transpose(0, 1)),
                 actions=torch.stack(actions, 1),
-                rewards=self.twohot.mean(self.reward(feat[1:])).t(),
-                continues=torch.sigmoid(self.cont(feat[1:]).squeeze(-1)).t(),
+                rewards=self.twohot.mean(self.reward(ahead := feat[1:])).t(),
+                continues=torch.sigmoid(self.cont(ahead).squeeze(-1)).t(),
                 loops=LoopStats(*(torch.stack(part, 1) for part in zip(*stats, strict=True))),
                 alive=torch.ones_like(feat[0, :, 0]) if alive is None else alive,
                 feat=feat,

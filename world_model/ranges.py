@@ -8,16 +8,19 @@ from typing import Any
 AT_LEAST_ONE = (1.0, math.inf)
 ABOVE_ZERO = (math.nextafter(0.0, 1.0), math.inf)
 NOT_NEGATIVE = (0.0, math.inf)
+LARGEST = 3e38  # of float32
 SHARE = (0.0, 1.0)
 SOME_SHARE = (ABOVE_ZERO[0], 1.0)
 
 
 def require(settings: Any, prefix: str = "", **ranges: tuple[float, float]) -> None:
-    """Raise ValueError unless each named field is None or a finite number in its range, both ends included."""
+    """Raise ValueError unless each named field is None or a number in its range, both ends included, and no larger than
+    the networks' numbers can be."""
     for name, (low, high) in ranges.items():
         value = getattr(settings, name)
-        if value is None or (low <= value <= high and math.isfinite(value)):
+        if value is None or low <= value <= min(high, LARGEST):
             continue
+        high = min(high, LARGEST) if value > LARGEST and math.isfinite(value) else high
         if low == ABOVE_ZERO[0]:
             words = "above 0" if high == math.inf else f"above 0 and at most {high:g}"
         elif high == math.inf:

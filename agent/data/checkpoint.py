@@ -189,7 +189,7 @@ def find_checkpoint(run: Path | str, which: str = "latest") -> Path:
     if which == "latest" and "previous" in others:  # ended between two renames
         return path.with_stem("previous")
     if others:
-        raise UsageError(f"{run} has no checkpoint {which!r}; it has {', '.join(others)}")
+        raise UsageError(f"{run} has no checkpoint {which!r}: give one that it has, {', '.join(others)}")
     if (run / "config.yaml").is_file():
         raise UsageError(
             f"{run} ended before its first checkpoint, so nothing is lost: give the command anew that started it"

@@ -293,7 +293,7 @@ def save_results(results: RolloutErrors, folder: Path, metadata: Mapping[str, An
         content = json.dumps({**metadata, **results.to_dict()}, indent=1)
         (folder / "model.json").write_text(content + "\n", encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"the results cannot be written to {folder}: {error.strerror}") from error
+        raise UsageError(f"{folder} cannot be written ({error.strerror}): make room, or give another place") from error
 
 
 def format_results(results: RolloutErrors) -> str:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from agent.errors import NonFiniteError, RankLost, WorkerFailure
 from agent.execution.eager import Eager, joined_gradients
+from agent.execution.fused import fuse
 from agent.execution.ranks import ProcessRanks, Ranks, local_ranks
 from agent.learning.dreamer import Dreamer, Update
 from agent.runtime import SIGNALS, keep_memory
@@ -152,6 +153,7 @@ def serve(port: int, rank: int, size: int) -> None:
         content, random = ranks.receive(0)
         agent = torch.load(io.BytesIO(content), weights_only=False)  # of our own parent process
         torch.manual_seed(random) if isinstance(random, int) else torch.set_rng_state(torch.from_numpy(random))
+        fuse(agent)
         execution = Eager(agent, ranks=ranks)
         while answer(execution, ranks, *ranks.receive(0)):
             pass

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agent.execution.fused import fused_layers
 from agent.execution.ranks import Ranks
 from agent.learning.dreamer import Dreamer, Update, check_finite
 from agent.learning.optimizer import FlatAdam
@@ -35,7 +36,12 @@ class Eager:
         The states are good until the next update. Raises NonFiniteError, on every rank, before any weight is moved.
         """
         (depth,) = self.ranks.agree(self.agent.begin_update(progress))
-        return self.agent.update(batch, int(depth), self)
+        return self.compute(batch, int(depth))
+
+    def compute(self, batch: Batch, depth: int) -> Update:
+        """The update at a given depth, with layers fused where they can be."""
+        with fused_layers():
+            return self.agent.update(batch, depth, self)
 
     # ------------------------------------------------------------------ inside of `Dreamer.update`
 
@@ -58,6 +64,10 @@ class Eager:
         check_finite(total, metrics)
 
     # ------------------------------------------------------------------ beside the updates
+
+    def acting(self) -> AbstractContextManager[Any]:
+        """Inside of this the agent acts; where it plans, with fused layers. For a single row they are no faster."""
+        return fused_layers() if self.agent.behavior.cfg.plan else nullcontext()
 
     def uncompiled(self) -> AbstractContextManager[Any]:
         """Inside of this nothing compiled runs: for what is too rare to be compiled."""

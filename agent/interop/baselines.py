@@ -84,7 +84,7 @@ class DreamVecEnv(VecEnv):
     ):
         source = load_dream(run, vectors_only=True)
         if task not in (None, source.task):
-            raise UsageError(f"{run} dreams of {source.task}, not of {task}")
+            raise UsageError(f"{run} dreams of {source.task}, not of {task}: give a run of that task")
         world, spaces = source.agent.averaged.world, source.agent.spaces
         self.dreams = DreamBatch(world, spaces.action, source.start_states, count, horizon, seed)
         self.render_mode = None
@@ -236,11 +236,12 @@ class Baseline:
                 continue
             if model.observation_space.shape != (observation_size(spaces),):
                 raise UsageError(
-                    f"{path} takes {model.observation_space}, and the task shows {observation_size(spaces)} numbers"
+                    f"{path} takes {model.observation_space}, and the task shows {observation_size(spaces)} numbers: "
+                    "give an agent of this task"
                 )
             if isinstance(model.action_space, gym.spaces.Discrete) != spaces.action.discrete:
-                raise UsageError(f"{path} acts in {model.action_space}, which is not the task's action space")
+                raise UsageError(f"{path} acts in {model.action_space}, the task does not: give an agent of this task")
             agent = cls.__new__(cls)
             agent.name, agent.spaces, agent.model = algorithm.__name__.lower(), spaces, model
             return agent
-        raise UsageError(f"{path} is no agent of stable-baselines3 (PPO, A2C, SAC, TD3, DDPG or DQN)")
+        raise UsageError(f"{path} is no agent of stable-baselines3: expected one of PPO, A2C, SAC, TD3, DDPG or DQN")

@@ -118,7 +118,7 @@ def load_dream(run: str | Path, vectors_only: bool = False) -> DreamSource:
     if images and vectors_only:
         raise UsageError(f"{run} dreams of images, and the baselines see vectors only")
     if images and not images.decodes:
-        raise UsageError(f"{run} was trained without a decoder of images: its dreams do not show them")
+        raise UsageError(f"{run} was trained without a decoder of images, so its dreams show none: give another run")
     rows = whole_episodes(replay_of(saved, path))
     if not len(rows["reward"]):
         raise UsageError(f"{run} holds no whole episode in which dreams could start")

@@ -75,7 +75,7 @@ def export_policy(agent: Dreamer, path: Path, loops: int) -> ExportablePolicy:
     try:
         torch.export.save(program, path)
     except (OSError, RuntimeError) as error:
-        raise UsageError(f"{path} cannot be written: {error}") from error
+        raise UsageError(f"{path} cannot be written ({error}): make room, or give another place") from error
     return module
 
 

@@ -54,7 +54,7 @@ class BehaviorConfig:
     """Entropy weight, against advantages of mean size 1, divided by the root of the number of action dimensions.
     By default 0.1 with the dynamics gradient (with 0.025 the policy settles too early), else 0.025."""
     plan: int = 0
-    """Candidates of planning at every decision with continuous actions, also in evaluation; 0 = the policy decides."""
+    """Candidates of planning at every decision with continuous actions while exploring; 0 = the policy decides."""
     plan_horizon: int = 3
     """Steps ahead that are planned; the critic values what comes after them."""
     units: int = 128
@@ -211,8 +211,7 @@ class ActorCritic(nn.Module):
         return self.actor.act(feat.detach())
 
     def values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """Logits (H+1, B, bins) of the critic on detached features, and values (B, H+1), with the gradient that the
-        actor needs."""
+        """Logits (H+1, B, bins) on detached features, and values (B, H+1) with the gradient that the actor needs."""
         logits = self.critic.net(rollout.feat.detach())
         if self.dynamics_backprop:
             return logits, self.critic.value(rollout.feat).t()

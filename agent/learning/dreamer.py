@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -71,6 +72,7 @@ class Dreamer:
         self.world, self.behavior = self.policy.world, self.policy.behavior
         self.optimizers = {name: FlatAdam(params, optimizer.lr) for name, params in self.policy.parts().items()}
         self.averaged = copy.deepcopy(self.policy)
+        self.averaged.behavior.cfg = replace(self.behavior.cfg, plan=0)  # plans explore; the policy is what is learned
         self.averaged.world.observation_model.share_statistics(world.observation_model)
         self.average_flats = [flatten(params, grad=False) for params in self.averaged.parts().values()]
         self.average_rate = torch.zeros((), device=device)
@@ -138,10 +140,8 @@ class Dreamer:
         return Update(posterior.states.detach(), rollout.loops.depth, metrics)
 
     def start_rows(self, size: int, length: int, processes: int) -> slice:
-        """The last L rows of each of `size` sequences, at which imagined rollouts start: all with `starts` 0.
-
-        Two at least, or the critic would learn nothing from replayed rewards.
-        """
+        """The last L rows of each of `size` sequences, at which imagined rollouts start: all with `starts` 0, and two
+        at least, or the critic would learn nothing from replayed rewards."""
         starts = self.behavior.starts // processes or size * length
         return slice(-min(length, max(2, starts // size)), None)
 
@@ -196,7 +196,7 @@ class Dreamer:
     ) -> tuple[np.ndarray, Memory, np.ndarray]:
         """obs {name: (E, O) or (E, H, W, C)} -> environment actions (E, A) or (E,), memory, loops used (E,).
 
-        Exploring acts with the newest weights and samples; otherwise the averaged weights give the mean
+        Exploring plans and samples with the newest weights; otherwise the averaged weights give the mean
         action from the most probable latents.
         """
         policy = self.policy if explore else self.averaged
@@ -205,7 +205,7 @@ class Dreamer:
         tensors = {name: torch.as_tensor(value, device=self.device) for name, value in arrays.items()}
         first = torch.as_tensor(is_first, device=self.device)
         action, memory, depth = policy.act(tensors, memory, first, explore, max_loops)
-        return to_env(action, self.spaces.action).numpy(force=True), memory, depth.numpy(force=True)
+        return to_env(action, self.spaces.action).numpy(force=True), memory.clone(), depth.numpy(force=True)
 
     def act_randomly(self, memory: Memory) -> tuple[np.ndarray, Memory]:
         """Random environment actions (E, A) or (E,) in place of those that `act` has just returned, and the memory."""

@@ -121,7 +121,8 @@ class FlatAdam:
         self.adam.step()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"adam": self.adam.state_dict(), "updates": self.updates}
+        """Moments and counts; the rate is set before every step, and is no state."""
+        return {"adam": {"state": self.adam.state_dict()["state"]}, "updates": self.updates}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Take the moments; settings are those of this object. Raises an error of some kind where they do not fit."""

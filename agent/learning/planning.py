@@ -10,11 +10,12 @@ batch depends on the others.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from agent.learning.actor_critic import ActorCritic, lambda_return
+from agent.learning.actor_critic import ADVANTAGE_FLOOR, ActorCritic, lambda_return
 from world_model import LatentState, Rollout, WorldModel
 
 ITERATIONS = 4
@@ -28,20 +29,30 @@ LARGEST_STD, SMALLEST_STD = 0.3, 0.05
 """Of the candidates around their mean. With 1.0 instead of 0.3 returns were lower (results/notes/suite.md)."""
 
 
+class Plan(NamedTuple):
+    """actions (E, H, A): the mean of the search, with which the next one begins; mean and std (E, A): of the action
+    that is taken now."""
+
+    actions: Tensor
+    mean: Tensor
+    std: Tensor
+
+
 @torch.no_grad()
 def plan(
     world: WorldModel, behavior: ActorCritic, state: LatentState, warm: Tensor | None, going: Tensor,
     max_loops: int | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """-> mean and standard deviation (E, H, A) of the planned actions.
+) -> Plan:  # fmt: skip
+    """state: of E environments; warm (E, H, A): the actions of the plan before, if there is one, from which the search
+    begins where an episode is going on (E,).
 
-    state: of E environments; warm (E, H, A): the mean of the step before, if there is one, from which the search begins
-    where an episode is going on (E,).
+    Where what the policy proposes has nearly the same score, whatever it is, the search would settle on what is best by
+    chance, and explore no more: the policy acts there, the more the smaller the differences are.
     """
-    cfg, envs = behavior.cfg, len(going)
+    cfg, envs, candidates = behavior.cfg, len(going), behavior.cfg.plan
     horizon, size = cfg.plan_horizon, world.action_size
-    proposed = max(1, round(PROPOSALS * cfg.plan))
-    elites, others = max(2, round(ELITES * cfg.plan)), max(1, cfg.plan - proposed)
+    proposed = max(1, round(PROPOSALS * candidates))
+    elites, others = max(2, round(ELITES * candidates)), max(1, candidates - proposed)
 
     def score(rollout: Rollout) -> Tensor:  # (E * N, H) -> (E, N)
         values = behavior.critic.value(rollout.feat).t()
@@ -69,16 +80,18 @@ def plan(
         weight = torch.softmax((best - best[:, :1]) / spread, 1)[:, :, None, None]
         mean = (weight * chosen).sum(1)
         std = (weight * (chosen - mean[:, None]).square()).sum(1).sqrt().clamp(SMALLEST_STD, LARGEST_STD)
-    return mean, std
+    spread = proposal_scores.std(1, keepdim=True) if proposed > 1 else torch.zeros_like(mean[:, 0, :1])  # (E, 1)
+    trust = spread / (spread + ADVANTAGE_FLOOR)
+    own, own_std = behavior.actor.parameters_of(state.feat())  # (E, A) each
+    return Plan(mean, torch.lerp(own, mean[:, 0], trust), torch.lerp(own_std, std[:, 0], trust))
 
 
-def use_plan(behavior: ActorCritic, candidates: int | None, horizon: int | None) -> None:
-    """Let an agent plan otherwise than it was trained to: None leaves a number as it is.
+def use_plan(behavior: ActorCritic, candidates: int, horizon: int | None) -> None:
+    """Let an agent plan with so many candidates, as many steps ahead as it is configured to where horizon is None.
 
     Raises ValueError where its actions are choices, and for numbers that `BehaviorConfig` refuses.
     """
     if candidates and behavior.spec.discrete:
         raise ValueError("--plan plans continuous actions, and this task's are choices: leave it out")
-    cfg = behavior.cfg
-    wanted = cfg.plan if candidates is None else candidates
-    behavior.cfg = replace(cfg, plan=wanted, plan_horizon=cfg.plan_horizon if horizon is None else horizon)
+    steps = behavior.cfg.plan_horizon if horizon is None else horizon
+    behavior.cfg = replace(behavior.cfg, plan=candidates, plan_horizon=steps)

@@ -29,6 +29,10 @@ class Memory(NamedTuple):
         present = {name: leaf for name, leaf in optional.items() if leaf is not None}
         return {**self.state._asdict(), "action": self.action, **present}
 
+    def clone(self) -> Memory:
+        """A copy, of which gradients can be taken."""
+        return Memory.of({name: leaf.clone() for name, leaf in self.plain().items()}, self.action.device)
+
     @classmethod
     def of(cls, plain: dict[str, Tensor], device: torch.device) -> Memory:
         """The inverse of `plain`, on this device."""
@@ -49,7 +53,7 @@ class Policy(nn.Module):
         modules = {"world": self.world, "actor": self.behavior.actor, "critic": self.behavior.critic.net}
         return {name: list(module.parameters()) for name, module in modules.items()}
 
-    @torch.no_grad()
+    @torch.inference_mode()  # of a single row's cost an eighth was for views and versions
     def act(
         self,
         obs: dict[str, Tensor],
@@ -58,7 +62,8 @@ class Policy(nn.Module):
         explore: bool,
         max_loops: int | None = None,
     ) -> tuple[Tensor, Memory, Tensor]:
-        """-> policy output (E, A), memory, loops used (E,). explore samples latents and actions."""
+        """-> policy output (E, A), memory, loops used (E,). explore samples latents and actions. Clone the memory where
+        gradients are to be taken."""
         if memory is None:
             action = torch.zeros(len(is_first), self.world.action_size, device=is_first.device)
             memory = Memory(self.world.initial(len(is_first)), action)
@@ -68,8 +73,7 @@ class Policy(nn.Module):
             return action, Memory(state, action), stats.depth
         plans, noise = None, None
         if self.behavior.cfg.plan:
-            plans, spreads = plan(self.world, self.behavior, state, memory.plan, ~is_first, max_loops)  # (E, H, A) each
-            action, std = plans[:, 0], spreads[:, 0]
+            plans, action, std = plan(self.world, self.behavior, state, memory.plan, ~is_first, max_loops)
         else:
             action, std = self.behavior.actor.parameters_of(state.feat())
         if explore:

@@ -59,7 +59,7 @@ def check_capacity(config: Config, spaces: Spaces, repeat: int, resumed: bool = 
             raise UsageError(f"{told}: free some, or go on with the run on a machine that has more")
         fits = _rounded(min(SHARE * free / size for size, free in needs.values()))
         if fits < (config.train.length + 1) * config.train.envs:
-            raise UsageError(f"{told}: too little for any replay of this task")
+            raise UsageError(f"{told}: too little for any replay of this task, which needs another machine")
         raise UsageError(f"{told}: --train.replay-rows {fits} fits")
 
 

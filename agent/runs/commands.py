@@ -31,9 +31,8 @@ class PolicyArgs:
     """Threshold of that rule."""
     exit_histogram: tuple[float, ...] = ()
     """Weights of 1, 2, .. loops for the random exit."""
-    plan: int | None = None
-    """Candidates of planning at every decision, also for agents trained without; 0 = the policy decides. By default as
-    the run was configured."""
+    plan: int = 0
+    """Candidates of planning at every decision, also for agents trained without; 0 = the policy decides."""
     plan_horizon: int | None = None
     """Steps ahead that are planned."""
     sb3: str | None = None
@@ -58,8 +57,10 @@ class PolicyArgs:
             raise ValueError(str(error).replace("--eval.", "--")) from error
         if self.sb3 and (self.exit or self.max_loops):
             raise ValueError("an agent of stable-baselines3 has no loops: leave --exit and --max-loops out")
-        if self.sb3 and (self.plan or self.plan_horizon):
+        if self.sb3 and self.plan:
             raise ValueError("an agent of stable-baselines3 has no world model to plan in: leave --plan out")
+        if self.plan_horizon is not None and not self.plan:
+            raise ValueError("--plan-horizon belongs to planning: give the number of candidates too, such as --plan 64")
         if self.exit is None and (self.exit_threshold is not None or self.exit_histogram):
             raise ValueError("--exit-threshold and --exit-histogram belong to another rule: name it with --exit")
 

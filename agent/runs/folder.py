@@ -50,7 +50,8 @@ def locked(folder: Path) -> Iterator[None]:
         owner = f"process {process.get('id')} on {process.get('host')}" if process else "another process"
         raise UsageError(f"{folder} is in use by {owner}: wait until it has ended, or give another --run-dir") from None
     except OSError as error:
-        raise UsageError(f"{folder} cannot be written: {error.strerror}") from error
+        what = f"{folder} cannot be written ({error.strerror})"
+        raise UsageError(f"{what}: make room, or give another --run-dir") from error
     try:
         yield
     finally:

@@ -41,7 +41,8 @@ def write_report(comparison: Comparison, folder: Path) -> Path:
         page = folder / "report.html"
         page.write_text(render(comparison, content), encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise UsageError(f"the report cannot be written to {folder}: {error.strerror}") from error
+        what = f"the report cannot be written to {folder} ({error.strerror})"
+        raise UsageError(f"{what}: make room, or give another --out") from error
     return page
 
 

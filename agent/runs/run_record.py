@@ -194,7 +194,7 @@ def load_run(path: Path) -> RunRecord:
     if not isinstance(settings, dict) or not isinstance(task, str) or not task.isprintable():
         raise UsageError(f"{path} cannot be read as a run: its config.yaml or meta.json is damaged")
     if settings.get("model_only"):
-        raise UsageError(f"{path} trained a world model alone: compare those with benchmarks/loops.py")
+        raise UsageError(f"{path} trained a world model alone: leave it out, benchmarks/loops.py compares those")
     if not evaluations:
         raise UsageError(f"{path} has no evaluation yet: let it run on (--resume), or leave it out")
     wall_clock = logged[:, 0], logged[:, 1]

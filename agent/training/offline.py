@@ -16,6 +16,7 @@ from agent.errors import UsageError
 from agent.evaluation.normalised_error import NormalisedError
 from agent.evaluation.open_loop import exit_rule, open_loop, posterior_rows, usable_horizons
 from agent.execution import Eager
+from agent.execution.fused import fused_layers
 from agent.learning.dreamer import Dreamer, Update, check_finite
 from agent.learning.sampling import rows_needed, sample
 from agent.logs.logger import Logger
@@ -57,6 +58,7 @@ def check_lengths(dataset: Dataset, length: int, jump: int = 1) -> None:
         raise UsageError(f"--train.length {length}{jumps} needs more than the {rows} rows of the data set")
 
 
+@fused_layers()
 def update_world(agent: Dreamer, batch: Batch, progress: float) -> Update:
     """`Dreamer.update` of the world model alone. Raises NonFiniteError before any weight is moved."""
     depth, adam, world = agent.begin_update(progress), agent.optimizers["world"], agent.world

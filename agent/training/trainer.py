@@ -163,7 +163,8 @@ class Trainer:
     def act(self) -> tuple[np.ndarray, Memory, np.ndarray]:
         """`agent.act` on the row at hand."""
         obs = {name: self.row[f"obs/{name}"] for name in self.agent.spaces.obs}
-        return self.agent.act(obs, self.memory, self.row["is_first"])
+        with self.execution.acting():
+            return self.agent.act(obs, self.memory, self.row["is_first"])
 
     def interact(self) -> None:
         """One step of every environment, and the updates that are due meanwhile, where environments are asynchronous.

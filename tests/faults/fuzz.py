@@ -70,7 +70,7 @@ def judge(kind, what, words, status, err, ended, changed, mark):
         pass  # as Ctrl-C
     elif status == 75 and "--train.slice" in words:
         pass  # a slice that was over at once
-    elif status == 1 and kind == "settings" and "is not finite at step" in message:
+    elif status == 1 and kind in ("settings", "command line") and "is not finite at step" in message:
         pass  # a learning rate beyond all bounds is a setting; what comes of it is said
     elif status not in (0, 1, 2) or (status == 1 and kind not in ("environment", "checkpoint content")):
         wrong.append(f"status {status}")

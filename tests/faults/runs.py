@@ -169,6 +169,8 @@ def _live(words, slow_tasks):
 
         TaskId.is_slow = True
         del main.__file__  # the environment's process does not need PyTorch
+    if words[0] == "train_agent.py":  # as it does under `if __name__ == "__main__"`
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
     try:
         status = PROGRAMS[words[0]].main(sys.argv[1:])
     except SystemExit as error:

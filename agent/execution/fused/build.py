@@ -1,0 +1,82 @@
+"""Compile kernels.cpp and vectors.h for this processor, once, and load it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+HEADER = Path(__file__).with_name("vectors.h")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared")
+TYPES = {
+    "int64_t": ctypes.c_int64,
+    "float": ctypes.c_float,
+    "bool": ctypes.c_bool,
+    "In": ctypes.c_void_p,
+    "Out": ctypes.c_void_p,
+}
+
+
+@functools.cache
+def load() -> ctypes.PyDLL | None:
+    """The kernels, or None, with a warning, where they cannot be compiled. The first call of all may take some seconds.
+
+    PyDLL keeps Python's lock, which a kernel of some microseconds would else wait for.
+    """
+    try:
+        return declare(ctypes.PyDLL(str(compiled())))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = str(getattr(error, "stderr", None) or error).strip().partition("\n")[0]
+        warnings.warn(f"layers are not fused, and updates take about twice as long: {reason}", stacklevel=2)
+        return None
+
+
+def compiled() -> Path:
+    """The compiled file, which stays in the user's cache. Raises OSError or SubprocessError."""
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "c++", "clang++")), None)
+    if compiler is None:
+        raise OSError("there is no C++ compiler (on Debian and Ubuntu: apt install g++)")
+    code = SOURCE.read_bytes() + HEADER.read_bytes()
+    about = hashlib.sha256(code + " ".join((compiler, *FLAGS, processor())).encode()).hexdigest()
+    path = cache() / f"kernels-{about[:16]}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # two processes may compile at once
+            made = Path(folder) / path.name
+            command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+            made.replace(path)
+    return path
+
+
+def cache() -> Path:
+    """The folder of compiled files."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    return Path(home) / "looped-dreamer"
+
+
+def processor() -> str:
+    """What tells processors apart that need code of their own: a home folder may be shared by many machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return "unknown"
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "unknown")
+
+
+def declare(library: ctypes.PyDLL) -> ctypes.PyDLL:
+    """Tell ctypes the arguments of every function, as the source has them."""
+    exported = SOURCE.read_text("utf-8").partition('extern "C"')[2]
+    for name, words in re.findall(r"^void (\w+)\(([^)]*)\)", exported, re.MULTILINE):
+        function = getattr(library, name)
+        function.argtypes = [TYPES[word.split()[0]] for word in words.split(", ")]
+        function.restype = None
+    return library

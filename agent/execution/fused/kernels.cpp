@@ -1,0 +1,257 @@
+// The layers of an update on a CPU, forward and backward, one function each. Called by functions.py; the mathematics is
+// that of world_model/, which computes the same where there is no compiler.
+//
+// Every array is float32 and row-major. A weight comes twice: w (outputs, inputs) as it is, for gradients of inputs,
+// and t (inputs, outputs), its transpose, for the forward product. Null pointers: what is not there or not wanted.
+
+#include "vectors.h"
+
+namespace {
+
+// ---------------------------------------------------------------------- parts of layers
+
+void add_rows(int64_t rows, int64_t width, In x, Out total) {  // total (width) += the sum of the rows
+  for (int64_t r = 0; r < rows; ++r)
+    vectors(width, [&](int64_t i, auto get, auto put) { put(total + i, get(total + i) + get(x + r * width + i)); });
+}
+
+// y = silu(norm(z)), or without silu; stats (rows, 2): mean and 1 / deviation.
+void norm_forward(int64_t rows, int64_t width, In z, In gain, bool silu, Out stats, Out y) {
+  for (int64_t r = 0; r < rows; ++r, z += width, y += width, stats += 2) {
+    Vec first{}, second{};
+    vectors(width, [&](int64_t i, auto get, auto) { first += get(z + i); });
+    float mean = sum(first) / width;
+    vectors(width, [&](int64_t i, auto get, auto) {
+      Vec d = get(z + i) - mean;
+      second += d * d;
+    });
+    float over = (width + L - 1) / L * L - width;  // what the numbers behind the end have added
+    float variance = (sum(second) - over * mean * mean) / width, inverse = 1.0f / __builtin_sqrtf(variance + EPS);
+    stats[0] = mean, stats[1] = inverse;
+    vectors(width, [&](int64_t i, auto get, auto put) {
+      Vec n = (get(z + i) - mean) * inverse * get(gain + i);
+      put(y + i, silu ? n * sigmoid(n) : n);
+    });
+  }
+}
+
+// dz from dy, and dgain (width) += its part; dz may be dy, and with `add` is added to.
+void norm_backward(int64_t rows, int64_t width, In z, In gain, bool silu, In stats, In dy, Out dz, Out dgain, bool add = false) {
+  Out scratch = static_cast<Out>(__builtin_alloca(4 * width));
+  for (int64_t r = 0; r < rows; ++r, z += width, dy += width, dz += width, stats += 2) {
+    float mean = stats[0], inverse = stats[1];
+    Vec first{}, second{};
+    vectors(width, [&](int64_t i, auto get, auto put) {
+      Vec hat = (get(z + i) - mean) * inverse, g = get(gain + i), d = get(dy + i);
+      if (silu) {
+        Vec n = hat * g, s = sigmoid(n);
+        d = d * s * (1.0f + n * (1.0f - s));
+      }
+      if (dgain) put(dgain + i, get(dgain + i) + d * hat);
+      d = d * g;
+      put(scratch + i, d);
+      first += d, second += d * hat;
+    });
+    float one = sum(first) / width, two = sum(second) / width;
+    vectors(width, [&](int64_t i, auto get, auto put) {
+      Vec hat = (get(z + i) - mean) * inverse, d = (get(scratch + i) - one - hat * two) * inverse;
+      put(dz + i, add ? get(dz + i) + d : d);
+    });
+  }
+}
+
+void clear(Out p, int64_t n) {
+  if (p) std::memset(p, 0, 4 * n);
+}
+
+}  // namespace
+
+extern "C" {
+
+void transpose(int64_t rows, int64_t cols, In x, Out y) {  // (rows, cols) -> (cols, rows)
+  for (int64_t i = 0; i < rows; i += 16)
+    for (int64_t j = 0; j < cols; ++j)
+      for (int64_t k = i; k < (i + 16 < rows ? i + 16 : rows); ++k) y[j * rows + k] = x[k * cols + j];
+}
+
+// ---------------------------------------------------------------------- a layer: linear; bias or base; norm and silu
+
+// base: added to the product, a bias (outputs) or with `full` (rows, outputs). gain: null without norm, and then z is y.
+void layer_forward(int64_t rows, int64_t inputs, int64_t outputs, In x, In t, In base, bool full, In gain, Out z, Out stats, Out y) {
+  if (base)
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(z + r * outputs, full ? base + r * outputs : base, 4 * outputs);
+  forward(rows, inputs, outputs, x, t, z, base != nullptr);
+  if (gain) norm_forward(rows, outputs, z, gain, true, stats, y);
+}
+
+// dz (rows, outputs) is that of the product, and of a full base; without norm it is dy, and not written.
+void layer_backward(int64_t rows, int64_t inputs, int64_t outputs, In x, In w, In gain, In z, In stats, In dy, Out dz, Out dx, Out dw, Out dbias, Out dgain) {
+  if (gain) {
+    clear(dgain, outputs);
+    norm_backward(rows, outputs, z, gain, true, stats, dy, dz, dgain);
+    dy = dz;
+  }
+  backward(rows, inputs, outputs, x, w, dy, dx, dw);
+  if (dbias) {
+    clear(dbias, outputs);
+    add_rows(rows, outputs, dy, dbias);
+  }
+}
+
+// ---------------------------------------------------------------------- prelude: injected input and outer gate
+
+// deter (rows, tokens * width), input (rows, inputs) -> e and gate (rows, tokens * width).
+// Kept: z, hidden (rows, units); y (rows, tokens * width); stats (rows + rows * tokens, 2).
+void prelude_forward(int64_t rows, int64_t tokens, int64_t width, int64_t inputs, int64_t units, In deter, In input, In t_in, In gain_in, In t_out, In gain_out, In t_gate, In bias, Out z, Out hidden, Out y, Out stats, Out e, Out gate) {
+  int64_t flat = tokens * width;
+  forward(rows, flat, units, deter, t_in, z);
+  forward(rows, inputs, units, input, t_in + flat * units, z, true);
+  norm_forward(rows, units, z, gain_in, true, stats, hidden);
+  forward(rows, units, flat, hidden, t_out, y);
+  norm_forward(rows * tokens, width, y, gain_out, false, stats + 2 * rows, e);
+  forward(rows, units, flat, hidden, t_gate, gate);
+  for (int64_t r = 0; r < rows; ++r)
+    vectors(flat, [&](int64_t i, auto get, auto put) {
+      Out p = gate + r * flat + i;
+      put(p, sigmoid(get(p) + get(bias + i)));
+    });
+}
+
+// scratch (rows, 2 * tokens * width + 2 * units)
+void prelude_backward(int64_t rows, int64_t tokens, int64_t width, int64_t inputs, int64_t units, In deter, In input, In w_in, In gain_in, In w_out, In gain_out, In w_gate, In z, In hidden, In y, In stats, In gate, In de, In dgate, Out scratch, Out ddeter, Out dinput, Out dw_in, Out dgain_in, Out dw_out, Out dgain_out, Out dw_gate, Out dbias) {
+  int64_t flat = tokens * width, all_inputs = flat + inputs;
+  Out dy = scratch, dg = dy + rows * flat, dhidden = dg + rows * flat, dz = dhidden + rows * units;
+  clear(dgain_in, units), clear(dgain_out, width), clear(dbias, flat);
+  norm_backward(rows * tokens, width, y, gain_out, false, stats + 2 * rows, de, dy, dgain_out);
+  vectors(rows * flat, [&](int64_t i, auto get, auto put) {
+    Vec u = get(gate + i);
+    put(dg + i, get(dgate + i) * u * (1.0f - u));
+  });
+  backward(rows, units, flat, hidden, w_out, dy, dhidden, dw_out);
+  backward(rows, units, flat, hidden, w_gate, dg, dhidden, dw_gate, true);
+  if (dbias) add_rows(rows, flat, dg, dbias);
+  norm_backward(rows, units, z, gain_in, true, stats, dhidden, dz, dgain_in);
+  product(rows, flat, units, dz, units, 1, w_in, all_inputs, ddeter, flat, false);
+  product(rows, inputs, units, dz, units, 1, w_in + flat, all_inputs, dinput, inputs, false);
+  if (dw_in) {
+    product(units, flat, rows, dz, 1, units, deter, flat, dw_in, all_inputs, false);
+    product(units, inputs, rows, dz, 1, units, input, inputs, dw_in + flat, all_inputs, false);
+  }
+}
+
+// ---------------------------------------------------------------------- one loop: retention, gated MLP, norm
+
+// s = injected + decay x (x null: s = injected), o = s + down(silu(g) v) with g, v = up(norm(s)), y = norm(o).
+// Kept: s, n, o (rows, width); h (rows, 2 hidden); a (rows, hidden); stats (2 rows, 2).
+void loop_forward(int64_t rows, int64_t width, int64_t hidden, In x, In injected, In decay, In gain_mlp, In t_up, In t_down, In gain, Out s, Out n, Out h, Out a, Out o, Out stats, Out y) {
+  for (int64_t r = 0; r < rows; ++r)
+    vectors(width, [&](int64_t i, auto get, auto put) {
+      int64_t at = r * width + i;
+      Vec v = x ? get(injected + at) + get(x + at) * get(decay + i) : get(injected + at);
+      put(s + at, v), put(o + at, v);
+    });
+  norm_forward(rows, width, s, gain_mlp, false, stats, n);
+  forward(rows, width, 2 * hidden, n, t_up, h);
+  for (int64_t r = 0; r < rows; ++r)
+    vectors(hidden, [&](int64_t i, auto get, auto put) {
+      Vec g = get(h + 2 * r * hidden + i);
+      put(a + r * hidden + i, g * sigmoid(g) * get(h + (2 * r + 1) * hidden + i));
+    });
+  forward(rows, hidden, width, a, t_down, o, true);
+  norm_forward(rows, width, o, gain, false, stats + 2 * rows, y);
+}
+
+// scratch (rows, width + 3 hidden); ds (rows, width) is the gradient of injected.
+void loop_backward(int64_t rows, int64_t width, int64_t hidden, In x, In decay, In gain_mlp, In w_up, In w_down, In gain, In s, In n, In h, In a, In o, In stats, In dy, Out scratch, Out ds, Out dx, Out ddecay, Out dgain_mlp, Out dw_up, Out dw_down, Out dgain) {
+  Out da = scratch, dh = da + rows * hidden, dn = dh + 2 * rows * hidden;
+  clear(ddecay, width), clear(dgain_mlp, width), clear(dgain, width);
+  norm_backward(rows, width, o, gain, false, stats + 2 * rows, dy, ds, dgain);
+  backward(rows, hidden, width, a, w_down, ds, da, dw_down);
+  for (int64_t r = 0; r < rows; ++r)
+    vectors(hidden, [&](int64_t i, auto get, auto put) {
+      Vec g = get(h + 2 * r * hidden + i), v = get(h + (2 * r + 1) * hidden + i), d = get(da + r * hidden + i), p = sigmoid(g);
+      put(dh + 2 * r * hidden + i, d * v * p * (1.0f + g * (1.0f - p)));
+      put(dh + (2 * r + 1) * hidden + i, d * g * p);
+    });
+  backward(rows, width, 2 * hidden, n, w_up, dh, dn, dw_up);
+  norm_backward(rows, width, s, gain_mlp, false, stats, dn, ds, dgain_mlp, true);
+  if (x)
+    for (int64_t r = 0; r < rows; ++r)
+      vectors(width, [&](int64_t i, auto get, auto put) {
+        int64_t at = r * width + i;
+        Vec d = get(ds + at);
+        put(dx + at, d * get(decay + i));
+        if (ddecay) put(ddecay + i, get(ddecay + i) + d * get(x + at));
+      });
+}
+
+// ---------------------------------------------------------------------- read-out: coda, norm, outer gate
+
+// y = deter + gate (norm(C x) - deter). Kept: z, out (rows, width); stats (rows, 2).
+void readout_forward(int64_t rows, int64_t width, In deter, In x, In gate, In t, In gain, Out z, Out out, Out stats, Out y) {
+  forward(rows, width, width, x, t, z);
+  norm_forward(rows, width, z, gain, false, stats, out);
+  vectors(rows * width, [&](int64_t i, auto get, auto put) {
+    Vec d = get(deter + i);
+    put(y + i, d + get(gate + i) * (get(out + i) - d));
+  });
+}
+
+// scratch (rows, width)
+void readout_backward(int64_t rows, int64_t width, In deter, In x, In gate, In w, In gain, In z, In out, In stats, In dy, Out scratch, Out ddeter, Out dx, Out dgate, Out dw, Out dgain) {
+  clear(dgain, width);
+  vectors(rows * width, [&](int64_t i, auto get, auto put) {
+    Vec d = get(dy + i), u = get(gate + i);
+    put(dgate + i, d * (get(out + i) - get(deter + i)));
+    put(ddeter + i, d * (1.0f - u));
+    put(scratch + i, d * u);
+  });
+  norm_backward(rows, width, z, gain, false, stats, scratch, scratch, dgain);
+  backward(rows, width, width, x, w, scratch, dx, dw);
+}
+
+// ---------------------------------------------------------------------- categorical latents
+
+// logits (groups, classes) -> softmax mixed with `unimix` of the uniform distribution.
+void categorical_forward(int64_t groups, int64_t classes, float unimix, In logits, Out probs) {
+  for (int64_t g = 0; g < groups; ++g) {
+    In from = logits + g * classes;
+    float top = from[0];
+    for (int64_t k = 1; k < classes; ++k) top = from[k] > top ? from[k] : top;
+    for (int64_t k = 0; k < classes; ++k) probs[g * classes + k] = from[k] - top;
+  }
+  vectors(groups * classes, [&](int64_t i, auto get, auto put) { put(probs + i, exp(get(probs + i))); });
+  for (int64_t g = 0; g < groups; ++g) {
+    Out p = probs + g * classes;
+    float total = 0.0f;
+    for (int64_t k = 0; k < classes; ++k) total += p[k];
+    float scale = (1.0f - unimix) / total, floor = unimix / classes;
+    for (int64_t k = 0; k < classes; ++k) p[k] = floor + scale * p[k];
+  }
+}
+
+void categorical_backward(int64_t groups, int64_t classes, float unimix, In probs, In dprobs, Out dlogits) {
+  float floor = unimix / classes;
+  for (int64_t g = 0; g < groups; ++g, probs += classes, dprobs += classes, dlogits += classes) {
+    float mean = 0.0f, share = 1.0f / (1.0f - unimix);
+    for (int64_t k = 0; k < classes; ++k) mean += (probs[k] - floor) * dprobs[k];
+    mean *= share;
+    for (int64_t k = 0; k < classes; ++k) dlogits[k] = (probs[k] - floor) * (dprobs[k] - mean);
+  }
+}
+
+// One-hot of the class in which the cumulative probability passes the level of the group.
+void sample(int64_t groups, int64_t classes, In probs, In level, Out onehot) {
+  for (int64_t g = 0; g < groups; ++g, probs += classes, onehot += classes) {
+    float total = 0.0f, before = 0.0f;
+    for (int64_t k = 0; k < classes; ++k) total += probs[k];
+    float limit = level[g] * total;
+    int64_t at = 0;
+    for (int64_t k = 0; k < classes - 1; ++k) {
+      before += probs[k];
+      at += before <= limit;
+    }
+    for (int64_t k = 0; k < classes; ++k) onehot[k] = k == at;
+  }
+}
+}

@@ -1,0 +1,118 @@
+"""The modules that use the kernels, as subclasses of the plain ones: same weights, names and results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from agent.execution.fused.build import load
+from agent.execution.fused.functions import LayerWeights, Sample, chain, loop, prelude, readout
+from agent.execution.fused.scope import SCOPE, frozen_weights, fusible
+from agent.learning.actor_critic import Critic
+from agent.learning.dreamer import Dreamer
+from world_model import LatentState, Rollout, WorldModel
+from world_model.looped import LoopedCore
+from world_model.nets import MLP
+from world_model.retention import Dynamics
+
+
+class FusedMLP(MLP):
+    """All layers are one operation."""
+
+    def layers(self) -> list[LayerWeights]:
+        hidden: list[Any] = list(self.hidden)
+        pairs = zip(hidden[::3], hidden[1::3], strict=True)
+        layers: list[LayerWeights] = [(linear.weight, None, norm.gain) for linear, norm in pairs]
+        return layers if self.out is None else [*layers, (self.out.weight, self.out.bias, None)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return chain(x, self.layers()) if fusible(x) else super().forward(x)
+
+
+class FusedLoopedCore(LoopedCore):
+    """Prelude, loop and read-out are one operation each."""
+
+    def prelude(self, deter: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        if not fusible(deter):
+            return super().prelude(deter, inputs)
+        return prelude(
+            deter, inputs, self.prelude_in.weight, self.prelude_norm.gain, self.prelude_out.weight,
+            self.input_norm.gain, self.update_gate.weight, self.update_gate.bias,
+        )  # fmt: skip
+
+    def inject(self, e: Tensor, prepared: Dynamics) -> Tensor:
+        return chain(e, [(prepared.injection, None, None)]) if fusible(e) else super().inject(e, prepared)
+
+    def refine(self, x: Tensor, injected: Tensor, decay: Tensor) -> Tensor:
+        if not fusible(x):
+            return super().refine(x, injected, decay)
+        block = self.block
+        weights = block.mlp_norm.gain, block.up.weight, block.down.weight, self.loop_norm.gain
+        if block.attends:
+            return loop(None, block.attend(injected + x * decay), None, *weights)
+        return loop(x, injected, decay, *weights)
+
+    def readout(self, deter: Tensor, x: Tensor, gate: Tensor) -> Tensor:
+        if not fusible(x):
+            return super().readout(deter, x, gate)
+        return readout(deter, x, gate, self.coda, self.coda_norm.gain)
+
+
+class FusedWorldModel(WorldModel):
+    """Posterior, prior and samples are one operation each."""
+
+    def posterior(self, deter: Tensor, embed: Tensor) -> Tensor:
+        if not fusible(deter):
+            return super().posterior(deter, embed)
+        layers = (self.post_deter.weight, None, self.post_norm.gain), (self.post_out.weight, self.post_out.bias, None)
+        return chain(deter.flatten(-2), layers, embed, self.cfg.classes)
+
+    def prior_probs(self, deter: Tensor) -> Tensor:
+        if not fusible(deter) or not isinstance(self.prior, FusedMLP):
+            return super().prior_probs(deter)
+        return chain(deter.flatten(-2), self.prior.layers(), classes=self.cfg.classes)
+
+    def draw(self, probs: Tensor, level: Tensor | None) -> Tensor:
+        if level is None or not fusible(probs):
+            return super().draw(probs, level)
+        return Sample.apply(probs, level)
+
+    def imagine(self, start: LatentState, policy: Any, *args: Any, **options: Any) -> Rollout:
+        """No gradient of an update reaches the world model's weights through dreams, but the policy's."""
+
+        def act(feat: Tensor) -> Tensor:
+            with frozen_weights(False):
+                return policy(feat)
+
+        with frozen_weights(fusible(start.deter)):
+            return super().imagine(start, policy if isinstance(policy, Tensor) else act, *args, **options)
+
+
+class FusedCritic(Critic):
+    """The gradient of a value is the actor's: it ends at the inputs."""
+
+    def value(self, feat: Tensor) -> Tensor:
+        with frozen_weights(fusible(feat)):
+            return super().value(feat)
+
+
+KINDS: dict[type[nn.Module], type[nn.Module]] = {
+    MLP: FusedMLP,
+    LoopedCore: FusedLoopedCore,
+    WorldModel: FusedWorldModel,
+    Critic: FusedCritic,
+}
+
+
+def fuse(agent: Dreamer) -> None:
+    """Let the agent's networks use the kernels inside of `fused_layers`. Controls keep the cores that they have.
+
+    Compiles the kernels, the first time on a machine; where that fails, nothing is changed.
+    """
+    SCOPE.kernels = load()
+    if SCOPE.kernels is None:
+        return
+    for module in agent.policy.modules():
+        if type(module) in KINDS:
+            module.__class__ = KINDS[type(module)]

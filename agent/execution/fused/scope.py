@@ -1,0 +1,57 @@
+"""When layers are fused: inside of `fused_layers`, which an update enters. Weights must not change there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Scope:
+    """Whether layers are fused now, the transposed weights, and whether weights get gradients."""
+
+    def __init__(self) -> None:
+        self.kernels: Any = None  # the compiled functions
+        self.active = self.frozen = False
+        self.weights: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def transposed(self, weight: Tensor) -> Tensor:
+        """(O, I) -> (I, O), computed once."""
+        found = self.weights.get(id(weight))
+        if found is None:
+            t = weight.new_empty(weight.shape[1], weight.shape[0])
+            self.kernels.transpose(*weight.shape, weight.data_ptr(), t.data_ptr())
+            found = self.weights[id(weight)] = weight, t  # the weight is held: no other tensor gets its id
+        return found[1]
+
+
+SCOPE = Scope()
+
+
+@contextmanager
+def fused_layers() -> Iterator[None]:
+    """Inside of this the modules that `fuse` has changed use the kernels."""
+    SCOPE.active = SCOPE.kernels is not None
+    try:
+        yield
+    finally:
+        SCOPE.active = False
+        SCOPE.weights.clear()
+
+
+@contextmanager
+def frozen_weights(frozen: bool = True) -> Iterator[None]:
+    """Inside of this gradients pass through fused layers to their inputs alone."""
+    before, SCOPE.frozen = SCOPE.frozen, frozen
+    try:
+        yield
+    finally:
+        SCOPE.frozen = before
+
+
+def fusible(x: Tensor) -> bool:
+    """Whether a layer of x is fused."""
+    return SCOPE.active and x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")

@@ -1,0 +1,179 @@
+"""Fused layers: an update computes what the plain one computes, and without a compiler the plain one runs."""
+
+import copy
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import benchmark
+
+from agent.execution import Eager, make_execution
+from agent.execution.fused import build, fused_layers, scope
+from agent.execution.fused.functions import chain
+from agent.execution.fused.modules import FusedLoopedCore, FusedMLP, FusedWorldModel
+from agent.learning.dreamer import Dreamer
+from agent.runs.presets import preset
+from agent.spaces import ActionSpec, Spaces
+
+VECTOR = Spaces({"state": 5, "speed": 2}, ActionSpec(3, False))
+CHOICE = Spaces({"state": 5}, ActionSpec(4, True))
+IMAGE = Spaces({"image": (64, 64, 3)}, ActionSpec(2, False))
+COMPILERS = "g++", "c++", "clang++"
+compiler = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="no C++ compiler")
+
+
+def config_of(tokens=1, width=24, units=20, jump=1, core="looped", **loop):
+    """Small networks whose widths fill no vector of numbers."""
+    debug = preset("debug")
+    sizes = replace(debug.model.loop, tokens=tokens, width=width, units=units, **loop)
+    model = replace(debug.model, loop=sizes, units=units, groups=3, classes=5, jump=jump, core=core)
+    return replace(debug, model=model, behavior=replace(debug.behavior, units=units, jump=jump))
+
+
+def make(config, spaces):
+    torch.manual_seed(0)
+    agent = Dreamer(config.model, config.behavior, config.optimizer, spaces)
+    if agent.world.observation_model.images:  # bfloat16 would round what differs in the last place to other numbers
+        agent.world.observation_model.images.precision = "float32"
+    return agent
+
+
+def batch_of(agent, size=4, length=6):
+    torch.manual_seed(1)
+    batch = benchmark("update_time").random_batch(agent, size, length)
+    first, last = torch.zeros(2, size, length, dtype=torch.bool)
+    first[0, 2] = last[1, 4] = True
+    start = batch.start.map(torch.clone)  # it was a view of this agent's weights
+    batch = batch._replace(is_first=first, is_last=last, start=start)
+    longest = agent.world.cfg.jump
+    if longest == 1:
+        return batch
+    actions = torch.rand(size, length, longest, agent.spaces.action.size) * 2 - 1
+    return batch._replace(prev_action=actions, taken=torch.randint(1, longest + 1, (size, length)))
+
+
+def one_update(execution, batch, seed=2):
+    torch.manual_seed(seed)
+    return execution.update(batch), torch.get_rng_state()
+
+
+@pytest.fixture(autouse=True)
+def kernels():
+    """The layers of a test alone are fused as those of an agent are."""
+    scope.SCOPE.kernels = build.load() if any(map(shutil.which, COMPILERS)) else None
+
+
+CASES = {
+    "vectors": (config_of(), VECTOR),
+    "widths of whole vectors": (config_of(width=32, units=48), VECTOR),
+    "choices": (config_of(), CHOICE),
+    "images": (config_of(), IMAGE),
+    "two tokens": (config_of(tokens=2), VECTOR),
+    "more tokens than are written out": (config_of(tokens=9, width=8), CHOICE),
+    "jumps": (config_of(jump=3), VECTOR),
+    "fixed loops": (config_of(depth="fixed", exit="fixed", mean_loops=3), VECTOR),
+    "free retention": (config_of(retention="free", gain="leaky"), VECTOR),
+    "exits that ask the prior": (config_of(exit="kl"), VECTOR),
+    "stacked layers": (config_of(core="stacked"), VECTOR),
+    "gru": (config_of(core="gru"), VECTOR),
+}
+
+
+@compiler
+@pytest.mark.parametrize("case", CASES)
+def test_an_update_is_the_same(case):
+    config, spaces = CASES[case]
+    plain, fused = make(config, spaces), make(config, spaces)
+    batch = batch_of(plain)
+    (expected, random), (update, same) = one_update(Eager(plain), batch), one_update(make_execution(fused), batch)
+    assert isinstance(fused.world, FusedWorldModel)
+    assert isinstance(fused.behavior.critic.net, FusedMLP)
+    assert isinstance(fused.world.core, FusedLoopedCore) == (config.model.core == "looped")
+    assert torch.equal(random, same), "other random numbers were drawn"
+    for name, value in expected.metrics.items():
+        torch.testing.assert_close(update.metrics[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    torch.testing.assert_close(update.states.stoch, expected.states.stoch)
+    torch.testing.assert_close(update.states.deter, expected.states.deter, rtol=1e-5, atol=1e-5)
+    for name, adam in plain.optimizers.items():
+        error = fused.optimizers[name].gradient - adam.gradient
+        assert error.norm() < 1e-5 * adam.gradient.norm(), name
+    for (name, p), q in zip(plain.policy.named_parameters(), fused.policy.parameters(), strict=True):
+        if p.grad is not None:
+            assert (p.grad - q.grad).norm() < 1e-4 * p.grad.norm() + 1e-6, name
+
+
+@compiler
+def test_a_copy_has_its_own_weights_and_acting_is_not_fused(monkeypatch):
+    agent = make(*CASES["vectors"])
+    make_execution(agent)
+    monkeypatch.setattr("agent.execution.fused.modules.chain", lambda *_: pytest.fail("acting was fused"))
+    other = copy.deepcopy(agent.policy)
+    with torch.no_grad():
+        other.behavior.actor.net.out.bias.add_(1.0)
+    feat = torch.randn(3, agent.world.feat_size)
+    assert not torch.allclose(agent.behavior.actor.act(feat, False), other.behavior.actor.act(feat, False))
+
+
+@compiler
+def test_weights_are_read_anew_in_every_update():
+    w, x = torch.randn(3, 2), torch.randn(4, 2)
+    for _ in range(2):
+        with fused_layers():
+            torch.testing.assert_close(chain(x, [(w, None, None)]), x @ w.t())
+        w.add_(1.0)
+
+
+@compiler
+def test_frozen_weights_have_no_gradient_and_inputs_do():
+    w, gain, x = (torch.randn(*shape, requires_grad=True) for shape in ((3, 2), (3,), (4, 2)))
+    with fused_layers(), scope.frozen_weights():
+        y = chain(x, [(w, None, gain)])
+    y.sum().backward()
+    assert w.grad is None
+    assert gain.grad is None
+    assert x.grad.abs().sum() > 0
+
+
+@compiler
+def test_a_second_derivative_is_refused():
+    x, w = torch.randn(4, 2, requires_grad=True), torch.randn(3, 2, requires_grad=True)
+    with fused_layers():
+        y = chain(x, [(w, None, None)])
+    (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@compiler
+@pytest.mark.parametrize("size", [1, 7, 16, 61, 64, 95, 128])
+def test_products_of_every_width(size):
+    x, w, bias = torch.randn(11, size), torch.randn(size, size, requires_grad=True), torch.randn(size)
+    with fused_layers():
+        y = chain(x, [(w, bias, None)])
+    torch.testing.assert_close(y, x @ w.t() + bias, rtol=1e-4, atol=1e-5)
+    y.square().sum().backward()
+    torch.testing.assert_close(w.grad, 2 * y.detach().t() @ x, rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_compiler_a_line_says_so_and_the_plain_layers_run(monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(scope.SCOPE, "kernels", None)
+    monkeypatch.setattr("agent.execution.fused.modules.load", build.load.__wrapped__)
+    agent = make(*CASES["vectors"])
+    with pytest.warns(UserWarning, match="layers are not fused, and updates take about twice as long: there is no C"):
+        execution = make_execution(agent)
+    assert not isinstance(agent.world, FusedWorldModel)
+    assert one_update(execution, batch_of(agent))[0].metrics["world/kl"].isfinite()
+
+
+def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho 'no such header' >&2\nexit 1\n", encoding="utf-8")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.warns(UserWarning, match="twice as long: no such header$"):
+        assert build.load.__wrapped__() is None
+    assert not list(tmp_path.glob("**/*.so"))
