@@ -19,7 +19,7 @@ def test_discrete_policy_agrees_with_torch():
     action = torch.eye(3)[torch.randint(0, 3, (7,))]
     probs = 0.99 * torch.softmax(ac.actor.net(feat), -1) + 0.01 / 3
     expected = torch.distributions.OneHotCategorical(probs)
-    logp, entropy, _ = ac.actor.evaluate(feat, action)
+    logp, entropy, _, _ = ac.actor.evaluate(feat, action)
     assert torch.allclose(logp, expected.log_prob(action), atol=1e-5)
     assert torch.allclose(entropy, expected.entropy(), atol=1e-5)
     assert torch.equal(ac.actor.act(feat, sample=False).argmax(-1), probs.argmax(-1))
@@ -35,7 +35,7 @@ def test_continuous_policy_agrees_with_torch():
     assert (mean.abs() < 1).all()
     assert ((std > 0.1) & (std < 1)).all()
     expected = torch.distributions.Independent(torch.distributions.Normal(mean, std), 1)
-    logp, entropy, _ = ac.actor.evaluate(feat, action)
+    logp, entropy, _, _ = ac.actor.evaluate(feat, action)
     assert torch.allclose(logp, expected.log_prob(action), atol=1e-5)
     assert torch.equal(entropy, truncated_entropy(mean, std).sum(-1))
     assert torch.equal(ac.actor.act(feat, sample=False), mean)
@@ -58,7 +58,7 @@ def sensitivities(ac: ActorCritic, rollout: Rollout, monkeypatch) -> Tensor:
     size, horizon = rollout.rewards.shape
     logp = torch.zeros(size, horizon, requires_grad=True)
     zero = torch.zeros(size, horizon)
-    monkeypatch.setattr(ac.actor, "evaluate", lambda feat, action: (logp.t(), zero.t(), zero.mean()))
+    monkeypatch.setattr(ac.actor, "evaluate", lambda feat, action: (logp.t(), zero.t(), zero.t(), zero.mean()))
     return torch.autograd.grad(losses(ac, rollout)[0], logp)[0]
 
 
@@ -157,6 +157,34 @@ def test_while_nothing_is_won_the_mean_stays_in_the_middle():
     assert std.min() > 0.9
 
 
+def test_a_mean_at_a_bound_comes_back_when_the_gradient_turns_and_stays_near_it_while_it_does_not():
+    """tanh is flat far out, and Adam carries a mean there within a few hundred updates: nothing moved it back."""
+    ac = make(actor_gradient="dynamics", entropy=0.1)
+    torch.nn.init.zeros_(ac.critic.net.out.weight)
+    adam = torch.optim.Adam(ac.actor.parameters(), lr=0.01)
+
+    def train(updates: int, worth: float) -> Tensor:
+        for _ in range(updates):
+            rollout = make_rollout()
+            actions = ac.actor.act(rollout.states.feat()[:, :-1])
+            adam.zero_grad()
+            losses(ac, rollout._replace(actions=actions, rewards=worth * actions.sum(-1)))[0].backward()
+            adam.step()
+        return ac.actor.parameters_of(make_rollout().states.feat())[0]
+
+    assert train(400, 1.0).min() > 0.9
+    assert train(100, -1.0).max() < 0.0
+
+
+def test_saturation_is_the_squared_excess_before_the_tanh():
+    ac, feat = make(), torch.randn(3, 6)
+    with torch.no_grad():
+        ac.actor.net.out.weight.zero_()
+        ac.actor.net.out.bias.copy_(torch.tensor([3.5, -1.4, 0.0, 0.0]))
+    assert ac.actor.evaluate(feat, torch.zeros(3, 2))[2].tolist() == pytest.approx([4.0] * 3)
+    assert make(DISCRETE).actor.evaluate(feat, torch.eye(3))[2].tolist() == [0.0] * 3
+
+
 @pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS])
 def test_entropy_bonus_raises_the_entropy(spec):
     ac = make(spec, entropy=1.0)
@@ -183,7 +211,7 @@ def test_entropy_weighs_the_same_per_dimension_however_many_there_are(monkeypatc
         rollout = make_rollout(spec)._replace(rewards=torch.zeros(4, 5), continues=torch.ones(4, 5))
         torch.nn.init.zeros_(ac.critic.net.out.weight)
         one = torch.ones(5, 4)  # time first
-        monkeypatch.setattr(ac.actor, "evaluate", lambda feat, action, one=one: (one, one, one.mean()))
+        monkeypatch.setattr(ac.actor, "evaluate", lambda feat, action, one=one: (one, one, 0 * one, one.mean()))
         weight = rollout_weights(rollout.alive, rollout.continues, GAMMA).mean()
         assert -losses(ac, rollout)[0] == pytest.approx(expected * weight.item())
 

@@ -28,6 +28,8 @@ Metrics = dict[str, Tensor]
 
 LAYERS = 2  # hidden layers of actor and critic
 MIN_STD = 0.1  # smallest standard deviation of a continuous action
+SATURATED = 1.5  # size of a mean before its tanh from which it is held back: tanh is flat there and hides the gradient
+SATURATION_WEIGHT = 0.01  # of the squared excess, against advantages of size 1
 UNIMIX = 0.01  # share of the uniform distribution in a discrete policy
 SLOW_RATE = 0.02  # of the slow critic, per update
 ADVANTAGE_RATE = 0.01  # of the running mean size of the advantages
@@ -97,15 +99,6 @@ def rollout_weights(alive: Tensor, continues: Tensor, gamma: float) -> Tensor:
     return torch.cumprod(steps, 1)
 
 
-def entropy_weight(entropy: float, spec: ActionSpec) -> float:
-    """Weight of the summed entropy of A action dimensions: entropy / sqrt(A); a discrete choice is one dimension.
-
-    Where A dimensions move the return independently, an advantage of size 1 holds 1 / sqrt(A) of each. Divided
-    so, the bonus weighs the same against what one dimension is worth, for 1 action dimension and for 6.
-    """
-    return entropy if spec.discrete else entropy * spec.size**-0.5
-
-
 class AdvantageScale(nn.Module):
     """Running mean size of the advantages, at least `floor`.
 
@@ -143,7 +136,10 @@ class Actor(nn.Module):
 
     def parameters_of(self, feat: Tensor) -> tuple[Tensor, Tensor]:
         """Discrete: (probabilities, themselves). Continuous: (mean, standard deviation), each (..., A)."""
-        out = self.net(feat)
+        return self.distribution(self.net(feat))
+
+    def distribution(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs of the network -> `parameters_of`."""
         if self.spec.discrete:
             probs = probabilities(out, UNIMIX)
             return probs, probs
@@ -157,15 +153,17 @@ class Actor(nn.Module):
             return sample_onehot(first, torch.rand_like(first[..., :1]) if sample else None)
         return torch.addcmul(first, std, torch.randn_like(first)) if sample else first
 
-    def evaluate(self, feat: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> log-probability (...), entropy (...), and the mean standard deviation or entropy, 0-d."""
-        first, std = self.parameters_of(feat)
+    def evaluate(self, feat: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """-> log-probability, entropy, saturation (...), and the mean standard deviation or entropy, 0-d."""
+        out = self.net(feat)
+        first, std = self.distribution(out)
         if self.spec.discrete:
             logp = torch.log(first)
             entropy = -(first * logp).sum(-1)
-            return (logp * action).sum(-1), entropy, entropy.detach().mean()
+            return (logp * action).sum(-1), entropy, torch.zeros_like(entropy), entropy.detach().mean()
         logp = normal_logp((action - first) / std) - torch.log(std)
-        return logp.sum(-1), truncated_entropy(first, std).sum(-1), std.detach().mean()
+        saturation = torch.relu(out.chunk(2, -1)[0].abs() - SATURATED).square()
+        return logp.sum(-1), truncated_entropy(first, std).sum(-1), saturation.sum(-1), std.detach().mean()
 
 
 class Critic(nn.Module):
@@ -204,7 +202,8 @@ class ActorCritic(nn.Module):
         """Whether the actor's gradient passes through the dynamics, so that imagination needs its gradient."""
         self.starts = cfg.starts if cfg.starts is not None else 64 if self.dynamics_backprop else 128
         entropy = cfg.entropy if cfg.entropy is not None else 0.1 if self.dynamics_backprop else 0.025
-        self.entropy_weight = entropy_weight(entropy, spec)
+        self.entropy_weight = entropy if spec.discrete else entropy * spec.size**-0.5
+        """Where A dimensions move the return independently, an advantage of size 1 holds 1 / sqrt(A) of each."""
 
     def policy(self, feat: Tensor) -> Tensor:
         """Features (B, F) -> sampled actions (B, A) for imagination."""
@@ -230,15 +229,17 @@ class ActorCritic(nn.Module):
         scale = self.scale.update(advantage, average)
         advantage = advantage / scale
         # (H, B)
-        logp, entropy, spread = self.actor.evaluate(feat, rollout.actions.detach().transpose(0, 1))
+        logp, entropy, saturation, spread = self.actor.evaluate(feat, rollout.actions.detach().transpose(0, 1))
         objective = returns / scale if self.dynamics_backprop else logp.t() * advantage
-        actor_loss = -(weight * (objective + self.entropy_weight * entropy.t())).mean()
+        bonus = self.entropy_weight * entropy - SATURATION_WEIGHT * saturation
+        actor_loss = -(weight * (objective + bonus.t())).mean()
         returns, values = returns.detach(), values.detach()
         critic_loss = (weight.t() * self.critic.loss(logits[:-1], feat, returns.t())).mean()
         return actor_loss, critic_loss, {
             "behavior/policy_loss": actor_loss.detach(),
             "behavior/value_loss": critic_loss.detach(),
             "behavior/entropy": entropy.detach().mean(),
+            "behavior/saturation": saturation.detach().mean(),
             "behavior/spread": spread,
             "behavior/advantage_scale": scale,
             "behavior/advantage_size": advantage.abs().mean(),
@@ -269,5 +270,4 @@ class ActorCritic(nn.Module):
         target = torch.stack(returns[::-1], 1)  # (B, L-1)
         feat = feat[:, :-1]
         weight = 1.0 - is_last[:, :-1].float()
-        loss = (weight * self.critic.loss(self.critic.net(feat), feat, target)).mean()
-        return self.cfg.replay_value_scale * loss
+        return self.cfg.replay_value_scale * (weight * self.critic.loss(self.critic.net(feat), feat, target)).mean()

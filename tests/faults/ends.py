@@ -93,6 +93,7 @@ class Trial:
         self.command = ["train_agent.py", *map(str, words), "--run-dir", str(self.run)]
         self.wrong, self.statuses, self.lost = [], [], [(0, 0.0)]
         self.struck, self.orphan_seconds, self.resumes, self.reference, self.printed = 0, 0.0, 0, None, None
+        self.seen = 0  # the last step that anything of the run has shown
 
     def start(self, piped=False, limit=None):
         """Start the run, or the next part of it. limit: largest file in bytes that it may write."""
@@ -143,12 +144,14 @@ class Trial:
         self.judge(process, kind if struck else "none", status, before, out, err)
         if self.saved:
             step, finished, written = self.saved
-            lost = self.checks.seen_step(self.run) - step
+            seen, began = self.checks.seen_step(self.run), step if before is None else before[0]
+            lost, same = seen - step, (seen, step) == (self.seen, began)  # same: this part ended before it did anything
+            self.seen = seen
             self.lost.append((max(0, lost), died - written if lost > 0 else 0.0))
             self.reference = self.reference or self.checks.settings(self.run)
             losing = kind in ("KILL", "two signals", "disk", "pipe and INT") and status != 0
             allowed = SAVE_EVERY + 6 if losing else 0
-            if lost > allowed:
+            if lost > allowed and not same:
                 self.wrong.append(f"{kind}: {lost} steps lost, {allowed} allowed")
             if not finished:
                 found = self.runs.forked(self.checks.problems, self.run, self.resumes + 1, False, None)
