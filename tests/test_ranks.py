@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,9 +21,10 @@ from agent.data.replay import ReplayBuffer
 from agent.errors import EnvironmentFailure, RankLost, UsageError, WorkerFailure
 from agent.execution import Ranks
 from agent.learning.actor_critic import BehaviorConfig
+from agent.runs import rank_run
 from agent.runs.presets import preset
 from agent.runs.rank_run import config_of_rank, seed_of
-from agent.training.parts import deal, deal_images, dealt, joined, part_of
+from agent.training.parts import deal, deal_images, dealt, drop_other_images, joined, part_of
 from world_model import LatentState
 
 DEBUG = {"steps": 200, "prefill": 60, "save_every": 0, "eval_every": 0, "log_every": 100, "batch": 2}
@@ -215,6 +217,32 @@ def test_images_are_dealt_out_too(tmp_path):
     alone.load_state_dict(part["replay"])
     assert alone.count == alone.held == 40
     assert np.array_equal(alone.rows["obs/image"][0, :, 3, 3, 0], alone.rows["obs/state"][0, :, 0].astype(np.uint8))
+
+
+def test_images_of_other_numbers_of_ranks_are_deleted_and_nothing_else(tmp_path):
+    def kept(ranks: int) -> list[str]:
+        for name in ("camera.images", "camera.count", "2-ranks/camera.images", "4-ranks/camera.images", "notes.txt"):
+            path = tmp_path / "replay" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        drop_other_images(tmp_path, ranks)
+        files = (path for path in (tmp_path / "replay").rglob("*") if path.is_file())
+        return sorted(str(path.relative_to(tmp_path / "replay")) for path in files)
+
+    assert kept(1) == ["camera.count", "camera.images", "notes.txt"]
+    assert kept(4) == ["4-ranks/camera.images", "notes.txt"]
+    drop_other_images(tmp_path / "no images", 2)
+
+
+@pytest.mark.parametrize(("status", "stays"), [(0, False), (143, True)])
+def test_they_are_deleted_when_the_run_is_done_and_not_before(status, stays, tmp_path, monkeypatch):
+    old = tmp_path / "replay/2-ranks/camera.images"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    monkeypatch.setattr(rank_run, "train_to_end", lambda *_: status)
+    run = SimpleNamespace(folder=tmp_path)
+    assert rank_run.train_ranks_to_end(Ranks(), run, None, None) == status
+    assert old.exists() == stays
 
 
 def test_an_empty_replay_is_dealt_out():

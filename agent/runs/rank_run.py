@@ -24,6 +24,7 @@ from agent.runs.config import Config
 from agent.runs.folder import Meta
 from agent.runs.run import AgentTrainer, Run, train_to_end
 from agent.seeds import TRAINING
+from agent.training.parts import drop_other_images
 
 
 def refuse_ranks(what: str) -> None:
@@ -117,11 +118,22 @@ def run_of(ranks: Ranks, folder: Path, opened: Callable[[], AbstractContextManag
 def train_ranks_to_end(ranks: Ranks, run: Run, trainer: AgentTrainer, config: Config) -> int:
     """As `train_to_end`, where a launcher ends all ranks by SIGTERM as soon as one has ended: rank 0 still has
     something to say then. The others end after it."""
-    if ranks.size == 1:
-        return train_to_end(run, trainer, config)
+    if ranks.rank:
+        with sigterm_ignored():
+            return follow_to_end(ranks, trainer)
+    with sigterm_ignored() if ranks.size > 1 else contextlib.nullcontext():
+        status = train_to_end(run, trainer, config)
+    if status == 0:
+        drop_other_images(run.folder, ranks.size)
+    return status
+
+
+@contextmanager
+def sigterm_ignored() -> Iterator[None]:
+    """Outside of the trainer's loop, which hears it."""
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        return follow_to_end(ranks, trainer) if ranks.rank else train_to_end(run, trainer, config)
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
 

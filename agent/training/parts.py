@@ -5,7 +5,9 @@ Symbols: N ranks, E environments of each (one ring of the replay for each), L ro
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,8 +117,8 @@ def dealt(saved: Mapping[str, Any], rank: int, size: int, envs: int, length: int
 def deal_images(saved: Mapping[str, Any], replay: ReplayBuffer, folder: Path, rings: int, ranks: int) -> None:
     """Copy the images of a run's folder to where `ranks` ranks with `rings` rings of `replay`'s length look for them.
 
-    The old files stay until the next resume: the last checkpoint counts on them. Raises ValueError where they are
-    missing or too short.
+    The old files stay until the run is done (`drop_other_images`): the last checkpoints count on them. Raises
+    ValueError where they are missing or too short.
     """
     plan, old = deal(saved["replay"], rings, replay.length), saved["replay"]["rows"]["reward"].shape[0]
     target = images_folder(folder, ranks)
@@ -133,3 +135,18 @@ def deal_images(saved: Mapping[str, Any], replay: ReplayBuffer, folder: Path, ri
                 part = slice(first, first + COPIED)
                 after[ring, part][: len(plan.ring[ring, part])] = before[plan.ring[ring, part], plan.place[ring, part]]
         np.array([plan.ring.shape[1]], np.int64).tofile((target / file).with_suffix(".count"))
+
+
+def drop_other_images(folder: Path, ranks: int) -> None:
+    """Delete the images that other numbers of ranks left in a run's folder, whose checkpoints are all of `ranks` now.
+
+    What cannot be deleted stays.
+    """
+    root, own = images_folder(folder), images_folder(folder, ranks)
+    for path in root.glob("*-ranks"):
+        if path != own:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in root.glob("*") if own != root else ():
+        if path.suffix in (".images", ".count"):
+            with suppress(OSError):
+                path.unlink()
