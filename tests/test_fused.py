@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import threading
 from dataclasses import replace
 
 import pytest
@@ -61,7 +62,7 @@ def one_update(execution, batch, seed=2):
 @pytest.fixture(autouse=True)
 def kernels():
     """The layers of a test alone are fused as those of an agent are."""
-    scope.SCOPE.kernels = build.load() if any(map(shutil.which, COMPILERS)) else None
+    scope.Scope.kernels = build.load() if any(map(shutil.which, COMPILERS)) else None
 
 
 CASES = {
@@ -136,6 +137,27 @@ def test_frozen_weights_have_no_gradient_and_inputs_do():
 
 
 @compiler
+def test_every_thread_is_fused_and_frozen_for_itself():
+    """Otherwise the first one to leave ends it for the others, or the last one leaves it on for good."""
+    meet = threading.Barrier(2, timeout=10.0)
+    with scope.fused_layers(), scope.frozen_weights():
+        before = scope.SCOPE.active, scope.SCOPE.frozen
+
+        def other():
+            with scope.fused_layers(), scope.frozen_weights(False):
+                meet.wait()
+                meet.wait()
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        meet.wait()
+        assert (scope.SCOPE.active, scope.SCOPE.frozen) == before
+    meet.wait()
+    thread.join()
+    assert not scope.SCOPE.active
+    assert not scope.SCOPE.frozen
+
+
 def test_a_second_derivative_is_refused():
     x, w = torch.randn(4, 2, requires_grad=True), torch.randn(3, 2, requires_grad=True)
     with fused_layers():
@@ -159,7 +181,7 @@ def test_products_of_every_width(size):
 def test_without_a_compiler_a_line_says_so_and_the_plain_layers_run(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(scope.SCOPE, "kernels", None)
+    monkeypatch.setattr(scope.Scope, "kernels", None)
     monkeypatch.setattr("agent.execution.fused.modules.load", build.load.__wrapped__)
     agent = make(*CASES["vectors"])
     with pytest.warns(UserWarning, match="layers are not fused, and updates take about twice as long: there is no C"):

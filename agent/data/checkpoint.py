@@ -282,7 +282,8 @@ def images_folder(run_dir: Path, ranks: int = 1) -> Path:
 
 def ranks_of(saved: Mapping[str, Any]) -> int:
     """How many ranks wrote a checkpoint."""
-    return len(saved["trainer"].get("ranks", ())) or 1
+    trainer = saved.get("trainer")  # not in that of a world model alone
+    return len(trainer.get("ranks", ())) or 1 if isinstance(trainer, Mapping) else 1
 
 
 def replay_of(saved: Mapping[str, Any], checkpoint: Path) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from agent.execution.fused.build import load
 from agent.execution.fused.functions import LayerWeights, Sample, chain, loop, prelude, readout
-from agent.execution.fused.scope import SCOPE, frozen_weights, fusible
+from agent.execution.fused.scope import Scope, frozen_weights, fusible
 from agent.learning.actor_critic import Critic
 from agent.learning.dreamer import Dreamer
 from world_model import LatentState, Rollout, WorldModel
@@ -110,8 +110,8 @@ def fuse(agent: Dreamer) -> None:
 
     Compiles the kernels, the first time on a machine; where that fails, nothing is changed.
     """
-    SCOPE.kernels = load()
-    if SCOPE.kernels is None:
+    Scope.kernels = load()  # for all threads
+    if Scope.kernels is None:
         return
     for module in agent.policy.modules():
         if type(module) in KINDS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 
 
-class Scope:
-    """Whether layers are fused now, the transposed weights, and whether weights get gradients."""
+class Scope(threading.local):
+    """Whether layers are fused now, the transposed weights, and whether weights get gradients: of each thread alone."""
+
+    kernels: Any = None
+    """The compiled functions, once `fuse` has loaded them."""
 
     def __init__(self) -> None:
-        self.kernels: Any = None  # the compiled functions
         self.active = self.frozen = False
         self.weights: dict[int, tuple[Tensor, Tensor]] = {}
 
