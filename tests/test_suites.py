@@ -14,7 +14,7 @@ from agent.runs.cli import parse_cli, save_yaml
 from agent.runs.config import Config
 from agent.runs.published import published_returns
 from agent.runs.suites import SUITES, expand, find_suite
-from agent.runs.sweep import Sweep
+from agent.runs.sweep import Local, Sweep
 from agent.runs.sweep_grid import make_runs, parse_sweep
 from envs import TaskError, TaskId
 
@@ -137,7 +137,8 @@ def test_a_stopped_sweep_goes_on_whatever_the_order_of_its_list(tmp_path):
         assert (states.pop("walker_walk"), states.pop("reacher_easy")) == ("done", "stopped"), tasks
         assert set(states.values()) == {"waiting"}
     ended = runs_of(tmp_path, "@easy6")
-    Sweep(ended, 1, (sys.executable, "-c", "import sys; print(*sys.argv[1:])"), io.StringIO()).run(0.01)
+    program = (sys.executable, "-c", "import sys; print(*sys.argv[1:])")
+    Sweep(ended, 1, Local(program), io.StringIO()).run(0.01)
     said = {run.name.rpartition("-")[2]: run.log.read_text() for run in ended if run.log.exists()}
     assert "walker_walk" not in said
     assert said["reacher_easy"].startswith("--resume ")
@@ -146,7 +147,7 @@ def test_a_stopped_sweep_goes_on_whatever_the_order_of_its_list(tmp_path):
 
 def test_a_task_that_fails_does_not_stop_the_others(tmp_path):
     runs = runs_of(tmp_path, "@easy6")
-    assert Sweep(runs, 2, (sys.executable, "-c", PLAYED), io.StringIO()).run(0.01) == 1
+    assert Sweep(runs, 2, Local((sys.executable, "-c", PLAYED)), io.StringIO()).run(0.01) == 1
     states = {run.name.rpartition("-")[2]: run.state for run in runs}
     assert states.pop("walker_stand") == "failed"
     assert set(states.values()) == {"done"}

@@ -15,7 +15,8 @@ import pytest
 from agent.errors import UsageError
 from agent.runs.cli import parse_cli, save_yaml
 from agent.runs.config import Config
-from agent.runs.sweep import Sweep, folder_lock, last_line
+from agent.runs.node_run import last_line
+from agent.runs.sweep import Local, Sweep, folder_lock
 from agent.runs.sweep_grid import SweepRun, make_runs, parse_sweep
 from agent.runs.sweep_table import SweepTable
 from agent.runtime import cores
@@ -148,7 +149,7 @@ def test_an_interrupted_run_is_resumed_and_one_without_checkpoint_put_aside(tmp_
     runs = runs_of("--sweep", "seed=0,1", "--run-dir", tmp_path)
     assert [run.state for run in runs] == ["stopped", "waiting"]
     said = [sys.executable, "-c", "import sys; print(*sys.argv[1:])"]
-    Sweep(runs, 1, said, io.StringIO()).run(0.01)
+    Sweep(runs, 1, Local(said), io.StringIO()).run(0.01)
     assert last_line(runs[0].log) == f"--resume {tmp_path / 'seed=0'}"
     assert last_line(runs[1].log).startswith("toy:cue5 --preset debug --seed 1")
     assert (tmp_path / "seed=1.unsaved1" / "config.yaml").exists()
@@ -156,7 +157,7 @@ def test_an_interrupted_run_is_resumed_and_one_without_checkpoint_put_aside(tmp_
 
 def test_a_failed_run_does_not_stop_the_others(tmp_path):
     runs, out = fake(tmp_path, "fail", "0.01", "0.01"), io.StringIO()
-    status = Sweep(runs, 1, (sys.executable, "-c", CHILD), out).run(0.01)
+    status = Sweep(runs, 1, Local((sys.executable, "-c", CHILD)), out).run(0.01)
     assert status == 1
     assert [run.state for run in runs] == ["failed", "done", "done"]
     assert runs[0].note == "status 1: it broke"
@@ -167,7 +168,7 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path):
 
 def test_no_more_runs_at_a_time_than_asked_for(tmp_path):
     runs, most = fake(tmp_path, *["0.3"] * 4), 0
-    sweep = Sweep(runs, 2, (sys.executable, "-c", CHILD), io.StringIO())
+    sweep = Sweep(runs, 2, Local((sys.executable, "-c", CHILD)), io.StringIO())
     worker = threading.Thread(target=_without_signals(sweep))
     worker.start()
     while worker.is_alive():
@@ -194,7 +195,7 @@ def test_ctrl_c_lets_the_runs_save_and_begins_no_new_one(tmp_path):
         signal.raise_signal(signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
-    assert Sweep(runs, 1, (sys.executable, "-c", CHILD), io.StringIO()).run(0.02) == 130
+    assert Sweep(runs, 1, Local((sys.executable, "-c", CHILD)), io.StringIO()).run(0.02) == 130
     assert [run.state for run in runs] == ["saved", "waiting"]
     assert last_line(runs[0].log) == "saved"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -210,7 +211,7 @@ def test_two_sweeps_do_not_share_a_folder(tmp_path):
 def test_a_run_that_outlives_its_sweep_keeps_the_folder(tmp_path):
     (run,) = fake(tmp_path, "60")
     with folder_lock(tmp_path) as lock:
-        Sweep([run], 1, (sys.executable, "-c", CHILD), io.StringIO(), lock).start(run)
+        Sweep([run], 1, Local((sys.executable, "-c", CHILD), lock), io.StringIO()).start(run)
     with pytest.raises(UsageError, match="left behind"), folder_lock(tmp_path):
         pass
     run.process.kill()
@@ -225,7 +226,7 @@ def test_a_slice_that_is_over_is_no_failure(tmp_path):
     program += "if not mark.exists():\n    mark.touch()\n    sys.exit(75)\n" + CHILD.replace(
         'sys.argv[sys.argv.index("--run-dir") + 1]), sys.argv[1]', 'sys.argv[-1]), "0"'
     )
-    assert Sweep([run], 1, (sys.executable, "-c", program), io.StringIO()).run(0.02) == 0
+    assert Sweep([run], 1, Local((sys.executable, "-c", program)), io.StringIO()).run(0.02) == 0
     assert run.state == "done"
 
 
@@ -237,7 +238,7 @@ class Terminal(io.StringIO):
 def test_the_table_in_a_terminal_is_drawn_over_itself(tmp_path, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     out = Terminal()
-    assert Sweep(fake(tmp_path, "0.01"), 1, (sys.executable, "-c", CHILD), out).run(0.05) == 0
+    assert Sweep(fake(tmp_path, "0.01"), 1, Local((sys.executable, "-c", CHILD)), out).run(0.05) == 0
     text = out.getvalue()
     assert "\x1b[1A\x1b[2K" in text  # up one line, and clear it
     plain = re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", text)

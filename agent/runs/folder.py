@@ -58,6 +58,15 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def in_use(folder: Path) -> bool:
+    """Whether another process writes into the run's folder."""
+    try:
+        with locked(folder):
+            return False
+    except UsageError:
+        return True
+
+
 @contextmanager
 def claimed(run_dir: str | None, slug: str, name: str, saved: Mapping[str, Any] | None = None) -> Iterator[Path]:
     """The folder of a run, for this process alone: a new one (see `new_run_dir`), or that of the checkpoint `saved`,

@@ -2,10 +2,11 @@
 
     python train_agent.py TASK --sweep behavior.horizon=5,15,30 --sweep seed=0,1,2 --jobs 2 --run-dir DIR
     python train_agent.py --sweep task=@dmc18 --sweep seed=0,1 --jobs 2 --run-dir DIR
+    python train_agent.py TASK --sweep seed=0,1,2 --on ray --cpus 2 --run-dir DIR
 
 The state of a sweep is its folders and nothing else: finished runs are skipped, interrupted ones resumed, whatever
 the order of the values. A run that died before its first checkpoint is started anew, and its folder is renamed to
-NAME.unsaved1.
+NAME.unsaved1. Where the runs work is handed in: on this machine (`Local`), or on a cluster (`on_ray.py`).
 """
 
 from __future__ import annotations
@@ -18,49 +19,81 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from agent.errors import UsageError
-from agent.runs.folder import read_meta
-from agent.runs.sweep_grid import Parse, SweepGrid, SweepRun, describe_results, make_runs
+from agent.runs.folder import in_use, read_meta
+from agent.runs.node_run import last_line
+from agent.runs.on_ray import on_ray
+from agent.runs.sweep_grid import LOST, MOST_RUNS, Parse, RunProcess, SweepGrid, SweepRun, describe_results, make_runs
 from agent.runs.sweep_table import SweepTable
+from agent.runs.tune import run_tune
 from agent.runtime import PROJECT
 from agent.training.schedule import UNFINISHED
 
 PROGRAM = (sys.executable, str(PROJECT / "train_agent.py"))
 
+MOST_LOSSES = 3
+"""How often a run starts again because its node was lost."""
+
+
+class Place(Protocol):
+    """Where runs work."""
+
+    def start(self, run: SweepRun, arguments: Sequence[str]) -> RunProcess:
+        """Start train_agent.py with these arguments; its output goes to the end of `run.log`."""
+
+
+class Local:
+    """This machine. lock: the open lock file of the sweep's folder. The runs inherit it, so that nobody else can use
+    the folder while one of them lives."""
+
+    def __init__(self, program: Sequence[str] = PROGRAM, lock: TextIO | None = None):
+        self.program, self.inherited = program, [] if lock is None else [lock.fileno()]
+
+    def start(self, run: SweepRun, arguments: Sequence[str]) -> RunProcess:
+        with run.log.open("ab") as log:
+            # A process group of its own: Ctrl-C in the terminal reaches the run through this process, once.
+            return LocalProcess(
+                [*self.program, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0,
+                pass_fds=self.inherited, log=run.log,
+            )  # fmt: skip
+
+
+class LocalProcess(subprocess.Popen[bytes]):
+    """A `RunProcess` of this machine. log: where its output goes."""
+
+    def __init__(self, *arguments: Any, log: Path, **options: Any):
+        self.log = log
+        super().__init__(*arguments, **options)
+
+    def said(self) -> str:
+        return last_line(self.log)
+
 
 class Sweep:
-    """Starts the runs, at most `jobs` at a time, by `program` and their arguments.
+    """Starts the runs at a place, at most `jobs` at a time."""
 
-    lock: the open lock file of the sweep's folder. The runs inherit it, so that nobody else can use the folder while
-    one of them lives.
-    """
-
-    def __init__(
-        self, runs: list[SweepRun], jobs: int, program: Sequence[str] = PROGRAM, out: TextIO | None = None,
-        lock: TextIO | None = None,
-    ):  # fmt: skip
-        self.inherited = [] if lock is None else [lock.fileno()]
-        self.runs, self.jobs, self.program, self.out = runs, jobs, program, out or sys.stdout
-        self.interrupts = 0
+    def __init__(self, runs: list[SweepRun], jobs: int, place: Place, out: TextIO | None = None):
+        self.runs, self.jobs, self.place, self.out = runs, jobs, place, out or sys.stdout
+        self.interrupts = self.passed_on = 0
 
     def run(self, pause: float = 0.5) -> int:
         """Returns the exit status: 0 all runs are done, 1 some failed, 130 after Ctrl-C, when the running ones were
         saved."""
         with self.signals(), SweepTable(self.runs, self.out) as table:
             while True:
+                self.pass_on()
                 for run in self.runs:
                     self.poll(run)
-                running = sum(run.state == "running" for run in self.runs)
+                room = self.jobs - sum(run.state == "running" for run in self.runs)
                 waiting = [run for run in self.runs if run.state in ("waiting", "stopped")]
-                for run in waiting[: self.jobs - running] if not self.interrupts else []:
+                for run in waiting[:room] if not self.interrupts else []:
                     self.start(run)
-                    running += 1
                 table.update()
-                if not running:
+                if room == self.jobs and (self.interrupts or not waiting):
                     break
                 time.sleep(pause)
         failed = [run for run in self.runs if run.state == "failed"]
@@ -69,19 +102,21 @@ class Sweep:
         return 130 if self.interrupts else 1 if failed else 0
 
     def start(self, run: SweepRun) -> None:
-        """Start the run, or resume it."""
+        """Start the run, or resume it. One whose node was lost may still be ending in a folder that is seen here."""
+        if run.losses and run.folder.exists():
+            if in_use(run.folder):
+                return
+            if read_meta(run.folder).get("finished"):
+                run.state, run.note = "done", describe_results(read_meta(run.folder))
+                return
+            run.state = run.begun()
         arguments = run.arguments
         if run.state == "stopped":
             arguments = ["--resume", str(run.folder)]
         elif run.folder.exists() and any(run.folder.iterdir()):
             set_aside(run.folder)
         run.log.parent.mkdir(parents=True, exist_ok=True)
-        with run.log.open("ab") as log:
-            # A process group of its own: Ctrl-C in the terminal reaches the run through this process, once.
-            run.process = subprocess.Popen(
-                [*self.program, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0,
-                pass_fds=self.inherited,
-            )  # fmt: skip
+        run.process = self.place.start(run, arguments)
         run.state, run.note = "running", ""
 
     def poll(self, run: SweepRun) -> None:
@@ -90,9 +125,14 @@ class Sweep:
             return
         status = run.process.poll()
         if status is None:
-            run.note = last_line(run.log)
+            run.note = run.process.said()
             return
-        run.process = None
+        process, run.process = run.process, None
+        if status == LOST:
+            run.losses += 1
+            again = run.losses <= MOST_LOSSES and not self.interrupts
+            run.state, run.note = run.begun() if again else "failed", f"its node was lost ({process.said()})"
+            return
         meta = read_meta(run.folder)
         if status == 0 and meta.get("finished"):
             run.state, run.note = "done", describe_results(meta)
@@ -103,16 +143,19 @@ class Sweep:
         else:
             run.state, run.note = "failed", f"status {status}: {last_line(run.log)}"
 
+    def pass_on(self) -> None:
+        """Pass what has come of Ctrl-C, SIGTERM and the loss of the terminal on to the running runs, which save."""
+        new, self.passed_on = self.interrupts - self.passed_on, self.interrupts
+        for run in self.runs if new else ():
+            if run.process is not None:
+                run.process.send_signal(signal.SIGINT)
+
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Inside, Ctrl-C, SIGTERM and the loss of the terminal are passed on to the running runs, which save; no
-        further run starts."""
+        """Inside, Ctrl-C, SIGTERM and the loss of the terminal are counted, see `pass_on`; no further run starts."""
 
         def interrupt(*_: Any) -> None:
             self.interrupts += 1
-            for run in self.runs:
-                if run.process is not None and run.process.poll() is None:
-                    run.process.send_signal(signal.SIGINT)
 
         signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {number: signal.signal(number, interrupt) for number in signals}
@@ -130,17 +173,6 @@ def set_aside(folder: Path) -> None:
         if not target.exists():
             os.replace(folder, target)
             return
-
-
-def last_line(log: Path, tail: int = 4096) -> str:
-    """The last line of a log that says something."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - tail))
-            lines = file.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return ""
-    return next((line.strip() for line in reversed(lines) if line.strip(" │─╰╯")), "")
 
 
 @contextmanager
@@ -165,6 +197,11 @@ def folder_lock(folder: Path) -> Iterator[TextIO]:
         yield lock
 
 
+def place_of(grid: SweepGrid, lock: TextIO) -> AbstractContextManager[Place]:
+    """Where the runs of a sweep work. lock: the open lock file of its folder."""
+    return on_ray(lock, grid.cpus, grid.gpus) if grid.on == "ray" else nullcontext(Local(lock=lock))
+
+
 def run_sweep(grid: SweepGrid, parse: Parse) -> int:
     """Check the grid, then run it, or print its commands. Returns the exit status; raises UsageError."""
     runs = make_runs(grid, parse)
@@ -173,9 +210,12 @@ def run_sweep(grid: SweepGrid, parse: Parse) -> int:
             print(run.command)
         return 0
     folder = runs[0].folder.parent
-    with folder_lock(folder) as lock:
-        print(f"{len(runs)} runs, {grid.jobs} at a time, in {folder}")
-        status = Sweep(runs, grid.jobs, lock=lock).run()
+    with folder_lock(folder) as lock, place_of(grid, lock) as place:
+        most = f"{grid.jobs} at a time" if grid.jobs < MOST_RUNS else "as many at a time as there is room for"
+        print(f"{len(runs)} runs, {most}, in {folder}")
+        if grid.tune:
+            return run_tune(runs, grid, parse(runs[0].arguments), place)
+        status = Sweep(runs, grid.jobs, place).run()
     if status == 130:
         print("stopped; the same command goes on")
     return status

@@ -6,11 +6,10 @@ import argparse
 import itertools
 import math
 import re
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from agent.errors import UsageError
 from agent.numbers import mean_and_spread, number
@@ -48,6 +47,30 @@ class SweepGrid:
     """Only print the commands of the runs."""
     arguments: list[str]
     """The other arguments, the same for all runs."""
+    on: str = "here"
+    """here, or ray: on the nodes of a Ray cluster."""
+    cpus: float = 1.0
+    """Of a node, for one run; as Ray counts them."""
+    gpus: float = 0.0
+    tune: bool = False
+    """Whether runs that fall behind end early."""
+
+
+class RunProcess(Protocol):
+    """A run at work, on this machine or another one."""
+
+    def poll(self) -> int | None:
+        """None while it works, then its exit status; LOST where its node was lost."""
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal."""
+
+    def said(self) -> str:
+        """The last line of its output."""
+
+
+LOST = -1000
+"""In place of an exit status."""
 
 
 @dataclass
@@ -64,7 +87,14 @@ class SweepRun:
     """waiting, running, stopped (to be resumed), saved (by Ctrl-C), done or failed."""
     note: str = ""
     """A few words beside the state: the last line of its log, or its result."""
-    process: subprocess.Popen[bytes] | None = None
+    process: RunProcess | None = None
+    losses: int = 0
+    """How often its node was lost."""
+
+    def begun(self) -> str:
+        """stopped, where there is something to go on with, else waiting."""
+        has_checkpoint = (self.folder / "checkpoints" / "latest.pt").exists()
+        return "stopped" if has_checkpoint and self.can_resume else "waiting"
 
     @property
     def log(self) -> Path:
@@ -80,16 +110,27 @@ def parse_sweep(argv: Sequence[str]) -> SweepGrid | None:
     """The sweep that a command line asks for; None where there is no --sweep. Raises UsageError."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--sweep", action="append", metavar="FIELD=V1,V2,..")
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--jobs", type=int)
     parser.add_argument("--commands", action="store_true")
+    parser.add_argument("--on", choices=("here", "ray"), default="here")
+    parser.add_argument("--cpus", type=float, default=1.0)
+    parser.add_argument("--gpus", type=float, default=0.0)
+    parser.add_argument("--tune", action="store_true")
     try:
         options, others = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise UsageError(f"{error}; write --sweep FIELD=V1,V2 --jobs N") from error
     if not options.sweep:
         return None
-    if options.jobs < 1:
-        raise UsageError(f"--jobs must be at least 1, got {options.jobs}")
+    jobs = options.jobs if options.jobs is not None else 1 if options.on == "here" else MOST_RUNS
+    if jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, got {jobs}")
+    if options.on == "here" and (options.cpus, options.gpus) != (1.0, 0.0):
+        raise UsageError("--cpus and --gpus are what a run takes of a Ray cluster: add --on ray, or leave them out")
+    if options.tune and options.on == "here":
+        raise UsageError("--tune lets Ray Tune end runs early: add --on ray")
+    if min(options.cpus, options.gpus) < 0 or not options.cpus + options.gpus < math.inf:
+        raise UsageError(f"--cpus and --gpus must be 0 or more, got {options.cpus:g} and {options.gpus:g}")
     fields: dict[str, list[str]] = {}
     for text in options.sweep:
         name, equals, listed = text.partition("=")
@@ -104,7 +145,7 @@ def parse_sweep(argv: Sequence[str]) -> SweepGrid | None:
         fields[field] = expand(values) if field == "task" else values
     if math.prod(map(len, fields.values())) > MOST_RUNS:
         raise UsageError(f"the sweep has more than {MOST_RUNS:,} runs: give fewer values")
-    return SweepGrid(fields, options.jobs, options.commands, others)
+    return SweepGrid(fields, jobs, options.commands, others, options.on, options.cpus, options.gpus, options.tune)
 
 
 def make_runs(grid: SweepGrid, parse: Parse) -> list[SweepRun]:
@@ -143,7 +184,9 @@ def make_runs(grid: SweepGrid, parse: Parse) -> list[SweepRun]:
 
 def _one_core_each(grid: SweepGrid, config: Config, arguments: Sequence[str]) -> list[str]:
     """More arguments for runs that share the machine with others: one thread and one process each."""
-    more = []
+    more: list[str] = []
+    if grid.on == "ray" and grid.cpus > 1:
+        return more
     if grid.jobs > 1 and config.train.threads == 0:
         more += ["--train.threads", "1"]  # they would choose two where they find the machine idle
     given = any(word.startswith("--optimizer.workers") for word in arguments)
@@ -208,8 +251,8 @@ def inspect(run: SweepRun, config: Config) -> None:
     meta = read_meta(run.folder)
     if meta.get("finished"):
         run.state, run.note = "done", describe_results(meta)
-    elif (run.folder / "checkpoints" / "latest.pt").exists() and run.can_resume:
-        run.state = "stopped"
+    else:
+        run.state = run.begun()
 
 
 def describe_results(meta: dict[str, Any]) -> str:
