@@ -66,7 +66,7 @@ class RayCluster:
 
     def start(self, run: SweepRun, arguments: Sequence[str]) -> RayRun:
         content = pack(run.folder) if "--resume" in arguments else None
-        words = [str(run.folder.absolute()) if word == str(run.folder) else word for word in arguments]
+        words = run.elsewhere(arguments)
         actor = self.kind.remote()
         started = actor.begin.remote(str(run.folder.absolute()), words, self.token, self.source, content)
         return RayRun(self.ray, run, actor, started)

@@ -27,16 +27,23 @@ from agent.errors import UsageError
 from agent.runs.folder import in_use, read_meta
 from agent.runs.node_run import last_line
 from agent.runs.on_ray import on_ray
-from agent.runs.sweep_grid import LOST, MOST_RUNS, Parse, RunProcess, SweepGrid, SweepRun, describe_results, make_runs
+from agent.runs.sweep_grid import (
+    LOST,
+    MOST_LOSSES,
+    MOST_RUNS,
+    Parse,
+    RunProcess,
+    SweepGrid,
+    SweepRun,
+    describe_results,
+    make_runs,
+)
 from agent.runs.sweep_table import SweepTable
 from agent.runs.tune import run_tune
 from agent.runtime import PROJECT
 from agent.training.schedule import UNFINISHED
 
 PROGRAM = (sys.executable, str(PROJECT / "train_agent.py"))
-
-MOST_LOSSES = 3
-"""How often a run starts again because its node was lost."""
 
 
 class Place(Protocol):

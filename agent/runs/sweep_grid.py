@@ -72,6 +72,9 @@ class RunProcess(Protocol):
 LOST = -1000
 """In place of an exit status."""
 
+MOST_LOSSES = 3
+"""How often a run starts again because its node was lost."""
+
 
 @dataclass
 class SweepRun:
@@ -99,6 +102,10 @@ class SweepRun:
     @property
     def log(self) -> Path:
         return self.folder.with_name(self.folder.name + ".log")
+
+    def elsewhere(self, arguments: Sequence[str]) -> list[str]:
+        """Arguments that name this run's folder, as a node of a cluster understands them."""
+        return [str(self.folder.absolute()) if word == str(self.folder) else word for word in arguments]
 
     @property
     def command(self) -> str:

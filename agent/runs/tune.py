@@ -22,13 +22,10 @@ from agent.numbers import number
 from agent.runs.config import Config
 from agent.runs.folder import in_use, read_meta
 from agent.runs.node_run import NodeRun
-from agent.runs.sweep_grid import SweepGrid, SweepRun
+from agent.runs.sweep_grid import MOST_LOSSES, SweepGrid, SweepRun
 
 FURTHER = 3
 """Of so many runs one goes on at a milestone, to so many times the steps."""
-
-MOST_LOSSES = 3
-"""How often a run starts again because its node was lost."""
 
 PATIENCE = 120.0
 """Seconds that a run has to save when it ends early."""
@@ -149,7 +146,7 @@ def run_tune(runs: list[SweepRun], grid: SweepGrid, config: Config, place: Any) 
 
     width = max(len(run.name) for run in runs)
     trials = [
-        {"folder": str(run.folder.absolute()), "arguments": absolute(run), "token": place.token,
+        {"folder": str(run.folder.absolute()), "arguments": run.elsewhere(run.arguments), "token": place.token,
          "source": place.source, "steps": train.steps, "episodes": episodes}
         for run in runs
     ]  # fmt: skip
@@ -170,11 +167,6 @@ def run_tune(runs: list[SweepRun], grid: SweepGrid, config: Config, place: Any) 
             ),
         ).fit()  # fmt: skip
     return print_table(runs, episodes)
-
-
-def absolute(run: SweepRun) -> list[str]:
-    """The arguments of a run, with the folder as other nodes know it."""
-    return [str(run.folder.absolute()) if word == str(run.folder) else word for word in run.arguments]
 
 
 def print_table(runs: Sequence[SweepRun], episodes: int) -> int:
