@@ -32,7 +32,7 @@ def make_core(seed: int = 0, double: bool = False, **settings) -> LoopedCore:
 def core_input(core: LoopedCore, batch: int, seed: int = 1) -> tuple[Tensor, Tensor]:
     """Random deter (B, N, D) and inputs (B, I)."""
     gen = torch.Generator().manual_seed(seed)
-    dtype = core.coda.dtype
+    dtype = core.start.dtype
     deter = torch.randn(batch, core.cfg.tokens, core.cfg.width, generator=gen, dtype=dtype)
     return deter, torch.randn(batch, CORE_INPUTS, generator=gen, dtype=dtype)
 

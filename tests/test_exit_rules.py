@@ -157,7 +157,7 @@ def test_the_papers_gate_settles_at_one_half_and_trains_nothing_else():
     assert float(loss.detach()) == pytest.approx(-3 * math.log(2), rel=1e-3)  # the sum over three loops
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", [name for name in RULES if name != "certified"])  # see test_certified.py
 def test_every_rule_dreams_acts_and_trains(name):
     world = make_world(exit=name, mean_loops=3.0, depth="update")
     batch = make_batch(world)

@@ -1,5 +1,6 @@
 """The looped world model. Torch only; knows sizes, not spaces."""
 
+from world_model.certified import Certificate, CertifiedCore, certificate
 from world_model.controls.exit_rules import RandomExit
 from world_model.controls.matching import Cost, cost
 from world_model.core import Core, CoreSizes, LoopStats, Trace
@@ -14,6 +15,8 @@ from world_model.types import Batch, Posterior, Rollout
 
 __all__ = [
     "Batch",
+    "Certificate",
+    "CertifiedCore",
     "Core",
     "CoreSizes",
     "Cost",
@@ -33,6 +36,7 @@ __all__ = [
     "Trace",
     "TwoHot",
     "WorldModel",
+    "certificate",
     "cost",
     "make_rule",
     "sample_depth",

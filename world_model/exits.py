@@ -3,6 +3,7 @@
     fixed         never before the cap
     gate          a linear read-out of the loop state predicts what another loop brings (the default)
     residual, acceleration, kl, paper, random                           controls, see `controls/exit_rules.py`
+    certified     no further loop can move the state by more than a tolerance   see `certified.py`
     module:Class  one of your own, built as Class(flat, cap, threshold)
 
 A rule decides for each sample alone. What it remembers of a sample from loop to loop travels in a tuple of tensors
@@ -31,6 +32,7 @@ CONTROLS = {
     "kl": "world_model.controls.exit_rules:PriorKL",
     "paper": "world_model.controls.exit_rules:PaperGate",
     "random": "world_model.controls.exit_rules:RandomExit",
+    "certified": "world_model.certified:CertifiedExit",
 }
 RULES = ("fixed", "gate", *CONTROLS)
 

@@ -64,7 +64,7 @@ class LoopConfig:
     """Injection per loop: Delta (the paper), or 1 - Abar (as slow as the channel forgets)."""
     exit: str = "gate"
     """When a state stops looping in imagination, acting and evaluation: gate, residual, acceleration, kl, paper,
-    random, module:Class of your own, or fixed, which always runs `mean_loops` loops."""
+    random, certified, module:Class of your own, or fixed, which always runs `mean_loops` loops."""
     max_loops: int | None = None
     """Cap of the loops with exits, or the fixed number; may exceed the training depth."""
     exit_threshold: float | None = None
@@ -165,12 +165,16 @@ class LoopedCore(GatedCore):
 
     def __init__(self, cfg: LoopConfig, sizes: CoreSizes):
         super().__init__(cfg, sizes)
-        self.retention = Retention(cfg.width, cfg.gain, cfg.retention)
-        self.block = Block(cfg.tokens, cfg.width, cfg.heads, cfg.hidden)
-        self.loop_norm = Norm(cfg.width)
+        self.build_loop(cfg)
         flat = cfg.tokens * cfg.width
         with torch.random.fork_rng(devices=[]):  # the other weights of a seed do not depend on the rule
             self.rule = make_rule(cfg.exit, flat, cfg.run_cap, cfg.exit_threshold, cfg.exit_histogram)
+
+    def build_loop(self, cfg: LoopConfig) -> None:
+        """The weights of the loop."""
+        self.retention = Retention(cfg.width, cfg.gain, cfg.retention)
+        self.block = Block(cfg.tokens, cfg.width, cfg.heads, cfg.hidden)
+        self.loop_norm = Norm(cfg.width)
 
     def prepare(self) -> Dynamics:
         """Abar and Bbar."""
@@ -179,28 +183,26 @@ class LoopedCore(GatedCore):
     def inject(self, e: Tensor, prepared: Dynamics) -> Tensor:  # (B, N, D) -> (B, N, D)
         return e @ prepared.injection.t()
 
-    def refine(self, x: Tensor, injected: Tensor, decay: Tensor) -> Tensor:
+    def enter(self, deter: Tensor, gate: Tensor) -> Tensor:
+        """x_0, all (B, N, D)."""
+        return deter
+
+    def refine(self, x: Tensor, injected: Tensor, prepared: Dynamics) -> Tensor:
         """One loop, (M, N, D) -> (M, N, D): retention and injection, the shared block, the norm."""
-        return self.loop_norm(self.block(torch.addcmul(injected, x, decay)))
+        return self.loop_norm(self.block(torch.addcmul(injected, x, prepared.decay)))
 
     def forward(self, deter: Tensor, inputs: Tensor, loops: int, prepared: Dynamics) -> tuple[Tensor, Trace]:
         e, gate = self.prelude(deter, inputs)  # (B, N, D) each
         injected = self.inject(e, prepared)
-        states = [deter]  # x_0 .. x_R
+        states = [self.enter(deter, gate)]  # x_0 .. x_R
         for _ in range(loops):
-            states.append(self.refine(states[-1], injected, prepared.decay))
+            states.append(self.refine(states[-1], injected, prepared))
         return self.readout(deter, states[-1], gate), Trace(states, deter, gate, e)
 
     def adaptive_step(
-        self,
-        deter: Tensor,
-        inputs: Tensor,
-        prepared: Dynamics,
-        max_loops: int | None = None,
-        *,
-        log_prior: LogPrior | None = None,
-        compact: bool | None = None,
-    ) -> tuple[Tensor, LoopStats]:
+        self, deter: Tensor, inputs: Tensor, prepared: Dynamics, max_loops: int | None = None, *,
+        log_prior: LogPrior | None = None, compact: bool | None = None,
+    ) -> tuple[Tensor, LoopStats]:  # fmt: skip
         """Loop each sample until the exit rule stops it, at most `max_loops` times.
 
         compact takes finished samples out of the computation (default on CPU); otherwise they are frozen in place,
@@ -217,12 +219,12 @@ class LoopedCore(GatedCore):
             return log_prior(self.readout(deter[rows], x, gate[rows]))
 
         batch = deter.shape[0]  # not len(deter), which torch.export would fix
-        x, rows = deter, torch.arange(batch, device=deter.device)  # (M, N, D), (M,): M = B as long as all loop
+        x, rows = self.enter(deter, gate), torch.arange(batch, device=deter.device)  # (M, N, D), (M,): M = B at first
         ended: Tensor | None = None  # (B, N, D) last states of the samples that were taken out
         live = torch.ones_like(rows, dtype=torch.bool)  # (B,) which of the frozen ones still loop
         depth, residual = torch.full_like(rows, cap), deter.new_zeros(batch, cap)  # (B,), (B, R)
         for loop in range(1, cap + 1):
-            new = self.refine(x, injected, prepared.decay)
+            new = self.refine(x, injected, prepared)
             change = new - x
             size = relative_change(change, new)  # (M,)
             x = new if compact else torch.where(live[:, None, None], new, x)

@@ -44,7 +44,7 @@ class ModelConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
     """The looped core."""
     core: str = "looped"
-    """The dynamics: looped; a control, stacked (separate weights per layer) or gru (DreamerV3's); or module:Class."""
+    """The dynamics: looped; certified or contracting; a control, stacked or gru; or module:Class of your own."""
     match: Literal["none", "params", "flops"] = "none"
     """Size a control to the parameters, or to the operations per step, of the looped core with these settings."""
     groups: int = 16

@@ -5,9 +5,13 @@ Symbols as in `types.py`. Nothing here changes what is learned.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from world_model.certified import certificate
 from world_model.looped import LoopedCore
 from world_model.model import WorldModel
 from world_model.types import Batch
@@ -25,12 +29,14 @@ def stability(world: WorldModel, batch: Batch, loops: int | None = None, horizon
     cosine_R            between the changes of loops r-1 and r: near -1 the loop oscillates, near 1 it drifts
     time_gradient_K     |d loss(last row) / d deter(K rows before)| relative to that at the last row itself
     dream_norm_K        mean |deter| after K steps of an open-loop dream under actions drawn from the batch
+    certified_NAME      the bounds of `certificate`, those that are finite
     """
     core = world.core
     depth = loops or (world.cfg.loop.train_cap if core.looping else 1)
-    metrics = _by_loop(world, batch, depth)
+    metrics: dict[str, Any] = dict(_by_loop(world, batch, depth))
     if isinstance(core, LoopedCore):
         metrics["decay_max"] = core.prepare().decay.detach().abs().max()
+    metrics |= {f"certified_{name}": bound for name, bound in certificate(core)._asdict().items() if bound < math.inf}
     metrics |= _over_time(world, batch, depth) | _dream_norms(world, batch, depth, horizon)
     return {f"stability/{name}": float(value) for name, value in metrics.items()}
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from agent.data.dataset import Episodes, Rows, pad_episodes
 from agent.evaluation.normalised_error import NormalisedError, targets_at
 from agent.learning.dreamer import Dreamer
-from world_model import ExitRule, LatentState, LoopedCore, WorldModel, make_rule
+from world_model import CertifiedCore, ExitRule, LatentState, LoopedCore, WorldModel, make_rule
 
 CONTEXT_ROWS = 20
 """Rows of an episode that are observed before a prediction starts, at least; half of the longest episode where that is
@@ -87,6 +87,8 @@ def use_exit(agent: Dreamer, name: str, cap: int, threshold: float | None, histo
     for world in (agent.world, agent.averaged.world):
         if not isinstance(world.core, LoopedCore):
             raise ValueError(f"the core {world.cfg.core} has no loops: leave the exit rule out")
+        if name == "certified" and not isinstance(world.core, CertifiedCore):
+            raise ValueError(f"the core {world.cfg.core} has no certificate: give another rule")
         world.core.rule = make_rule(name, loop.tokens * loop.width, cap, threshold, histogram).to(agent.device)
 
 

@@ -25,7 +25,7 @@ class PolicyArgs:
     """Which episodes; 0 begins with those of the evaluation at the end of training."""
     max_loops: int | None = None
     """Most loops per step; it may exceed that of training. By default as the run was configured."""
-    exit: Literal["fixed", "residual", "acceleration", "kl", "random"] | None = None
+    exit: Literal["fixed", "residual", "acceleration", "kl", "random", "certified"] | None = None
     """Another exit rule than the run's own, one that needs no training; fixed runs --max-loops loops, or the mean."""
     exit_threshold: float | None = None
     """Threshold of that rule."""

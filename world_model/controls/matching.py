@@ -7,11 +7,19 @@ from typing import NamedTuple
 
 import torch
 
+from world_model.certified import CertifiedCore, ContractingCore
 from world_model.controls.gru import GRUCore
 from world_model.controls.stacked import StackedCore
 from world_model.core import Core, CoreSizes
 from world_model.extensions import build_extension, check_name
 from world_model.looped import LoopConfig, LoopedCore
+
+LOOPED: dict[str, type[LoopedCore]] = {
+    "looped": LoopedCore,
+    "certified": CertifiedCore,
+    "contracting": ContractingCore,
+}
+"""Cores that loop."""
 
 
 class Cost(NamedTuple):
@@ -23,19 +31,21 @@ class Cost(NamedTuple):
 
 def check_core(name: str) -> None:
     """Raise ValueError with a suggestion unless `name` is a core's, or module:Class."""
-    check_name("core", name, ("looped", "stacked", "gru"))
+    check_name("core", name, (*LOOPED, "stacked", "gru"))
 
 
 def make_core(core: str, loop: LoopConfig, sizes: CoreSizes, match: str = "none") -> Core:
-    """The core called `core`: looped, stacked, gru, or module:Class, which is built as Class(loop, sizes).
+    """The core called `core`: one of LOOPED, stacked, gru, or module:Class, which is built as Class(loop, sizes).
 
     match "params" or "flops" sizes a control to what the looped core of the same settings has or takes, by the hidden
     width of the stack's layers, or the units of the GRU.
     Raises ValueError when even the smallest control is larger, and when there is no such core.
     """
     check_core(core)
-    if core == "looped":
-        return LoopedCore(loop, sizes)
+    if loop.exit == "certified" and core not in ("certified", "contracting"):
+        raise ValueError(f"the exit rule certified needs a bound that {core} has not: give --model.core certified")
+    if core in LOOPED:
+        return LOOPED[core](loop, sizes)
     if ":" in core:
         if match != "none":
             raise ValueError(f"the size of {core} is its own: --model.match works with stacked and gru")

@@ -44,14 +44,14 @@ class FusedLoopedCore(LoopedCore):
     def inject(self, e: Tensor, prepared: Dynamics) -> Tensor:
         return chain(e, [(prepared.injection, None, None)]) if fusible(e) else super().inject(e, prepared)
 
-    def refine(self, x: Tensor, injected: Tensor, decay: Tensor) -> Tensor:
+    def refine(self, x: Tensor, injected: Tensor, prepared: Dynamics) -> Tensor:
         if not fusible(x):
-            return super().refine(x, injected, decay)
+            return super().refine(x, injected, prepared)
         block = self.block
         weights = block.mlp_norm.gain, block.up.weight, block.down.weight, self.loop_norm.gain
         if block.attends:
-            return loop(None, block.attend(injected + x * decay), None, *weights)
-        return loop(x, injected, decay, *weights)
+            return loop(None, block.attend(injected + x * prepared.decay), None, *weights)
+        return loop(x, injected, prepared.decay, *weights)
 
     def readout(self, deter: Tensor, x: Tensor, gate: Tensor) -> Tensor:
         if not fusible(x):
