@@ -5,6 +5,8 @@
     python evaluate.py policy RUN --plan 128 --plan-horizon 5
     python evaluate.py policy RUN --json -
     python evaluate.py model RUN --horizon 50 --max-loops 1 2 4
+    python evaluate.py stability RUN
+    python evaluate.py loops RUN
     python evaluate.py compare runs/horizons --by behavior.horizon
     python evaluate.py compare runs/all --suite dmc18
     python evaluate.py dataset RUN datasets/walker
@@ -30,12 +32,15 @@ from agent.data.checkpoint import check_spaces, find_checkpoint, read_checkpoint
 from agent.data.dataset import dataset_line, export_dataset, rows_of, write_dataset
 from agent.environment_failures import environment_traceback
 from agent.errors import EnvironmentFailure, NonFiniteError, UsageError
+from agent.evaluation.anatomy import anatomy, format_anatomy, untrained_like
+from agent.evaluation.anatomy_plots import save_anatomy
 from agent.evaluation.atari_scores import human_normalised
 from agent.evaluation.episodes import Agent, EvalConfig, Evaluator, Timed, loop_shares, summarise
 from agent.evaluation.open_loop import use_exit
-from agent.evaluation.recording import record, record_batches
+from agent.evaluation.recording import Recording, record, record_batches
 from agent.evaluation.rollout_error import format_results, rollout_errors, save_results
 from agent.evaluation.rollout_plots import draw_all, save_all
+from agent.evaluation.stability import format_stability, save_stability, stability_report
 from agent.evaluation.statistics import format_summary
 from agent.evaluation.video import save_video
 from agent.interop.export import export_policy
@@ -46,10 +51,11 @@ from agent.logs.json_output import Write, json_output
 from agent.logs.streams import lasting_streams
 from agent.runs.capacity import out_of_memory
 from agent.runs.cli import COUNTS
-from agent.runs.commands import CollectArgs, CompareArgs, DatasetArgs, ExportArgs, ModelArgs, PolicyArgs
+from agent.runs.commands import CollectArgs, CompareArgs, DatasetArgs, ExportArgs, PolicyArgs
 from agent.runs.compare import Comparison
 from agent.runs.comparison_text import format_suite, format_table
 from agent.runs.config import saved_config
+from agent.runs.model_commands import LoopsArgs, ModelArgs, ModelRunArgs, StabilityArgs
 from agent.runs.report import write_report
 from agent.runs.run_record import find_runs, load_runs
 from agent.runs.suite_comparison import SuiteComparison
@@ -148,32 +154,75 @@ def policy_video(
 
 def model(args: ModelArgs, write: Write) -> None:
     """Record episodes, predict them open loop, and write tables and figures."""
-    path = checkpoint_of(args.run, args.checkpoint)
-    saved = read_checkpoint(path)
-    task, config = TaskId.parse(saved["task"]), saved_config(saved)
-    agent = load_dreamer(saved, args.run)
+    path, saved, agent = model_of(args)
     world, behavior = agent.averaged.world, agent.averaged.behavior
-    if not world.observation_model.decodes:
-        raise UsageError(f"{args.run} was trained without a decoder, and shows nothing to compare: give another run")
     if args.max_loops and not world.core.looping:
-        raise UsageError(f"the core of {args.run} is {config.model.core}, it has no loops: leave --max-loops out")
-    torch.set_num_threads(config.train.threads or 1)
-    make_envs = partial(make_vector_env, task, seed=args.seed, asynchronous=task.is_parallel)
-    check_spaces(saved, task_spaces(task))
-    seeds = MODEL_RECORDING.episodes(args.seed, args.episodes)
-    players = (None,) if config.model_only else (agent, None)
-    recordings = [record(player, agent.spaces, make_envs, seeds) for player in players]
+        raise UsageError(f"the core of {args.run} is {world.cfg.core}, it has no loops: leave --max-loops out")
+    recordings = recordings_of(args, saved, agent)
     loops = args.max_loops or (tuple(range(1, world.run_cap + 1)) if world.core.looping else ())
     results = rollout_errors(world, behavior, recordings, args.horizon, loops, args.windows, args.seed)
-    print(f"{task}, {path}, step {saved['step']:,}\n{format_results(results)}")
+    print(f"{saved['task']}, {path}, step {saved['step']:,}\n{format_results(results)}")
     folder = Path(args.out) if args.out else run_folder(path) / "model"
-    save_results(results, folder, {"task": str(task), "checkpoint": str(path), "step": saved["step"]})
+    save_results(results, folder, {"task": saved["task"], "checkpoint": str(path), "step": saved["step"]})
     try:
         save_all(draw_all(world, recordings, results, args.horizon, folder), folder)
     except ValueError as error:  # numbers that are not finite cannot be drawn
         print(f"note: not all figures can be drawn: {error}")
     print(f"results {folder}")
     write(results.to_dict())
+
+
+def model_of(args: ModelRunArgs) -> tuple[Path, dict[str, Any], Dreamer]:
+    """The checkpoint that is asked for, where it is, and its agent, which must be able to predict observations."""
+    path = checkpoint_of(args.run, args.checkpoint)
+    saved = read_checkpoint(path)
+    agent = load_dreamer(saved, args.run)
+    if not agent.averaged.world.observation_model.decodes:
+        raise UsageError(f"{args.run} was trained without a decoder, and shows nothing to compare: give another run")
+    return path, saved, agent
+
+
+def recordings_of(args: ModelRunArgs, saved: dict[str, Any], agent: Dreamer) -> list[Recording]:
+    """Episodes played by the agent, where it has a policy, and by a random one."""
+    task, config = TaskId.parse(saved["task"]), saved_config(saved)
+    torch.set_num_threads(config.train.threads or 1)
+    make_envs = partial(make_vector_env, task, seed=args.seed, asynchronous=task.is_parallel)
+    check_spaces(saved, task_spaces(task))
+    seeds = MODEL_RECORDING.episodes(args.seed, args.episodes)
+    players = (None,) if config.model_only else (agent, None)
+    return [record(player, agent.spaces, make_envs, seeds) for player in players]
+
+
+# ---------------------------------------------------------------------- evaluate.py stability, loops
+
+
+def stability(args: StabilityArgs, write: Write) -> None:
+    """Certificate, attack and long dreams."""
+    path, saved, agent = model_of(args)
+    recording, loop = recordings_of(args, saved, agent)[0], saved_config(saved).model.loop
+    report = stability_report(
+        agent.averaged.world, agent.averaged.behavior, recording, args.max_loops or max(1, round(loop.mean_loops)),
+        points=args.points, attack_steps=args.attack_steps, steps=args.steps, seed=args.seed,
+    )  # fmt: skip
+    print(f"{saved['task']}, {path}, step {saved['step']:,}, {report.loops} loops\n{format_stability(report)}")
+    folder = Path(args.out) if args.out else run_folder(path) / "stability"
+    save_stability(report, folder, {"task": saved["task"], "checkpoint": str(path), "step": saved["step"]})
+    print(f"results {folder}")
+    write(report.plain())
+
+
+def loops(args: LoopsArgs, write: Write) -> None:
+    """Orbits and read-outs, loop by loop."""
+    path, saved, agent = model_of(args)
+    recording, world = recordings_of(args, saved, agent)[0], agent.averaged.world
+    world = untrained_like(world, args.seed) if args.untrained else world
+    report = anatomy(world, agent.averaged.behavior, recording, args.samples, args.loops, args.seed)
+    trained = "untrained" if args.untrained else f"step {saved['step']:,}"
+    print(f"{saved['task']}, {path}, {trained}\n{format_anatomy(report)}")
+    folder = Path(args.out) if args.out else run_folder(path) / ("loops_untrained" if args.untrained else "loops")
+    save_anatomy(report, folder, {"task": saved["task"], "checkpoint": str(path), "trained": trained})
+    print(f"results {folder}")
+    write(report.plain())
 
 
 # ---------------------------------------------------------------------- evaluate.py compare
@@ -239,6 +288,8 @@ def export(args: ExportArgs, write: Write) -> None:
 COMMANDS: dict[str, tuple[type, Callable[[Any, Write], None]]] = {
     "policy": (PolicyArgs, policy),
     "model": (ModelArgs, model),
+    "stability": (StabilityArgs, stability),
+    "loops": (LoopsArgs, loops),
     "compare": (CompareArgs, compare),
     "dataset": (DatasetArgs, dataset),
     "collect": (CollectArgs, collect),

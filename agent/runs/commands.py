@@ -9,7 +9,7 @@ import tyro
 
 from agent.evaluation.episodes import EvalConfig
 from agent.runs.config import Config
-from agent.seeds import COLLECTION, MODEL_RECORDING
+from agent.seeds import COLLECTION
 from agent.settings import expand_home
 
 
@@ -74,39 +74,6 @@ class PolicyArgs:
     def eval_config(self, cfg: EvalConfig) -> EvalConfig:
         """The run's evaluation settings `cfg`, replaced by those of the command line."""
         return replace(cfg, episodes=self.episodes, seed=self.seed)
-
-
-@dataclass(frozen=True)
-class ModelArgs:
-    """Open-loop prediction against the true environment: how far dreams can be trusted, with how many loops."""
-
-    run: tyro.conf.Positional[str]
-    """Run folder, or a checkpoint file."""
-    horizon: int = 50
-    """Steps ahead, at most what the episodes are long enough for."""
-    max_loops: tuple[int, ...] = ()
-    """Fixed numbers of loops to compare beside the run's exit rule; by default 1, 2, .. up to the run's cap."""
-    episodes: int = 10
-    """Episodes recorded of the agent, and of a random policy."""
-    windows: int = 128
-    """Predictions from each of the two recordings."""
-    seed: int = 0
-    """Which episodes."""
-    checkpoint: Literal["latest", "best"] = "latest"
-    """Which checkpoint of a run folder."""
-    out: str | None = None
-    """Folder of the results; by default model/ in the run's folder."""
-    json: str | None = None
-    """Write the numbers to this file too; - is standard output, which then holds nothing else."""
-
-    def __post_init__(self) -> None:
-        expand_home(self, "run", "out", "json")
-        for name in ("horizon", "episodes", "windows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        MODEL_RECORDING.episodes(self.seed, self.episodes)
-        if any(loops < 1 for loops in self.max_loops):
-            raise ValueError(f"--max-loops must be 1 or more, got {self.max_loops}")
 
 
 @dataclass(frozen=True)
