@@ -29,15 +29,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from agent.data.dataset import Dataset, Rows, load_dataset, pad_episodes
 from agent.errors import UsageError
 from agent.evaluation.open_loop import open_loop, usable_horizons
-from agent.execution.fused import fused_layers
-from agent.execution.fused.build import load
-from agent.execution.fused.modules import KINDS, FusedLoopedCore
-from agent.execution.fused.scope import Scope
+from agent.execution.fused import fuse_modules, fused_layers
+from agent.execution.fused.modules import FusedLoopedCore
 from agent.runs.config import Config
 from agent.runs.presets import preset
 from agent.runtime import keep_memory, seed_everything, set_threads
@@ -77,11 +74,9 @@ def make_world(variant: Variant, config: Config, spaces: Spaces, seed: int, fuse
     seed_everything(seed)
     world = variant.kind(replace(config.model, core=variant.core), spaces.obs, spaces.action.size)
     if fused:
-        Scope.kernels = load()
-        kinds: dict[type[nn.Module], type[nn.Module]] = {**KINDS, ScanCore: FusedScanCore}
-        for module in world.modules():
-            if Scope.kernels is not None and type(module) in kinds:
-                module.__class__ = kinds[type(module)]
+        fuse_modules(world)
+        if type(world.core) is ScanCore:
+            world.core.__class__ = FusedScanCore
     if isinstance(world, PicardWorldModel):
         world.sweeps = variant.sweeps
     return world

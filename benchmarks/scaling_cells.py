@@ -37,6 +37,7 @@ import torch
 from scaling_data import Pairs, Problem
 from torch import Tensor, nn
 
+from agent.execution.fused import fuse_modules, fused_layers
 from agent.runtime import seed_everything
 from world_model import Core, CoreSizes, LoopConfig, LoopedCore, cost
 from world_model.controls.gru import BLOCKS, GRUCore
@@ -249,15 +250,17 @@ def train_cell(problem: Problem, shape: Shape, settings: Settings, seed: int) ->
     began = time.perf_counter()
     seed_everything(seed)
     net = Net(shape)
-    optimizer = torch.optim.Adam(net.parameters(), settings.lr)
+    fuse_modules(net)
+    optimizer = torch.optim.Adam(net.parameters(), settings.lr, fused=True)
     draws = torch.Generator().manual_seed(seed)  # the same batches for all nets of a seed
     for update in range(settings.updates):
         rows = torch.randint(len(problem.train.start), (settings.batch,), generator=draws)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(update, settings)
-        loss = net.loss(problem, rows)
-        optimizer.zero_grad()
-        loss.backward()
+        with fused_layers():
+            loss = net.loss(problem, rows)
+            optimizer.zero_grad()
+            loss.backward()
         optimizer.step()
         if update % 100 == 0 and not math.isfinite(loss.item()):
             break
@@ -269,6 +272,7 @@ def train_cell(problem: Problem, shape: Shape, settings: Settings, seed: int) ->
 
 
 @torch.no_grad()
+@fused_layers()
 def error_of(net: Net, problem: Problem, pairs: Pairs, rows: Tensor) -> tuple[float, np.ndarray]:
     """Squared error over variance of the pairs (P,) by number, and what each episode says of it (E,).
 

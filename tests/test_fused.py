@@ -78,6 +78,8 @@ CASES = {
     "exits that ask the prior": (config_of(exit="kl"), VECTOR),
     "stacked layers": (config_of(core="stacked"), VECTOR),
     "gru": (config_of(core="gru"), VECTOR),
+    "certified": (config_of(core="certified"), VECTOR),
+    "contracting": (config_of(core="contracting", tokens=2), VECTOR),
 }
 
 

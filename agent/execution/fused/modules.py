@@ -12,8 +12,11 @@ from agent.execution.fused.scope import Scope, frozen_weights, fusible
 from agent.learning.actor_critic import Critic
 from agent.learning.dreamer import Dreamer
 from world_model import LatentState, Rollout, WorldModel
-from world_model.looped import LoopedCore
-from world_model.nets import MLP
+from world_model.block import Block
+from world_model.certified import CertifiedCore
+from world_model.controls.stacked import Layer, StackedCore
+from world_model.looped import GatedCore, LoopedCore
+from world_model.nets import MLP, Norm
 from world_model.retention import Dynamics
 
 
@@ -30,8 +33,8 @@ class FusedMLP(MLP):
         return chain(x, self.layers()) if fusible(x) else super().forward(x)
 
 
-class FusedLoopedCore(LoopedCore):
-    """Prelude, loop and read-out are one operation each."""
+class FusedGatedCore(GatedCore):
+    """Prelude and read-out are one operation each."""
 
     def prelude(self, deter: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
         if not fusible(deter):
@@ -41,22 +44,47 @@ class FusedLoopedCore(LoopedCore):
             self.input_norm.gain, self.update_gate.weight, self.update_gate.bias,
         )  # fmt: skip
 
+    def readout(self, deter: Tensor, x: Tensor, gate: Tensor) -> Tensor:
+        if not fusible(x):
+            return super().readout(deter, x, gate)
+        return readout(deter, x, gate, self.coda, self.coda_norm.gain)
+
+
+class FusedLoopedCore(FusedGatedCore, LoopedCore):
+    """A loop is one operation too."""
+
     def inject(self, e: Tensor, prepared: Dynamics) -> Tensor:
         return chain(e, [(prepared.injection, None, None)]) if fusible(e) else super().inject(e, prepared)
 
     def refine(self, x: Tensor, injected: Tensor, prepared: Dynamics) -> Tensor:
         if not fusible(x):
             return super().refine(x, injected, prepared)
-        block = self.block
-        weights = block.mlp_norm.gain, block.up.weight, block.down.weight, self.loop_norm.gain
-        if block.attends:
-            return loop(None, block.attend(injected + x * prepared.decay), None, *weights)
-        return loop(x, injected, prepared.decay, *weights)
+        return one_loop(self.block, self.loop_norm, x, injected, prepared.decay)
 
-    def readout(self, deter: Tensor, x: Tensor, gate: Tensor) -> Tensor:
+
+def one_loop(block: Block, norm: Norm, x: Tensor, injected: Tensor, decay: Tensor) -> Tensor:
+    """(M, N, D) -> (M, N, D): retention and injection, block, norm."""
+    weights = block.mlp_norm.gain, block.up.weight, block.down.weight, norm.gain
+    if block.attends:
+        return loop(None, block.attend(injected + x * decay), None, *weights)
+    return loop(x, injected, decay, *weights)
+
+
+class FusedCertifiedCore(FusedGatedCore, CertifiedCore):
+    """The certified loop stays plain."""
+
+
+class FusedStackedCore(FusedGatedCore, StackedCore):
+    """Its layers are `FusedLayer`."""
+
+
+class FusedLayer(Layer):
+    """What a loop is to the looped core."""
+
+    def forward(self, x: Tensor, e: Tensor, dynamics: Dynamics) -> Tensor:
         if not fusible(x):
-            return super().readout(deter, x, gate)
-        return readout(deter, x, gate, self.coda, self.coda_norm.gain)
+            return super().forward(x, e, dynamics)
+        return one_loop(self.block, self.norm, x, chain(e, [(dynamics.injection, None, None)]), dynamics.decay)
 
 
 class FusedWorldModel(WorldModel):
@@ -100,19 +128,27 @@ class FusedCritic(Critic):
 KINDS: dict[type[nn.Module], type[nn.Module]] = {
     MLP: FusedMLP,
     LoopedCore: FusedLoopedCore,
+    CertifiedCore: FusedCertifiedCore,
+    StackedCore: FusedStackedCore,
+    Layer: FusedLayer,
     WorldModel: FusedWorldModel,
     Critic: FusedCritic,
 }
 
 
 def fuse(agent: Dreamer) -> None:
-    """Let the agent's networks use the kernels inside of `fused_layers`. Controls keep the cores that they have.
+    """Let the agent's networks use the kernels inside of `fused_layers`."""
+    fuse_modules(agent.policy)
+
+
+def fuse_modules(net: nn.Module) -> None:
+    """Let a network use the kernels inside of `fused_layers`; a GRU, and cores of one's own, keep what they have.
 
     Compiles the kernels, the first time on a machine; where that fails, nothing is changed.
     """
     Scope.kernels = load()  # for all threads
     if Scope.kernels is None:
         return
-    for module in agent.policy.modules():
+    for module in net.modules():
         if type(module) in KINDS:
             module.__class__ = KINDS[type(module)]
