@@ -79,7 +79,9 @@ CASES = {
     "stacked layers": (config_of(core="stacked"), VECTOR),
     "gru": (config_of(core="gru"), VECTOR),
     "certified": (config_of(core="certified"), VECTOR),
-    "contracting": (config_of(core="contracting", tokens=2), VECTOR),
+    "certified, a hidden width of no whole vectors": (config_of(core="certified", width=12, expand=1.9), CHOICE),
+    "certified, tokens": (config_of(core="certified", tokens=2), VECTOR),
+    "contracting": (config_of(core="contracting"), VECTOR),
 }
 
 

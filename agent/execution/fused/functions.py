@@ -200,6 +200,47 @@ def loop(x: Tensor | None, injected: Tensor, decay: Tensor | None, *weights: Ten
     return Loop.apply(x, injected, decay, *given(weights), *turned)
 
 
+class CertifiedLoop(Function):
+    """x (M, 1, D), injected (M, 1, D + 2h) -> the next state (M, 1, D) of a certified core."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, injected: Tensor, *tensors: Tensor) -> Tensor:
+        decay, coupling, w_up, w_down, t_up, t_down = tensors
+        x, injected = x.contiguous(), injected.contiguous()
+        hidden, width = w_up.shape
+        rows = x.numel() // width
+        ctx.sizes = rows, width, hidden
+        ctx.kept = rows * width, rows * width, rows * hidden, rows * hidden
+        out, kept = torch.empty_like(x), x.new_empty(sum(ctx.kept))
+        SCOPE.kernels.certified_forward(
+            *ctx.sizes, at(x), at(injected), at(decay), at(coupling), at(t_up), at(t_down), *parts(kept, *ctx.kept),
+            at(out),
+        )  # fmt: skip
+        ctx.save_for_backward(x, injected, decay, coupling, w_up, w_down, kept)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        x, injected, decay, coupling, w_up, w_down, kept = ctx.saved_tensors
+        rows, width, hidden = ctx.sizes
+        want, dout = ctx.needs_input_grad[2], dout.contiguous()
+        scratch = dout.new_empty(2 * rows * (width + hidden))
+        gradients = [torch.empty_like(x), torch.empty_like(injected)]
+        weights = [like(w, want) for w in (decay, coupling, w_up, w_down)]
+        SCOPE.kernels.certified_backward(
+            *ctx.sizes, at(x), at(injected), at(decay), at(coupling), at(w_up), at(w_down), *parts(kept, *ctx.kept),
+            at(dout), at(scratch), *map(at, gradients), *map(at, weights),
+        )  # fmt: skip
+        return *gradients, *weights, None, None
+
+
+def certified_loop(x: Tensor, injected: Tensor, *weights: Tensor) -> Tensor:
+    """weights: decay, coupling, w_up, w_down. injected holds the gate before its sigmoid."""
+    turned = [SCOPE.transposed(weights[i]) for i in (2, 3)]
+    return CertifiedLoop.apply(x, injected, *given(weights), *turned)
+
+
 class Readout(Function):
     """deter, x, gate (..., D) -> the state that goes on (..., D)."""
 

@@ -185,6 +185,74 @@ void loop_backward(int64_t rows, int64_t width, int64_t hidden, In x, In decay, 
       });
 }
 
+// ---------------------------------------------------------------------- one certified loop, of a state of one token
+
+// out = start + decay x + coupling W2 (maxmin(W1 y + bias) sigmoid(gate)), y = coupling x. A row of injected holds
+// start (width), bias (hidden) and gate (hidden), before its sigmoid. maxmin pairs unit i with unit i + hidden / 2.
+// Kept: y, o (rows, width), o before the coupling; h, a (rows, hidden), before and behind maxmin and gate.
+void certified_forward(int64_t rows, int64_t width, int64_t hidden, In x, In injected, In decay, In coupling, In t_up, In t_down, Out y, Out o, Out h, Out a, Out out) {
+  int64_t stride = width + 2 * hidden, half = hidden / 2;
+  for (int64_t r = 0; r < rows; ++r) {
+    vectors(width, [&](int64_t i, auto get, auto put) { put(y + r * width + i, get(x + r * width + i) * get(coupling + i)); });
+    std::memcpy(h + r * hidden, injected + r * stride + width, 4 * hidden);
+  }
+  forward(rows, width, hidden, y, t_up, h, true);
+  for (int64_t r = 0; r < rows; ++r) {
+    In gate = injected + r * stride + width + hidden, from = h + r * hidden;
+    Out to = a + r * hidden;
+    vectors(half, [&](int64_t i, auto get, auto put) {
+      Vec one = get(from + i), other = get(from + half + i);
+      put(to + i, (one > other ? one : other) * sigmoid(get(gate + i)));
+      put(to + half + i, (one > other ? other : one) * sigmoid(get(gate + half + i)));
+    });
+  }
+  forward(rows, hidden, width, a, t_down, o);
+  for (int64_t r = 0; r < rows; ++r)
+    vectors(width, [&](int64_t i, auto get, auto put) {
+      int64_t at = r * width + i;
+      put(out + at, get(injected + r * stride + i) + get(x + at) * get(decay + i) + get(coupling + i) * get(o + at));
+    });
+}
+
+// scratch (rows, 2 width + 2 hidden)
+void certified_backward(int64_t rows, int64_t width, int64_t hidden, In x, In injected, In decay, In coupling, In w_up, In w_down, In y, In o, In h, In a, In dout, Out scratch, Out dx, Out dinjected, Out ddecay, Out dcoupling, Out dw_up, Out dw_down) {
+  int64_t stride = width + 2 * hidden, half = hidden / 2;
+  Out d_o = scratch, dy = d_o + rows * width, da = dy + rows * width, dh = da + rows * hidden;
+  clear(ddecay, width), clear(dcoupling, width);
+  for (int64_t r = 0; r < rows; ++r)
+    vectors(width, [&](int64_t i, auto get, auto put) {
+      int64_t at = r * width + i;
+      Vec d = get(dout + at);
+      put(d_o + at, d * get(coupling + i));
+      put(dinjected + r * stride + i, d);
+      if (ddecay) put(ddecay + i, get(ddecay + i) + d * get(x + at));
+      if (dcoupling) put(dcoupling + i, get(dcoupling + i) + d * get(o + at));
+    });
+  backward(rows, hidden, width, a, w_down, d_o, da, dw_down);
+  for (int64_t r = 0; r < rows; ++r) {
+    In gate = injected + r * stride + width + hidden, from = h + r * hidden, da_row = da + r * hidden;
+    Out to = dh + r * hidden, dgate = dinjected + r * stride + width + hidden;
+    vectors(half, [&](int64_t i, auto get, auto put) {
+      Vec one = get(from + i), other = get(from + half + i), up = get(da_row + i), low = get(da_row + half + i);
+      Vec p = sigmoid(get(gate + i)), q = sigmoid(get(gate + half + i));
+      put(dgate + i, up * (one > other ? one : other) * p * (1.0f - p));
+      put(dgate + half + i, low * (one > other ? other : one) * q * (1.0f - q));
+      up = up * p, low = low * q;
+      put(to + i, one > other ? up : low);
+      put(to + half + i, one > other ? low : up);
+    });
+    std::memcpy(dinjected + r * stride + width, to, 4 * hidden);
+  }
+  backward(rows, width, hidden, y, w_up, dh, dy, dw_up);
+  for (int64_t r = 0; r < rows; ++r)
+    vectors(width, [&](int64_t i, auto get, auto put) {
+      int64_t at = r * width + i;
+      Vec d = get(dy + at);
+      put(dx + at, get(dout + at) * get(decay + i) + d * get(coupling + i));
+      if (dcoupling) put(dcoupling + i, get(dcoupling + i) + d * get(x + at));
+    });
+}
+
 // ---------------------------------------------------------------------- read-out: coda, norm, outer gate
 
 // y = deter + gate (norm(C x) - deter). Kept: z, out (rows, width); stats (rows, 2).

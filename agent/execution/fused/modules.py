@@ -7,13 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from agent.execution.fused.build import load
-from agent.execution.fused.functions import LayerWeights, Sample, chain, loop, prelude, readout
+from agent.execution.fused.functions import LayerWeights, Sample, certified_loop, chain, loop, prelude, readout
 from agent.execution.fused.scope import Scope, frozen_weights, fusible
 from agent.learning.actor_critic import Critic
 from agent.learning.dreamer import Dreamer
 from world_model import LatentState, Rollout, WorldModel
 from world_model.block import Block
-from world_model.certified import CertifiedCore
+from world_model.certified import CertifiedCore, CertifiedDynamics, CertifiedLoop
 from world_model.controls.stacked import Layer, StackedCore
 from world_model.looped import GatedCore, LoopedCore
 from world_model.nets import MLP, Norm
@@ -70,8 +70,22 @@ def one_loop(block: Block, norm: Norm, x: Tensor, injected: Tensor, decay: Tenso
     return loop(x, injected, decay, *weights)
 
 
+class FusedCertifiedLoop(CertifiedLoop):
+    """With one token a loop is one operation; with several, which mix, it stays plain."""
+
+    def inject(self, e: Tensor, prepared: CertifiedDynamics) -> Tensor:
+        if prepared.mixing is not None or not fusible(e):
+            return super().inject(e, prepared)
+        return chain(e, [(prepared.reads, None, None)])  # the kernel takes the gate's sigmoid
+
+    def forward(self, x: Tensor, injected: Tensor, prepared: CertifiedDynamics) -> Tensor:
+        if prepared.mixing is not None or not fusible(x):
+            return super().forward(x, injected, prepared)
+        return certified_loop(x, injected, prepared.decay, prepared.coupling, prepared.up, prepared.down)
+
+
 class FusedCertifiedCore(FusedGatedCore, CertifiedCore):
-    """The certified loop stays plain."""
+    """Its loop is a `FusedCertifiedLoop`, as that of a contracting core is, whose prelude and read-out stay plain."""
 
 
 class FusedStackedCore(FusedGatedCore, StackedCore):
@@ -129,6 +143,7 @@ KINDS: dict[type[nn.Module], type[nn.Module]] = {
     MLP: FusedMLP,
     LoopedCore: FusedLoopedCore,
     CertifiedCore: FusedCertifiedCore,
+    CertifiedLoop: FusedCertifiedLoop,
     StackedCore: FusedStackedCore,
     Layer: FusedLayer,
     WorldModel: FusedWorldModel,
