@@ -109,7 +109,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     cores += [(type(core).__name__, core.cfg.tokens, f"trained: {Path(run).name}", core) for run, core in trained]
-    print(f"{'core':16s} {'N':>2s} {'weights':18s} {'map':16s} {'certificate':>11s} {'at start':>10s} {'attacked':>10s}")
+    print(f"{'core':16s} {'N':>2s} {'weights':18s} {'map':16s} {'certificate':>11s} {'start':>10s} {'attacked':>10s}")
     rows, exceeded = [], False
     for case in cores:
         for row in attacked(*case, args.attacks, args.steps):
