@@ -1,7 +1,5 @@
 """Images in the world model: shapes, losses, and that they teach what they show."""
 
-import dataclasses
-
 import pytest
 import torch
 from small import observe, world_loss
@@ -15,7 +13,6 @@ from world_model.images import (
     ConvDecoder,
     ConvEncoder,
     ImageConfig,
-    redundancy_loss,
 )
 
 SHAPE = (32, 48, 3)
@@ -159,7 +156,7 @@ def test_a_decoder_says_how_images_differ_from_the_usual_one_and_small_differenc
     nothing = images.reconstruct(feat)["camera"]
     assert torch.allclose(nothing, usual / 255.0, atol=0.01)  # who says nothing says: as usual
     assert 0.05 * spread < float((shown - nothing).detach().std()) < 2 * spread  # and speaks in that size
-    loss = images.losses(feat, batch.obs, None)["image"]
+    loss = images.losses(feat, batch.obs)["image"]
     expected = float(decoder.normaliser.weight) * spread**2 * usual.numel()
     assert torch.allclose(loss, torch.full_like(loss, expected), rtol=0.1)
 
@@ -170,7 +167,7 @@ def test_errors_are_judged_in_float32_whatever_the_features_are():
     images = world.observation_model.images
     half = feat.bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        loss, shown = images.losses(half, batch.obs, None)["image"], images.reconstruct(half)["camera"]
+        loss, shown = images.losses(half, batch.obs)["image"], images.reconstruct(half)["camera"]
     wrong = (shown - batch.obs["camera"] / 255.0).square().sum((2, 3, 4))
     assert torch.allclose(loss, images.decoders["camera"].normaliser.weight * wrong, rtol=1e-6)
 
@@ -227,36 +224,10 @@ def test_the_latents_know_the_image():
     assert shown[~dark].min() > 0.7
 
 
-def test_without_a_decoder_latents_learn_to_name_the_embedding():
-    world, batch = make_world(objective="redundancy"), make_batch(8, 4)
-    assert world.decode(observe(world, batch).states).keys() == {"joints"}
-    history = []
-    adam = torch.optim.Adam(world.parameters(), 3e-3)
-    for _ in range(40):
-        torch.manual_seed(5)
-        loss, _, metrics = world_loss(world, batch)
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        history.append(float(metrics["world/redundancy_loss"]))
-    assert history[-1] < 0.9 * history[0]
-
-
-def test_redundancy_is_zero_for_what_is_right_and_independent():
-    x = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
-    assert float(redundancy_loss(3.0 * x + 2.0, x, 1.0)[0]) == pytest.approx(0.0, abs=1e-4)
-    assert float(redundancy_loss(-x, x, 1.0)[0]) == pytest.approx(8.0, rel=1e-2)  # both wrong: 2 * (1 + 1)^2
-    same = x[:, :1].expand(4, 2)  # both numbers say the same: C = 1 everywhere
-    assert float(redundancy_loss(same, same, 0.5)[0]) == pytest.approx(0.5 * 2, rel=1e-2)
-
-
 def test_impossible_images_are_refused():
     for wrong in ((30, 32, 3), (32, 32, 2), (8, 16, 3)):
         with pytest.raises(ValueError, match="camera"):
             WorldModel(make_world().cfg, {"camera": wrong}, 2)
-    cfg = dataclasses.replace(make_world().cfg, image=ImageConfig(base_channels=2, objective="redundancy"))
-    assert not WorldModel(cfg, {"camera": SHAPE}, 2).observation_model.decodes
-    assert WorldModel(cfg, {"camera": SHAPE, "joints": 3}, 2).observation_model.decodes
 
 
 def test_half_precision_is_near_full_precision_and_trains():

@@ -1,4 +1,4 @@
-"""Images: convolutional encoder and decoder in DreamerV3's form, and an objective that needs no decoder.
+"""Images: convolutional encoder and decoder in DreamerV3's form.
 
 Images are uint8, (..., H, W, C), and stay so until they are on the device of the model. Four stages halve (encoder)
 or double (decoder) the sides, so H and W are multiples of 16 and the inner map of a 64 x 64 image is 4 x 4.
@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from world_model.averages import Average, alone, moments
+from world_model.averages import Average, alone
 from world_model.nets import Norm, linear
 from world_model.ranges import ABOVE_ZERO, AT_LEAST_ONE, require
 
@@ -32,10 +32,6 @@ FIRST_LOGITS = 4.0
 information about them, and the decoder learns nothing."""
 ANNEAL_BEGIN, ANNEAL_END = 500, 1500
 """Updates between which `ImageConfig.anneal` takes the additional weight back, by the same factor each time."""
-REDUNDANCY_SCALE = 0.05
-"""Weight of the objective without a decoder."""
-REDUNDANCY_OFF = 5e-4
-"""Weight of its off-diagonal part."""
 LEAST_SPREAD = 2.0
 """Standard deviation, in steps of colour of 255, that the images of a task are taken to have at least."""
 REFERENCE_SPREAD = 0.2 * 255
@@ -53,8 +49,6 @@ class ImageConfig:
     downsample: Literal["patch", "stride"] = "patch"
     """stride: four strided convolutions. patch: the outermost stage is patches of 2 x 2 pixels instead, and the last
     convolution of the decoder (3 x 3) doubles twice; little more than half the time on a CPU."""
-    objective: Literal["decode", "redundancy"] = "decode"
-    """What latents of images are trained by: decoding the image, or predicting its embedding without redundancy."""
     scale: float = 1.0
     """Weight of the squared error of decoded images, summed over the pixels (colours from 0 to 1), for images with a
     standard deviation of 0.2; images that vary less get a larger one, up to 25 times."""
@@ -204,50 +198,28 @@ class ConvDecoder(nn.Module):
         return self.normaliser.inverse(x)
 
 
-def redundancy_loss(prediction: Tensor, target: Tensor, off: float, average: Average = alone) -> Tensor:
-    """(M, U) twice -> (M,) each sample's part of sum_i (1 - C_ii)^2 + off * sum_{i != j} C_ij^2.
-
-    C is the cross-correlation over the M samples of the embedding that states predict and the embedding itself: each
-    number is to be predicted, and no two are to say the same (R2-Dreamer, arXiv 2603.18202, after Barlow Twins,
-    arXiv 2103.03230). It is one number for all samples, spread evenly over them.
-    """
-    one, two = (standardised(x, average) for x in (prediction, target))
-    correlation = average(one.t() @ two / len(prediction))  # (U, U)
-    diagonal = correlation.diagonal()
-    loss = (1.0 - diagonal).square().sum() + off * (correlation.square().sum() - diagonal.square().sum())
-    return loss.expand(len(prediction))
-
-
-def standardised(x: Tensor, average: Average) -> Tensor:
-    """(M, U) with mean 0 and variance 1 over the samples of all processes; what never varies is left as 0."""
-    mean, var = moments(x, average)
-    return (x - mean) / (var.clamp(min=1e-12).sqrt() + 1e-3)  # the root has no slope at 0
-
-
 # ---------------------------------------------------------------------- all images of a task
 
 
 class Images(nn.Module):
     """All image observations of a world model: their embedding, their reconstruction, and the loss between.
 
-    shapes {name: (H, W, C)}. precision: what convolutions compute with, "float32", "bfloat16", or "auto": bfloat16 on
-    GPUs and on CPUs that have it in hardware.
+    shapes {name: (H, W, C)}; decodes: whether there are decoders. precision: what convolutions compute with, "float32",
+    "bfloat16", or "auto": bfloat16 on GPUs and on CPUs that have it in hardware.
     """
 
     share: Tensor
 
-    def __init__(self, cfg: ImageConfig, shapes: Mapping[str, Shape], feat: int, units: int):
+    def __init__(self, cfg: ImageConfig, shapes: Mapping[str, Shape], feat: int, units: int, decodes: bool = True):
         super().__init__()
         for name, shape in shapes.items():
             check_shape(name, shape)
-        self.cfg, self.shapes, self.decodes = cfg, dict(shapes), cfg.objective == "decode"
+        self.cfg, self.shapes, self.decodes = cfg, dict(shapes), decodes
         self.precision: Literal["auto", "float32", "bfloat16"] = "auto"
         self.register_buffer("share", torch.ones(()))  # of the logarithm of the additional weight, at this moment
         self.encoders = nn.ModuleDict({name: ConvEncoder(shape, cfg, units) for name, shape in shapes.items()})
-        if self.decodes:
-            self.decoders = nn.ModuleDict({name: ConvDecoder(shape, cfg, feat) for name, shape in shapes.items()})
-        else:
-            self.predictor = linear(feat, units)
+        made = shapes.items() if decodes else ()
+        self.decoders = nn.ModuleDict({name: ConvDecoder(shape, cfg, feat) for name, shape in made})
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """Inside of this, convolutions compute with the numbers of `precision`; weights stay float32."""
@@ -260,8 +232,7 @@ class Images(nn.Module):
 
     def fit_normaliser(self, obs: Mapping[str, Tensor], average: Average = alone) -> None:
         """Fit the normalisers of encoders and decoders to images {name: (..., H, W, C)}: once, before training."""
-        nets = [*self.encoders.items(), *(self.decoders.items() if self.decodes else ())]
-        for name, net in nets:
+        for name, net in [*self.encoders.items(), *self.decoders.items()]:
             assert isinstance(net, ConvEncoder | ConvDecoder)
             net.normaliser.fit(obs[name].flatten(0, -4), average)
 
@@ -286,21 +257,15 @@ class Images(nn.Module):
 
     def reconstruct(self, feat: Tensor) -> dict[str, Tensor]:
         """The same before it is clamped."""
-        if not self.decodes:
-            return {}
         flat = feat.flatten(0, -2)  # (M, F)
         with self.autocast(feat.device):
             decoded = {name: net(flat) for name, net in self.decoders.items()}
         return {name: image.float().view(*feat.shape[:-1], *self.shapes[name]) for name, image in decoded.items()}
 
-    def losses(
-        self, feat: Tensor, obs: Mapping[str, Tensor], embed: Tensor, average: Average = alone
-    ) -> dict[str, Tensor]:
-        """feat (B, T, F), obs {name: (B, T, H, W, C)}, embed (B, T, U) as `embed` gave it -> weighted losses (B, T)."""
+    def losses(self, feat: Tensor, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """feat (B, T, F), obs {name: (B, T, H, W, C)} -> weighted losses (B, T); none without decoders."""
         if not self.decodes:
-            prediction, target = self.predictor(feat).flatten(0, 1), embed.detach().flatten(0, 1)  # (B*T, U)
-            loss = redundancy_loss(prediction, target, REDUNDANCY_OFF, average).view(feat.shape[:2])
-            return {"redundancy": REDUNDANCY_SCALE * loss}
+            return {}
         decoded, errors = self.reconstruct(feat), []
         for name, net in self.decoders.items():
             assert isinstance(net, ConvDecoder)

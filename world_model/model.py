@@ -57,16 +57,16 @@ class ModelConfig:
     """Image observations."""
     reward_scale: float = 1.0
     """Weight of the reward loss."""
-    dyn_scale: float = 1.0
-    """Weight of the dynamics loss KL(sg(posterior) || prior)."""
+    objective: Literal["reconstruct", "redundancy", "sigreg"] = "reconstruct"
+    """What latents are trained by: the observation, or its embedding, without a decoder."""
     rep_scale: float = 0.1
-    """Weight of the representation loss KL(posterior || sg(prior))."""
+    """Weight of the representation loss KL(posterior || sg(prior)), against that of the dynamics loss."""
     jump: int = 1
     """J, most decisions that one prediction covers; in training each update draws from 1 to J."""
 
     def __post_init__(self) -> None:
         check_core(self.core)
-        scales = dict.fromkeys(("reward_scale", "dyn_scale", "rep_scale"), NOT_NEGATIVE)
+        scales = dict.fromkeys(("reward_scale", "rep_scale"), NOT_NEGATIVE)
         require(self, "", groups=AT_LEAST_ONE, units=AT_LEAST_ONE, jump=AT_LEAST_ONE, classes=(2.0, math.inf), **scales)
 
 
@@ -80,7 +80,7 @@ class WorldModel(nn.Module):
         self.feat_size = flat + stoch
         sizes = CoreSizes(cfg.groups, cfg.classes, control_size(action_size, cfg.jump))
         self.core: Core = make_core(cfg.core, cfg.loop, sizes, cfg.match)
-        self.observation_model = ObservationModel(obs_sizes, self.feat_size, units, cfg.image)
+        self.observation_model = ObservationModel(obs_sizes, self.feat_size, units, cfg.image, cfg.objective, flat)
         # The posterior's first layer is split, so that its observation half runs outside of the scan over time.
         self.post_deter = linear(flat, units)
         self.post_embed = linear(units, units)
@@ -193,7 +193,7 @@ class WorldModel(nn.Module):
             **self.observation_model.losses(feat, batch.obs, post.embed, average),
             "reward": self.cfg.reward_scale * self.twohot.loss(self.reward(feat), batch.reward),
             "continue": F.binary_cross_entropy_with_logits(self.cont(feat).squeeze(-1), alive, reduction="none"),
-            "dynamics": self.cfg.dyn_scale * dynamics,
+            "dynamics": dynamics,
             "representation": self.cfg.rep_scale * representation,
         }
 

@@ -1,4 +1,5 @@
-"""The observation model: encoder, decoder and reconstruction losses, vectors and images side by side.
+"""The observation model: encoder, decoder and reconstruction losses, or an objective that needs no decoder; vectors and
+images side by side.
 
 Symbols as in `types.py`; H, W, C sides and colours of an image; P all numbers of an observation together.
 """
@@ -14,6 +15,7 @@ from world_model.averages import Average, alone, moments
 from world_model.distributions import symexp, symlog
 from world_model.images import ImageConfig, Images, Shape
 from world_model.nets import MLP
+from world_model.objectives import SIGReg, make_objective
 
 ObsSize = int | Shape
 """A vector's length, or an image's height, width and colours."""
@@ -71,28 +73,36 @@ class Standardiser(nn.Module):
 
 
 class ObservationModel(nn.Module):
-    """sizes {name: O, or (H, W, C) for an image}"""
+    """sizes {name: O, or (H, W, C) for an image}; feat: F, of which the first `deter` numbers are the state's deter."""
 
-    def __init__(self, sizes: Mapping[str, ObsSize], feat: int, units: int, image: ImageConfig):
+    def __init__(
+        self, sizes: Mapping[str, ObsSize], feat: int, units: int, image: ImageConfig,
+        objective: str = "reconstruct", deter: int = 0,
+    ):  # fmt: skip
         super().__init__()
         self.vectors = {name: size for name, size in sizes.items() if isinstance(size, int)}
         shapes = {name: size for name, size in sizes.items() if not isinstance(size, int)}
         total = sum(self.vectors.values())
         self.encoder = MLP(total, units, 1) if total else None
-        self.decoder = MLP(feat, units, DECODER_LAYERS, total) if total else None
+        self.objective = make_objective(objective, feat, deter, units)
+        self.decoder = MLP(feat, units, DECODER_LAYERS, total) if total and self.objective is None else None
         self.standardise = Standardiser(total)
-        self.images = Images(image, shapes, feat, units) if shapes else None
+        self.images = Images(image, shapes, feat, units, self.objective is None) if shapes else None
 
     @property
     def decodes(self) -> bool:
-        """Whether states can be decoded to observations: False for images alone without a decoder."""
-        return self.decoder is not None or (self.images is not None and self.images.decodes)
+        """Whether states can be decoded to observations."""
+        return self.objective is None
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
         """{name: (..., O) or (..., H, W, C)} -> (..., U), the embedding of all of them."""
         embeds = [self.encoder(self.standardise(symlog(self.flatten(obs))))] if self.encoder else []
         embeds += [self.images.embed(obs)] if self.images else []
         return embeds[0] if len(embeds) == 1 else embeds[0] + embeds[1]
+
+    def watched(self, embed: Tensor) -> Tensor:
+        """(..., U) -> (..., E), the embedding that must not collapse."""
+        return self.objective.projector(embed) if isinstance(self.objective, SIGReg) else embed
 
     def flatten(self, obs: Mapping[str, Tensor]) -> Tensor:
         """The vectors side by side, (..., sum of O)."""
@@ -144,7 +154,9 @@ class ObservationModel(nn.Module):
         self, feat: Tensor, obs: Mapping[str, Tensor], embed: Tensor, average: Average = alone
     ) -> dict[str, Tensor]:
         """feat (B, T, F), obs {name: (B, T, ...)}, embed (B, T, U) as of `forward` -> weighted losses (B, T)."""
-        losses = self.images.losses(feat, obs, embed, average) if self.images else {}
+        if self.objective is not None:
+            return self.objective.losses(feat, embed, average)
+        losses = self.images.losses(feat, obs) if self.images else {}
         if self.decoder:
             error = self.decoder(feat) - self.standardise(symlog(self.flatten(obs)))  # (B, T, sum of O)
             losses["reconstruction"] = REC_SCALE * error.square().sum(-1)

@@ -14,9 +14,10 @@ from torch import Tensor
 from world_model.certified import certificate
 from world_model.looped import LoopedCore
 from world_model.model import WorldModel
+from world_model.objectives import effective_rank
 from world_model.types import Batch
 
-OBSERVED = ("reconstruction", "image", "reward")
+OBSERVED = ("reconstruction", "image", "redundancy", "embedding", "reward")
 """The losses of what a state says about its own row."""
 
 
@@ -29,11 +30,13 @@ def stability(world: WorldModel, batch: Batch, loops: int | None = None, horizon
     cosine_R            between the changes of loops r-1 and r: near -1 the loop oscillates, near 1 it drifts
     time_gradient_K     |d loss(last row) / d deter(K rows before)| relative to that at the last row itself
     dream_norm_K        mean |deter| after K steps of an open-loop dream under actions drawn from the batch
+    embedding_rank      directions that the embeddings of observations fill, as a share of their size; embedding_std is
+                        their mean standard deviation; near 0 they have collapsed
     certified_NAME      the bounds of `certificate`, those that are finite
     """
     core = world.core
     depth = loops or (world.cfg.loop.train_cap if core.looping else 1)
-    metrics: dict[str, Any] = dict(_by_loop(world, batch, depth))
+    metrics: dict[str, Any] = dict(_by_loop(world, batch, depth)) | _embeddings(world, batch)
     if isinstance(core, LoopedCore):
         metrics["decay_max"] = core.prepare().decay.detach().abs().max()
     metrics |= {f"certified_{name}": bound for name, bound in certificate(core)._asdict().items() if bound < math.inf}
@@ -54,6 +57,12 @@ def _by_loop(world: WorldModel, batch: Batch, depth: int) -> dict[str, Tensor]:
         if loop > 1:
             metrics[f"cosine_{loop}"] = torch.cosine_similarity(now, change[loop - 2], dim=-1).mean()
     return metrics
+
+
+@torch.no_grad()
+def _embeddings(world: WorldModel, batch: Batch) -> dict[str, Tensor]:
+    embed = world.observation_model.watched(world.observation_model(batch.obs)).flatten(0, 1)  # (B*T, E)
+    return {"embedding_rank": effective_rank(embed) / embed.shape[1], "embedding_std": embed.std(0).mean()}
 
 
 def _over_time(world: WorldModel, batch: Batch, depth: int) -> dict[str, Tensor]:

@@ -93,6 +93,8 @@ def predict_open_loop(agent: Dreamer, replay: ReplayBuffer, seed: int, length: i
                 strips.append(frame_strip(parts))
                 clips[name] = comparison_clip(parts, loops, world.run_cap)
             continue
+        if name not in decoded:
+            continue
         recorded, dreamed = value[pick, :span].numpy(force=True), decoded[name][0].numpy(force=True)
         most_varying = np.argsort(-recorded.std(0), kind="stable")[:4]
         curves += [(f"{name}[{i}]", recorded[:, i], dreamed[:, i]) for i in sorted(most_varying)]

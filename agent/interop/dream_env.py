@@ -117,8 +117,8 @@ def load_dream(run: str | Path, vectors_only: bool = False) -> DreamSource:
     images = agent.world.observation_model.images
     if images and vectors_only:
         raise UsageError(f"{run} dreams of images, and the baselines see vectors only")
-    if images and not images.decodes:
-        raise UsageError(f"{run} was trained without a decoder of images, so its dreams show none: give another run")
+    if not agent.world.observation_model.decodes:
+        raise UsageError(f"{run} was trained without a decoder, so its dreams show nothing: give another run")
     rows = whole_episodes(replay_of(saved, path))
     if not len(rows["reward"]):
         raise UsageError(f"{run} holds no whole episode in which dreams could start")
