@@ -5,6 +5,8 @@ import torch
 from small_behavior import GAMMA, LAM, losses, make, make_rollout
 from torch import Tensor
 
+from agent.learning.actor_critic import REPLAY_VALUE_SCALE
+
 
 def test_slow_critic_is_never_trained():
     ac = make()
@@ -63,7 +65,7 @@ def test_replay_targets_are_those_of_a_loop_by_hand(monkeypatch):
     counted = ~last[:, :-1]
     assert torch.allclose(seen[0][counted], expected[counted], atol=1e-5)
     # Rows 2 and 5 end an episode and count nothing.
-    assert float(total) == pytest.approx(ac.cfg.replay_value_scale * 12 / 14)
+    assert float(total) == pytest.approx(REPLAY_VALUE_SCALE * 12 / 14)
 
 
 def test_replay_loss_ignores_what_lies_behind_an_end():

@@ -56,7 +56,8 @@ def test_the_update_of_the_graphs_is_the_eager_one(spec, settings):
         for execution in (eager, graphs):
             torch.manual_seed(number)
             results.append(execution.update(with_start(one, number), progress=0.2 * number))
-        (states, depths, metrics), (its_states, its_depths, its_metrics) = results
+        (states, depths, metrics, errors), (its_states, its_depths, its_metrics, its_errors) = results
+        assert torch.allclose(errors, its_errors, atol=1e-4)
         assert torch.allclose(states.deter, its_states.deter, atol=1e-5)
         assert metrics.keys() == its_metrics.keys()
         for name, value in metrics.items():

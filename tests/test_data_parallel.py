@@ -179,9 +179,10 @@ def test_workers_are_one_process_with_the_whole_batch(processes):
     batch = make_batch(plain)
     for _ in range(2):
         torch.manual_seed(1)  # the same training depth
-        states, depths, metrics = two.update(batch)
+        states, depths, metrics, errors = two.update(batch)
         torch.manual_seed(1)
-        usual_states, usual_depths, usual_metrics = one.update(batch)
+        usual_states, usual_depths, usual_metrics, usual_errors = one.update(batch)
+    assert errors.shape == usual_errors.shape == (SIZE, 2)
     assert metrics.keys() == usual_metrics.keys()
     assert states.deter.shape == usual_states.deter.shape == (SIZE, LENGTH, 2, 8)
     assert depths.shape == usual_depths.shape == (4 * SIZE, HORIZON)

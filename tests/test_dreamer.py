@@ -61,7 +61,7 @@ def test_an_update_changes_every_part(spec, gradient):
     agent = make(spec, actor_gradient=gradient)
     before, slow = flats(agent), agent.behavior.critic.slow.out.weight.clone()
     for seed in range(2):
-        states, _, metrics = learn(agent, make_batch(spec, seed))
+        states, _, metrics, _ = learn(agent, make_batch(spec, seed))
     assert agent.updates == 2
     for name, flat in flats(agent).items():
         assert not torch.equal(flat, before[name]), name
@@ -118,7 +118,7 @@ def test_there_are_no_more_dreams_than_asked():
 def test_many_sequences_still_teach_the_replayed_value():
     """Of a sequence with one row of its own the critic would learn nothing, and nobody would notice."""
     agent = make(starts=4)
-    _, dream_depth, metrics = learn(agent, make_batch())
+    _, dream_depth, metrics, _ = learn(agent, make_batch())
     assert dream_depth.shape == (8, 3)
     assert metrics["behavior/replay_value_loss"] > 0.0
 
@@ -165,7 +165,7 @@ def gradients(agent: Dreamer) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("gradient", ["reinforce", "dynamics"])
-def test_without_the_replay_value_loss_the_world_model_learns_from_its_own_alone(gradient):
+def test_without_the_replay_value_loss_the_world_model_learns_from_its_own_alone(gradient, monkeypatch):
     alone = make()
     torch.manual_seed(5)
     depth = sample_depth(alone.world.cfg.loop)
@@ -173,7 +173,9 @@ def test_without_the_replay_value_loss_the_world_model_learns_from_its_own_alone
     loss, _ = alone.world.loss(alone.world.observe_sequence(make_batch(), depth), make_batch())
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(alone.world.parameters()))])
     settings = {"actor_gradient": gradient, "entropy": 1.0, "clip": 1e9}
-    without, with_it = (gradients(make(replay_value_scale=scale, **settings)) for scale in (0.0, 0.3))
+    with_it = gradients(make(**settings))
+    monkeypatch.setattr("agent.learning.actor_critic.REPLAY_VALUE_SCALE", 0.0)
+    without = gradients(make(**settings))
     assert torch.allclose(without["world"], expected, atol=1e-6)
     assert not torch.allclose(with_it["world"], expected, atol=1e-3)  # and with it, from that too (DreamerV3)
 
@@ -349,3 +351,17 @@ def test_both_copies_are_fitted_to_images_once_and_a_checkpoint_remembers_it():
     for policy in (agent.policy, agent.averaged, other.policy, other.averaged):
         assert (policy.world.observation_model.images.encoders["image"].normaliser.mean == 200.0).all()
     make().fit_image_normaliser(None)  # without images nothing is asked
+
+
+def test_an_update_says_how_wrong_each_sequence_was():
+    """Twice the same sequence and a third that the model cannot know: its errors alone differ."""
+    agent = make(starts=8)
+    batch = make_batch()
+    same = batch.map(lambda leaf: torch.cat([leaf[:1], leaf[:1], leaf[1:2]]))
+    size = torch.tensor([1.0, 1.0, 50.0])[:, None, None]
+    update = learn(agent, same._replace(obs={name: size * x for name, x in same.obs.items()}))
+    assert update.errors.shape == (3, 2)
+    assert not update.errors.requires_grad
+    model = update.errors[:, 0]
+    assert float((model[0] - model[1]).abs()) < float((model[0] - model[2]).abs())
+    assert (update.errors[:, 1] >= 0).all()

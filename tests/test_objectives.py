@@ -158,20 +158,14 @@ def test_gradients_of_the_embedding_reach_both_sides():
     assert any(grad is not None and float(grad.abs().max()) > 0 for grad in grads[3:])
 
 
-@pytest.mark.parametrize("objective", PREDICTIVE)
-def test_an_agent_trains_resumes_evaluates_and_exports_without_a_decoder(objective, script, tmp_path):
-    run, words = tmp_path / "run", ("--preset", "debug", "--no-video", "--model.objective", objective)
+def test_collapse_is_watched_and_nothing_is_shown(script, tmp_path):
+    run, words = tmp_path / "run", ("--preset", "debug", "--no-video", "--model.objective", "sigreg")
     done = script("train_agent.py", "toy:cue5", *words, "--run-dir", run)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert all(0.0 < line["stability/embedding_rank"] <= 1.0 for line in lines if "stability/embedding_rank" in line)
-    assert any("stability/embedding_rank" in line for line in lines)
-    done = script("train_agent.py", "--resume", run, "--steps", "700")
-    assert done.returncode == 0, done.stderr
-    done = script("evaluate.py", "policy", run, "--episodes", "2")
-    assert done.returncode == 0, done.stderr
-    done = script("evaluate.py", "export", run, tmp_path / "policy.pt2")
-    assert done.returncode == 0, done.stderr
+    ranks = [line["stability/embedding_rank"] for line in lines if "stability/embedding_rank" in line]
+    assert ranks
+    assert all(0.0 < rank <= 1.0 for rank in ranks)
     for command in ("model", "stability", "loops"):
         refused = script("evaluate.py", command, run)
         assert refused.returncode == 2

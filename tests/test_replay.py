@@ -8,15 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.data.replay import ReplayBuffer
+from agent.data.replay import FADING, POWER, SAMPLING, ReplayBuffer
 from world_model import LatentState
 
 GROUPS, CLASSES = 2, 5
 
 
-def make(capacity: int = 40, envs: int = 2, seed: int = 0, **sizes) -> ReplayBuffer:
+def make(capacity: int = 40, envs: int = 2, seed: int = 0, sampling: str = "uniform", **sizes) -> ReplayBuffer:
     sizes = {"obs_sizes": {"row": 3, "more": 1}, "action_size": 2, "deter": (2, 1)} | sizes
-    return ReplayBuffer(capacity, envs, **sizes, stoch=(GROUPS, CLASSES), seed=seed)
+    return ReplayBuffer(capacity, envs, **sizes, stoch=(GROUPS, CLASSES), seed=seed, sampling=sampling)
 
 
 def marked(numbers: torch.Tensor) -> LatentState:
@@ -92,9 +92,10 @@ def test_counting_environments_come_back_in_order(capacity, lengths, rows, lengt
     assert torch.equal(batch.start.stoch, before.stoch)
 
 
+@pytest.mark.parametrize("sampling", SAMPLING)
 @pytest.mark.parametrize("rows", [7, 20, 33])  # part full, exactly full, wrapped
-def test_every_possible_sequence_is_drawn_and_no_other(rows):
-    replay = make(40, 2)
+def test_every_possible_sequence_is_drawn_and_no_other(rows, sampling):
+    replay = make(40, 2, sampling=sampling)
     Counters([3, 4]).fill(replay, rows)
     batch, _ = replay.sample(3000, 3)
     seen = {(int(env), int(row)) for row, _, env in batch.obs["row"][:, 0].tolist()}
@@ -123,7 +124,7 @@ def test_written_latents_come_back_as_the_context_of_the_next_row():
     for b in range(2):
         for t in range(4):
             written[int(where[0, b, t]), int(batch.obs["row"][b, t, 0])] = int(numbers[b, t])
-    replay.write_back(where, marked(numbers))
+    replay.write_back(where, marked(numbers), torch.zeros(2, 2))
     later, _ = replay.sample(2000, 1)
     seen = set()
     for i, (next_row, _, env) in enumerate(later.obs["row"][:, 0].long().tolist()):
@@ -135,14 +136,16 @@ def test_written_latents_come_back_as_the_context_of_the_next_row():
     assert len(seen & set(written)) >= 4
 
 
-def test_state_round_trip_gives_the_same_samples():
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_state_round_trip_gives_the_same_samples(sampling):
     for rows in (9, 33):
-        replay = make()
+        replay = make(sampling=sampling)
         counters = Counters([3, 4])
         counters.fill(replay, rows)
-        replay.sample(3, 4)
+        _, where = replay.sample(3, 4)
+        replay.write_back(where, marked(torch.zeros(3, 4, dtype=torch.long)), torch.rand(3, 2))
         saved = copy.deepcopy(replay.state_dict())
-        other = make(seed=99)
+        other = make(seed=99, sampling=sampling)
         other.load_state_dict(saved)
         assert len(other) == len(replay)
         for filled in (0, 5):  # and both go on alike
@@ -196,3 +199,61 @@ def test_too_few_rows_are_an_error():
     replay.sample(1, 4)
     with pytest.raises(ValueError, match="5 rows per environment, a sequence needs 6"):
         replay.sample(1, 5)
+
+
+# ---------------------------------------------------------------------- which sequences
+
+
+def first_rows(replay, draws=4000, length=1):
+    """Share of the draws in which each row came first, by its number, over all environments."""
+    batch, _ = replay.sample(draws, length)
+    numbers = batch.obs["row"][:, 0, 0].long()
+    return torch.bincount(numbers, minlength=int(replay.count)).double() / draws
+
+
+def filled(sampling, rows=200):
+    replay = make(2 * rows, 2, sampling=sampling)
+    Counters([3, 4]).fill(replay, rows)
+    return replay
+
+
+def test_recent_draws_half_of_the_sequences_from_the_newest_tenth():
+    shares = first_rows(filled("recent"), 20_000)
+    newest = float(shares[-21:].sum())
+    assert newest == pytest.approx(0.5 + 0.5 * 21 / 199, abs=0.02)
+    assert float(shares[1:-21].max()) < 3 * float(shares[1:-21].mean())
+
+
+@pytest.mark.parametrize(("sampling", "column"), [("model-error", 0), ("value-error", 1)])
+def test_rows_are_drawn_by_their_last_error(sampling, column):
+    replay = filled(sampling)
+    even = first_rows(replay)
+    assert float(even[1:].max()) < 3.0 / 199  # rows that were never learned from count alike
+    errors = torch.full((200, 2), 7.0)
+    errors[:, column] = 1.0
+    errors[50:60, column] = 32.0
+    where = np.stack([np.zeros((200, 1), int), np.arange(200)[:, None]])
+    for env in (0, 1):
+        where[0] = env
+        replay.write_back(where, marked(torch.zeros(200, 1, dtype=torch.long)), errors)
+    found = first_rows(replay, 400)
+    for _ in range(19):
+        found = found + first_rows(replay, 400)
+    high, low = float(found[50:60].mean()), float(found[60:].mean())
+    assert 0.5 * 32**POWER < high / low < 1.1 * 32**POWER  # a few candidates at a time: a little less
+
+
+def test_new_rows_count_as_much_as_the_largest_error_of_late():
+    replay = filled("model-error", 20)
+    where = np.stack([np.zeros((1, 1), int), np.full((1, 1), 3)])
+    replay.write_back(where, marked(torch.zeros(1, 1, dtype=torch.long)), torch.tensor([[5.0, 0.0]]))
+    assert replay.highest == 5.0
+    replay.write_back(where, marked(torch.zeros(1, 1, dtype=torch.long)), torch.tensor([[0.5, 0.0]]))
+    assert replay.highest == pytest.approx(5.0 * FADING)
+    Counters([3, 4]).fill(replay, 1)
+    assert replay.rows["priority"][0, replay.count % replay.length - 1] == pytest.approx(5.0 * FADING)
+
+
+def test_uniform_sampling_holds_no_priorities():
+    assert "priority" not in make().rows
+    assert "priority" in make(sampling="value-error").rows

@@ -89,9 +89,9 @@ def test_every_update_gives_the_replay_fresh_latents(make_trainer, tmp_path):
         made.append(result.states)
         return result
 
-    def wrote(where, states):
+    def wrote(where, states, errors):
         written.append(states)
-        write_back(where, states)
+        write_back(where, states, errors)
 
     trainer.execution.update, trainer.replay.write_back = updated, wrote
     trainer.run()

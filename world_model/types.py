@@ -14,7 +14,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from world_model.core import LoopStats, Traces
-from world_model.latent import LatentState
+from world_model.latent import LatentState, kl_divergence
 
 
 class Batch(NamedTuple):
@@ -34,18 +34,11 @@ class Batch(NamedTuple):
     taken: Tensor | None = None
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
-        """`fn` of every tensor."""
-        obs = {name: fn(value) for name, value in self.obs.items()}
+        """`fn` of every tensor, always in the same order."""
+        obs = {name: fn(self.obs[name]) for name in sorted(self.obs)}
         rows = map(fn, (self.prev_action, self.reward, self.is_first, self.is_last, self.is_terminal))
         start = None if self.start is None else self.start.map(fn)
-        taken = None if self.taken is None else fn(self.taken)
-        return Batch(obs, *rows, start, taken)  # type: ignore[call-arg, arg-type]
-
-    def leaves(self) -> list[Tensor]:
-        """Every tensor, always in the same order."""
-        rows = [self.prev_action, self.reward, self.is_first, self.is_last, self.is_terminal]
-        rows += [] if self.taken is None else [self.taken]
-        return [*(self.obs[name] for name in sorted(self.obs)), *rows, *(self.start or ())]
+        return Batch(obs, *rows, start, self.taken if self.taken is None else fn(self.taken))  # type: ignore
 
 
 class Posterior(NamedTuple):
@@ -63,6 +56,10 @@ class Posterior(NamedTuple):
     loops: int
     deters: list[Tensor]
     embed: Tensor
+
+    def kl(self) -> Tensor:
+        """KL(posterior || prior) of every row, (B, T) nats."""
+        return kl_divergence(self.post_logp, self.prior_logp)
 
 
 class Rollout(NamedTuple):

@@ -34,13 +34,24 @@ from agent.data.image_store import DeviceImages, ImageStore
 from world_model import Batch, LatentState, ObsSize
 
 FLAGS = ("is_first", "is_last", "is_terminal")
-LATENTS = ("deter", "stoch")
+LATENTS = ("deter", "stoch", "priority")
+"""Columns that are no experience: what the agent made of it."""
+SAMPLING = ("uniform", "recent", "model-error", "value-error")
+RECENT = 0.1
+"""Share of the rows that are recent: half of the sequences are drawn from them."""
+CANDIDATES, POWER = 8, 0.6
+"""With priorities so many times the sequences are drawn evenly, and of these some by chances of priority^POWER."""
+FADING = 0.99
+"""Of the priority of rows that were never learned from, the largest of late, with each update."""
 
 
 class ReplayBuffer:
     """Rings of `capacity // envs` rows for each of `envs` environments.
 
     obs_sizes {name: O, or (H, W, C)}, action_size A, and the latent's shapes deter (N, D), stoch (S, K).
+
+    sampling, one of SAMPLING, says which sequences are drawn: all evenly; half of them from the newest tenth; or more
+    often those whose error was large the last time, of the world model (KL of posterior from prior) or of the critic.
     """
 
     def __init__(
@@ -52,7 +63,9 @@ class ReplayBuffer:
         deter: tuple[int, int],
         stoch: tuple[int, int],
         seed: int = 0,
+        sampling: str = "uniform",
     ):
+        self.sampling = sampling
         self.length, self.envs, self.classes = max(2, capacity // envs), envs, stoch[1]
         self.obs_names = tuple(obs_sizes)
         shape = (envs, self.length)
@@ -68,6 +81,9 @@ class ReplayBuffer:
             "deter": np.zeros((*shape, *deter), np.float16),
             "stoch": np.zeros((*shape, stoch[0]), np.uint8),  # class indices
         }
+        if self.prioritised:
+            self.rows["priority"] = np.zeros(shape, np.float32)
+        self.highest = 1.0
         self.image_sizes = {f"obs/{name}": size for name, size in obs_sizes.items() if not isinstance(size, int)}
         self.images: dict[str, ImageStore] = {}
         self.device_images: dict[str, DeviceImages] | None = None  # None: not tried yet
@@ -131,6 +147,8 @@ class ReplayBuffer:
                 self.rows[name][:, at] = value
         self.rows["deter"][:, at] = state.deter.numpy(force=True)
         self.rows["stoch"][:, at] = state.stoch.argmax(-1).numpy(force=True)
+        if self.prioritised:
+            self.rows["priority"][:, at] = self.highest
         self.count += 1
 
     def fill(self, rows: Mapping[str, np.ndarray], state: LatentState) -> None:
@@ -145,12 +163,21 @@ class ReplayBuffer:
             self.rows[name][0] = value
         self.rows["deter"][0] = state.deter.numpy(force=True)
         self.rows["stoch"][0] = state.stoch.argmax(-1).numpy(force=True)
+        if self.prioritised:
+            self.rows["priority"][0] = self.highest
         self.count = self.length
 
-    def write_back(self, where: np.ndarray, states: LatentState) -> None:
-        """Store freshly inferred latents (B, T, ...) at the positions that `sample` returned, (2, B, T)."""
+    def write_back(self, where: np.ndarray, states: LatentState, errors: torch.Tensor) -> None:
+        """Store freshly inferred latents (B, T, ...) at the positions that `sample` returned, (2, B, T).
+
+        errors (B, 2): of each sequence, the world model's and the critic's.
+        """
         self.rows["deter"][where[0], where[1]] = states.deter.numpy(force=True)
         self.rows["stoch"][where[0], where[1]] = states.stoch.argmax(-1).numpy(force=True)
+        if self.prioritised:
+            priority = errors[:, int(self.sampling == "value-error")].numpy(force=True)
+            self.rows["priority"][where[0], where[1]] = priority[:, None]
+            self.highest = max(FADING * self.highest, float(priority.max()))
 
     # ---------------------------------------------------------------------- sampling
 
@@ -162,8 +189,7 @@ class ReplayBuffer:
         """
         if self.held < length + 1:
             raise ValueError(f"replay holds {self.held} rows per environment, a sequence needs {length + 1}")
-        first = self.rng.integers(self.oldest + 1, self.count - length + 1, batch_size)
-        env = self.rng.integers(0, self.envs, batch_size)
+        env, first = self.draw(batch_size, length)
         at = (first[:, None] + np.arange(-1, length)) % self.length  # (B, 1 + T), the context row first
         where = (env[:, None], at[:, 1:])
 
@@ -190,6 +216,29 @@ class ReplayBuffer:
         )
         return batch, np.stack(np.broadcast_arrays(*where))
 
+    @property
+    def prioritised(self) -> bool:
+        """Whether sequences are drawn by their errors."""
+        return self.sampling.endswith("-error")
+
+    def draw(self, size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Environments and numbers of the first rows of `size` sequences, (B,) each, by the rule of sampling."""
+        low: int | np.ndarray = self.oldest + 1
+        high = self.count - length + 1  # one more than the last that is possible
+        if self.sampling == "recent":
+            newest = max(self.oldest + 1, high - 1 - int(RECENT * self.held))
+            low = np.where(self.rng.random(size) < 0.5, newest, self.oldest + 1)
+        if not self.prioritised:
+            first = self.rng.integers(low, high, size)
+            return self.rng.integers(0, self.envs, size), first
+        first = self.rng.integers(low, high, CANDIDATES * size)
+        env = self.rng.integers(0, self.envs, CANDIDATES * size)
+        priority = self.rows["priority"][env, (first + length // 2) % self.length]
+        # The largest of log p + Gumbel noise are a draw without replacement in proportion to p.
+        score = POWER * np.log(priority + 1e-6) + self.rng.gumbel(size=len(first))
+        chosen = np.argpartition(-score, size - 1)[:size]
+        return env[chosen], first[chosen]
+
     # ---------------------------------------------------------------------- saving
 
     def state_dict(self) -> dict[str, Any]:
@@ -201,7 +250,8 @@ class ReplayBuffer:
         kept = self.rows.keys() - self.images.keys()
         rows = {name: torch.from_numpy(value[:, :held]) for name, value in self.rows.items() if name in kept}
         rng = self.rng.bit_generator.state
-        return {"rows": rows, "count": self.count, "first_intact": self.first_intact, "rng": rng}
+        counts = {"count": self.count, "first_intact": self.first_intact, "highest": self.highest}
+        return {"rows": rows, "rng": rng, **counts}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore `state_dict`; raises ValueError when the shapes are those of another task or model."""
@@ -215,7 +265,7 @@ class ReplayBuffer:
                 raise ValueError("the saved replay has another capacity: keep --train.replay_rows as it was")
         for name, value in saved["rows"].items():
             self.rows[name][:, : value.shape[1]] = value.numpy()
-        self.count = saved["count"]
+        self.count, self.highest = saved["count"], saved["highest"]
         self.device_images = None
         if self.images:
             written = [int(store.written[0]) for store in self.images.values()]

@@ -29,8 +29,16 @@ class Recorded(NamedTuple):
 
     states: LatentState
     dream_depth: Tensor
+    errors: Tensor
     names: list[str]
     values: Tensor
+
+
+def leaves(batch: Batch) -> list[Tensor]:
+    """Every tensor of a batch, always in the same order."""
+    found: list[Tensor] = []
+    batch.map(lambda leaf: found.append(leaf) or leaf)  # type: ignore[func-returns-value]
+    return found
 
 
 class CudaGraphs(Eager):
@@ -66,7 +74,7 @@ class CudaGraphs(Eager):
                 wrong = [name for name, value in named if value - value != 0]  # NaN or infinite
                 raise NonFiniteError(wrong[0] if wrong else "total loss")
         metrics = dict(zip(result.names, values.unbind(), strict=True))
-        return Update(result.states, result.dream_depth, metrics)
+        return Update(result.states, result.dream_depth, metrics, result.errors)
 
     def check(self, total: Tensor, metrics: dict[str, Tensor]) -> None:
         """Nothing is read back inside of a graph: remember it on the device."""
@@ -77,16 +85,16 @@ class CudaGraphs(Eager):
         if self.batch is None:
             self.batch = batch.map(torch.clone)
             return
-        for mine, new in zip(self.batch.leaves(), batch.leaves(), strict=True):
+        for mine, new in zip(leaves(self.batch), leaves(batch), strict=True):
             mine.copy_(new, non_blocking=True)
 
     def run(self, depth: int) -> Recorded:
         """An update that reads no number back."""
         assert self.batch is not None
         self.nonfinite.zero_()
-        states, dream_depth, metrics = self.agent.update(self.batch, depth, self)
+        states, dream_depth, metrics, errors = self.agent.update(self.batch, depth, self)
         values = torch.stack([value.detach().float() for value in metrics.values()])
-        return Recorded(states, dream_depth, list(metrics), values)
+        return Recorded(states, dream_depth, errors, list(metrics), values)
 
     def on_side_stream(self, depth: int) -> Recorded:
         """As it is demanded before a recording: autograd's work must not be bound to the default stream."""

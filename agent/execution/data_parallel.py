@@ -55,10 +55,10 @@ class DataParallel(Eager):
         except RankLost as error:
             raise WorkerFailure("a process of --optimizer.workers has ended (killed, or out of memory?)") from error
         self.broken = False
-        parts = [mine[:2], *((LatentState(*map(torch.from_numpy, one)), torch.from_numpy(two)) for one, two in answers)]
-        states, depths = zip(*parts, strict=True)
+        parts = [(*mine.states, mine.dream_depth, mine.errors), *(map(torch.from_numpy, each) for each in answers)]
+        deter, stoch, depth, errors = map(torch.cat, zip(*parts, strict=True))
         self.agent.clock.lap("workers")
-        return Update(LatentState(*map(torch.cat, zip(*states, strict=True))), torch.cat(depths), mine.metrics)
+        return Update(LatentState(deter, stoch), depth, mine.metrics, errors)
 
     def scatter(self, batch: Batch, progress: float) -> Batch:
         """Send every worker its sequences, and return ours."""
@@ -168,5 +168,5 @@ def answer(execution: Eager, ranks: ProcessRanks, word: str, batch: Any = None, 
     elif word == "update":
         with suppress(NonFiniteError):  # which rank 0 raises too
             update = execution.update(batch.map(torch.from_numpy), progress)
-            ranks.gather((tuple(state.numpy() for state in update.states), update.dream_depth.numpy()))
+            ranks.gather([part.numpy() for part in (*update.states, update.dream_depth, update.errors)])
     return word != "end"

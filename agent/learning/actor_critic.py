@@ -35,6 +35,7 @@ SLOW_RATE = 0.02  # of the slow critic, per update
 ADVANTAGE_RATE = 0.01  # of the running mean size of the advantages
 ADVANTAGE_FLOOR = 0.01  # lower bound of their scale, in rewards: what is smaller may be an error of the critic
 LAMBDA = 0.95  # of the lambda-return
+REPLAY_VALUE_SCALE = 0.3  # of the critic loss on replayed rewards, whose gradient reaches the world model
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,10 @@ class BehaviorConfig:
     """Steps ahead that are planned; the critic values what comes after them."""
     units: int = 128
     """Width of actor and critic."""
-    replay_value_scale: float = 0.3
-    """Weight of the critic loss on replayed rewards; its gradient reaches the world model."""
 
     def __post_init__(self) -> None:
         whole = dict.fromkeys(("horizon", "plan_horizon", "units", "jump"), AT_LEAST_ONE)
-        weights = dict.fromkeys(("entropy", "plan", "replay_value_scale"), NOT_NEGATIVE)
+        weights = dict.fromkeys(("entropy", "plan"), NOT_NEGATIVE)
         require(self, "--behavior.", **whole, **weights, gamma=SOME_SHARE)
         if self.starts is not None and self.starts < 0:
             raise ValueError(f"--behavior.starts must be 0 (all) or more, got {self.starts}")
@@ -270,4 +269,4 @@ class ActorCritic(nn.Module):
         target = torch.stack(returns[::-1], 1)  # (B, L-1)
         feat = feat[:, :-1]
         weight = 1.0 - is_last[:, :-1].float()
-        return self.cfg.replay_value_scale * (weight * self.critic.loss(self.critic.net(feat), feat, target)).mean()
+        return REPLAY_VALUE_SCALE * (weight * self.critic.loss(self.critic.net(feat), feat, target)).mean()

@@ -31,11 +31,13 @@ NORMALISER_IMAGES = 256
 
 
 class Update(NamedTuple):
-    """Posterior states (B, T, ...), detached; loops (B*L, H) of the imagined steps; metrics, 0-d and detached."""
+    """Posterior states (B, T, ...); loops (B*L, H) of imagined steps; metrics, 0-d; errors (B, 2) of each sequence, the
+    KL of posterior from prior, and of the critic from imagined returns. All detached."""
 
     states: LatentState
     dream_depth: Tensor
     metrics: Metrics
+    errors: Tensor
 
 
 class Execution(Protocol):
@@ -137,7 +139,9 @@ class Dreamer:
         metrics = execution.reduce((total + actor_loss).detach(), metrics)
         self.optimizer_step(metrics, execution)
         clock.lap("optimizer")
-        return Update(posterior.states.detach(), rollout.loops.depth, metrics)
+        wrong = (values[:, 0] - returns[:, 0]).abs().view_as(is_terminal)  # (B, L)
+        errors = torch.stack([posterior.kl().mean(1), wrong.mean(1)], 1).detach()
+        return Update(posterior.states.detach(), rollout.loops.depth, metrics, errors)
 
     def start_rows(self, size: int, length: int, processes: int) -> slice:
         """The last L rows of each of `size` sequences, at which imagined rollouts start: all with `starts` 0, and two

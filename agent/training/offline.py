@@ -72,7 +72,9 @@ def update_world(agent: Dreamer, batch: Batch, progress: float) -> Update:
     check_finite(norm, {"world/grad_norm": norm})
     adam.step()
     agent.average_flats[0].lerp_(adam.flat.detach(), agent.average_rate)
-    return Update(posterior.states.detach(), torch.full((), depth), metrics)
+    model_error = posterior.kl().mean(1).detach()  # (B,)
+    errors = torch.stack([model_error, torch.zeros_like(model_error)], 1)
+    return Update(posterior.states.detach(), torch.full((), depth), metrics, errors)
 
 
 class OfflineTrainer:
@@ -114,7 +116,7 @@ class OfflineTrainer:
         while self.step < self.cfg.updates:
             batch, where = sample(self.agent, self.replay, *self.batch)
             update = update_world(self.agent, batch, self.step / self.cfg.updates)
-            self.replay.write_back(where, update.states)
+            self.replay.write_back(where, update.states, update.errors)
             self.step += 1
             self.logger.add(update.metrics)
             if log(self.step):

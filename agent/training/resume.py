@@ -76,6 +76,7 @@ def check_trainer(mine: Mapping[str, Any], replay: ReplayBuffer, plan_horizon: i
     """Raise an error of some kind where the trainer could not go on from its part of a checkpoint."""
     restore_random_states(mine["random"])
     shapes = {name: value.shape[2:] for name, value in replay.rows.items()} | replay.image_sizes
+    shapes.pop("priority", None)
     latents = {"deter": shapes.pop("deter"), "stoch": (*shapes.pop("stoch"), replay.classes)}
     latents["action"] = shapes["prev_action"]
     optional = {"noise": (len(TIME_SCALES), *latents["action"]), "plan": (plan_horizon, *latents["action"])}

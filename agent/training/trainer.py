@@ -218,7 +218,7 @@ class Trainer:
                 batch, where = sample(self.agent, self.replay, self.cfg.batch, self.cfg.length)
             update = self.execution.update(batch, self.progress(self.step))
             with self.clock.timed("replay"):
-                self.replay.write_back(where, update.states)
+                self.replay.write_back(where, update.states, update.errors)
             self.logger.add(update.metrics)
             self.last_batch, self.last_update = batch, update
             if self.unsaved_seconds() >= SAVE_SECONDS:  # there may be hundreds, right after the prefill

@@ -1,0 +1,27 @@
+"""Every value of every choice of the world model and its training makes a whole run: it learns, is stopped and goes on,
+is evaluated, and is exported."""
+
+import csv
+
+import pytest
+
+CHOICES = {
+    "model.objective": ["redundancy", "sigreg"],
+    "model.core": ["certified", "contracting", "stacked", "gru"],
+    "train.sampling": ["recent", "model-error", "value-error"],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in CHOICES.items() for value in values])
+def test_a_choice_trains_resumes_evaluates_and_exports(field, value, script, tmp_path):
+    run, words = tmp_path / "run", ("--preset", "debug", "--no-video", f"--{field}", value)
+    done = script("train_agent.py", "gym:Pendulum-v1", *words, "--run-dir", run)
+    assert done.returncode == 0, done.stderr
+    done = script("train_agent.py", "--resume", run, "--steps", "700")
+    assert done.returncode == 0, done.stderr
+    with (run / "eval.csv").open(newline="") as file:
+        assert {row["step"] for row in csv.DictReader(file)} >= {"300", "600", "700"}
+    done = script("evaluate.py", "policy", run, "--episodes", "2")
+    assert done.returncode == 0, done.stderr
+    done = script("evaluate.py", "export", run, tmp_path / "policy.pt2")
+    assert done.returncode == 0, done.stderr
