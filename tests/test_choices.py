@@ -7,6 +7,7 @@ import pytest
 
 CHOICES = {
     "model.objective": ["redundancy", "sigreg"],
+    "model.latents": ["simplicial", "gaussian"],
     "model.core": ["certified", "contracting", "stacked", "gru"],
     "train.sampling": ["recent", "model-error", "value-error"],
 }

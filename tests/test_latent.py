@@ -9,14 +9,12 @@ from hypothesis import strategies as st
 from world_model.latent import (
     UNIMIX,
     LatentState,
-    _steps,
     kl_balance,
     kl_divergence,
-    onehot_at,
-    onehot_mode,
     probabilities,
     sample_onehot,
 )
+from world_model.onehot import _steps, onehot_at, onehot_mode
 
 LAST_LEVEL = 1.0 - 2.0**-24  # the largest number that torch.rand returns
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from world_model.averages import Average, alone
 from world_model.nets import Norm, linear
-from world_model.ranges import ABOVE_ZERO, AT_LEAST_ONE, require
+from world_model.ranges import AT_LEAST_ONE, require
 
 Shape = tuple[int, int, int]
 """(H, W, C)."""
@@ -35,7 +35,7 @@ ANNEAL_BEGIN, ANNEAL_END = 500, 1500
 LEAST_SPREAD = 2.0
 """Standard deviation, in steps of colour of 255, that the images of a task are taken to have at least."""
 REFERENCE_SPREAD = 0.2 * 255
-"""Standard deviation of images whose error has the weight `ImageConfig.scale`."""
+"""Standard deviation of images whose squared error, summed over the pixels (colours from 0 to 1), has the weight 1."""
 MOST_WEIGHT = 25.0
 """Largest factor of that weight for images with a smaller one."""
 
@@ -49,15 +49,12 @@ class ImageConfig:
     downsample: Literal["patch", "stride"] = "patch"
     """stride: four strided convolutions. patch: the outermost stage is patches of 2 x 2 pixels instead, and the last
     convolution of the decoder (3 x 3) doubles twice; little more than half the time on a CPU."""
-    scale: float = 1.0
-    """Weight of the squared error of decoded images, summed over the pixels (colours from 0 to 1), for images with a
-    standard deviation of 0.2; images that vary less get a larger one, up to 25 times."""
     anneal: bool = False
     """Take that additional weight back between update 500 and 1,500. Without it images are learned late; kept for good,
     latents store details that no state predicts, and rewards are learned last."""
 
     def __post_init__(self) -> None:
-        require(self, "", base_channels=AT_LEAST_ONE, scale=ABOVE_ZERO)
+        require(self, "", base_channels=AT_LEAST_ONE)
 
     def channels(self) -> list[int]:
         """Of the convolutions, outermost first."""
@@ -272,4 +269,4 @@ class Images(nn.Module):
             image = decoded[name]  # float32 whatever the features are: in bfloat16 colours would be a step or two off
             squared = (image - obs[name].to(image.dtype) / 255.0).square().flatten(2).sum(-1)  # (B, T)
             errors.append(net.normaliser.weight**self.share * squared)
-        return {"image": self.cfg.scale * torch.stack(errors).sum(0)}
+        return {"image": torch.stack(errors).sum(0)}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from world_model.onehot import onehot_at, onehot_mode
 
 UNIMIX = 0.01
 """Share of the uniform distribution in every categorical of the world model (DreamerV3)."""
@@ -47,46 +47,6 @@ def probabilities(logits: Tensor, unimix: float = UNIMIX) -> Tensor:
     return probs if unimix == 0.0 else torch.add(unimix / logits.shape[-1], probs, alpha=1.0 - unimix)
 
 
-@functools.lru_cache
-@torch.inference_mode(False)  # kept from acting, used where there are gradients too
-def _steps(classes: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Matrix (K, K) that sums a vector up to each place; weight (K, K-1) and bias (K,) that undo 0 .. 0 1 .. 1.
-
-    The last of those ones is always there and needs no column: it is the bias.
-    """
-    unit = torch.eye(classes, dtype=dtype, device=device)
-    sums = torch.ones_like(unit).triu_()
-    return sums, (unit - torch.roll(unit, 1, 0))[:, :-1].contiguous(), unit[-1]
-
-
-def onehot_at(probs: Tensor, level: Tensor) -> Tensor:
-    """One-hot of the class in which the cumulative probability passes `level`.
-
-    probs (..., K), not necessarily normalised; level (..., 1) uniform in [0, 1). Inverse-CDF sampling needs
-    one random number per variable; the sums and differences along K are products with small matrices,
-    several times faster on CPU than cumsum, argmax and scatter. (torch.compile fuses the sum with what surrounds it.)
-    """
-    if torch.compiler.is_compiling():
-        cumulative = probs.cumsum(-1)
-        before = (cumulative <= level * cumulative[..., -1:]).sum(-1, keepdim=True)  # a GPU's sums may fall a little
-        return (torch.arange(probs.shape[-1], device=probs.device) == before).to(probs.dtype)
-    sums, weight, bias = _steps(probs.shape[-1], probs.dtype, probs.device)
-    with torch.autocast(probs.device.type, enabled=False):  # sums in bfloat16 would lose the rare classes
-        cumulative = probs @ sums
-    passed = cumulative[..., :-1] > level * cumulative[..., -1:]  # 0 .. 0 1 .. 1
-    return F.linear(passed.to(probs.dtype), weight, bias)
-
-
-def random_level(probs: Tensor) -> Tensor:
-    """(..., S, K) -> (..., S, 1) uniform random levels at which to sample."""
-    return torch.rand(*probs.shape[:-1], 1, device=probs.device, dtype=probs.dtype)
-
-
-def onehot_mode(probs: Tensor) -> Tensor:
-    """One-hot of the most probable class."""
-    return torch.zeros_like(probs).scatter_(-1, probs.argmax(-1, keepdim=True), 1.0)
-
-
 def sample_onehot(probs: Tensor, level: Tensor | None) -> Tensor:
     """One-hot (..., K) with straight-through gradient: a sample at `level` (..., 1), or the mode with None."""
     fixed = probs.detach()
@@ -99,13 +59,15 @@ def kl_divergence(p_logp: Tensor, q_logp: Tensor) -> Tensor:
     return (p_logp.exp() * (p_logp - q_logp)).sum((-2, -1))
 
 
-def kl_balance(post_logp: Tensor, prior_logp: Tensor, free_nats: float) -> tuple[Tensor, Tensor]:
+def kl_balance(
+    post_logp: Tensor, prior_logp: Tensor, free_nats: float, kl: Callable[[Tensor, Tensor], Tensor] = kl_divergence
+) -> tuple[Tensor, Tensor]:
     """The two KL losses of DreamerV3, each (...): dynamics loss and representation loss.
 
     dynamics        KL(sg(posterior) || prior): trains the prior towards the posterior
     representation  KL(posterior || sg(prior)): makes the posterior predictable
     Both are clipped from below at `free_nats` after the sum over the S variables.
     """
-    dynamics = kl_divergence(post_logp.detach(), prior_logp)
-    representation = kl_divergence(post_logp, prior_logp.detach())
+    dynamics = kl(post_logp.detach(), prior_logp)
+    representation = kl(post_logp, prior_logp.detach())
     return dynamics.clamp(min=free_nats), representation.clamp(min=free_nats)

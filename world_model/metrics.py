@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from world_model.latent import kl_divergence
 from world_model.types import Posterior
 
 
@@ -15,9 +14,9 @@ def posterior_metrics(post: Posterior) -> dict[str, Tensor]:
     states, gate = post.trace.states, post.trace.gate  # (R+1, B, T, N, D), (B, T, N, D)
     last = states[-1]
     return {
-        "world/kl": kl_divergence(post.post_logp, post.prior_logp).mean(),
-        "world/posterior_entropy": -(post.post_logp.exp() * post.post_logp).sum((-2, -1)).mean(),
-        "world/prior_entropy": -(post.prior_logp.exp() * post.prior_logp).sum((-2, -1)).mean(),
+        "world/kl": post.kl().mean(),
+        "world/posterior_entropy": post.latents.entropy(post.post_logp).mean(),
+        "world/prior_entropy": post.latents.entropy(post.prior_logp).mean(),
         "loop/train_depth": last.new_full((), post.loops),
         "loop/residual_last": (last - states[-2]).norm() / last.norm(),
         "loop/state_norm": post.states.deter.flatten(2).norm(dim=-1).mean(),

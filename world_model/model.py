@@ -25,7 +25,8 @@ from world_model.distributions import BINS, TwoHot
 from world_model.exits import HaltingBatch, Metrics
 from world_model.images import FIRST_LOGITS, ImageConfig
 from world_model.jumps import control, control_size
-from world_model.latent import LatentState, kl_balance, kl_divergence, probabilities, random_level, sample_onehot
+from world_model.latent import LatentState, kl_balance
+from world_model.latents import KINDS
 from world_model.looped import LoopConfig, LoopedCore
 from world_model.metrics import posterior_metrics
 from world_model.nets import MLP, Norm, linear
@@ -47,10 +48,12 @@ class ModelConfig:
     """The dynamics: looped; certified or contracting; a control, stacked or gru; or module:Class of your own."""
     match: Literal["none", "params", "flops"] = "none"
     """Size a control to the parameters, or to the operations per step, of the looped core with these settings."""
+    latents: Literal["categorical", "simplicial", "gaussian"] = "categorical"
+    """The stochastic part of a state: classes that are drawn, their probabilities themselves, or normal numbers."""
     groups: int = 16
-    """S, number of categorical latent variables."""
+    """S, groups of latent variables."""
     classes: int = 8
-    """K, classes of each."""
+    """K, classes of each, or its numbers."""
     units: int = 128
     """U, width of encoder, decoder and heads."""
     image: ImageConfig = field(default_factory=ImageConfig)
@@ -66,6 +69,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_core(self.core)
+        if self.latents == "gaussian" and self.loop.exit == "kl":
+            raise ValueError("the exit rule kl compares probabilities; gaussian latents have none: give another rule")
         scales = dict.fromkeys(("reward_scale", "rep_scale"), NOT_NEGATIVE)
         require(self, "", groups=AT_LEAST_ONE, units=AT_LEAST_ONE, jump=AT_LEAST_ONE, classes=(2.0, math.inf), **scales)
 
@@ -76,8 +81,9 @@ class WorldModel(nn.Module):
     def __init__(self, cfg: ModelConfig, obs_sizes: Mapping[str, ObsSize], action_size: int):
         super().__init__()
         self.cfg, self.obs_sizes, self.action_size = cfg, dict(obs_sizes), action_size
-        flat, stoch, units = cfg.loop.tokens * cfg.loop.width, cfg.groups * cfg.classes, cfg.units
-        self.feat_size = flat + stoch
+        self.latents = KINDS[cfg.latents](cfg.groups, cfg.classes)
+        flat, described, units = cfg.loop.tokens * cfg.loop.width, self.latents.size, cfg.units
+        self.feat_size = flat + cfg.groups * cfg.classes
         sizes = CoreSizes(cfg.groups, cfg.classes, control_size(action_size, cfg.jump))
         self.core: Core = make_core(cfg.core, cfg.loop, sizes, cfg.match)
         self.observation_model = ObservationModel(obs_sizes, self.feat_size, units, cfg.image, cfg.objective, flat)
@@ -85,8 +91,9 @@ class WorldModel(nn.Module):
         self.post_deter = linear(flat, units)
         self.post_embed = linear(units, units)
         self.post_norm = Norm(units)
-        self.post_out = linear(units, stoch, bias=True, scale=FIRST_LOGITS if self.observation_model.images else 1.0)
-        self.prior = MLP(flat, units, 1, stoch)
+        first = FIRST_LOGITS if self.observation_model.images and cfg.latents != "gaussian" else 1.0
+        self.post_out = linear(units, described, bias=True, scale=first)
+        self.prior = MLP(flat, units, 1, described)
         self.twohot = TwoHot()
         self.reward = MLP(self.feat_size, units, 1, BINS, out_scale=0.0)
         self.cont = MLP(self.feat_size, units, 1, 1)
@@ -119,23 +126,21 @@ class WorldModel(nn.Module):
         return torch.cat([state.stoch.flatten(1), control], -1)
 
     def posterior(self, deter: Tensor, embed: Tensor) -> Tensor:
-        """deter (..., N, D), embed (..., U) as of `post_embed` -> (..., S, K) probabilities q(stoch | deter, obs)."""
-        return self.probabilities(self.post_out(F.silu(self.post_norm(self.post_deter(deter.flatten(-2)) + embed))))
+        """deter (..., N, D), embed (..., U) as of `post_embed` -> (..., S, P) distribution q(stoch | deter, obs)."""
+        hidden = F.silu(self.post_norm(self.post_deter(deter.flatten(-2)) + embed))
+        return self.latents.distribution(self.post_out(hidden))
 
     def prior_probs(self, deter: Tensor) -> Tensor:
-        """(..., N, D) -> (..., S, K) probabilities p(stoch | deter)."""
-        return self.probabilities(self.prior(deter.flatten(-2)))
+        """(..., N, D) -> (..., S, P) distribution p(stoch | deter)."""
+        return self.latents.distribution(self.prior(deter.flatten(-2)))
 
     def log_prior(self, deter: Tensor) -> Tensor:
-        """(..., N, D) -> (..., S, K) their logarithms."""
-        return torch.log(self.prior_probs(deter))
-
-    def probabilities(self, logits: Tensor) -> Tensor:  # (..., S*K) -> (..., S, K)
-        return probabilities(logits.view(*logits.shape[:-1], self.cfg.groups, self.cfg.classes))
+        """(..., N, D) -> (..., S, P) the same in the form that a KL compares: logarithms."""
+        return self.latents.compared(self.prior_probs(deter))
 
     def draw(self, probs: Tensor, level: Tensor | None) -> Tensor:
-        """(..., S, K) probabilities -> one-hot latents at random levels, or the most probable ones with None."""
-        return sample_onehot(probs, level)
+        """(..., S, P) distribution -> (..., S, K) latents at random levels, or the most probable ones with None."""
+        return self.latents.draw(probs, level)
 
     def decode(self, state: LatentState) -> dict[str, Tensor]:
         """(..., N, D), (..., S, K) -> {name: (..., O), or (..., H, W, C) from 0 to 1} predicted observations."""
@@ -151,7 +156,7 @@ class WorldModel(nn.Module):
         embed = self.observation_model(batch.obs)  # (B, T, U)
         actions = control(batch.prev_action, batch.taken, self.cfg.jump).unbind(1)
         embeds = self.post_embed(embed).unbind(1)
-        levels = torch.rand(length, size, self.cfg.groups, 1, device=batch.reward.device)
+        levels = self.latents.level((length, size), batch.reward)
         resets = [True] * length if self.core.static_shapes else batch.is_first.any(0).tolist()
         keeps = (1.0 - batch.is_first.to(levels.dtype)).unbind(1)
         states, posts, traces = [], [], []
@@ -160,7 +165,7 @@ class WorldModel(nn.Module):
             if resets[t]:
                 state, action = self.reset(state, keeps[t]), action * keeps[t][:, None]
             deter, trace = self.core(state.deter, self.inputs(state, action), loops, prepared)  # (B, N, D)
-            probs = self.posterior(deter, embeds[t])  # (B, S, K)
+            probs = self.posterior(deter, embeds[t])  # (B, S, P)
             state = LatentState(deter, self.draw(probs, levels[t]))
             states.append(state)
             posts.append(probs)
@@ -169,9 +174,9 @@ class WorldModel(nn.Module):
         deter = torch.stack(deters, 1)  # (B, T, N, D)
         return Posterior(
             states=LatentState(deter, torch.stack(stochs, 1)),
-            post_logp=torch.log(torch.stack(posts, 1)),  # (B, T, S, K)
+            post_logp=self.latents.compared(torch.stack(posts, 1)),  # (B, T, S, P)
             prior_logp=self.log_prior(deter),
-            trace=Traces.stack(traces), loops=loops, deters=list(deters), embed=embed,
+            trace=Traces.stack(traces), loops=loops, deters=list(deters), embed=embed, latents=self.latents,
         )  # fmt: skip
 
     def loss(self, post: Posterior, batch: Batch, average: Average = alone) -> tuple[Tensor, Metrics]:
@@ -187,7 +192,7 @@ class WorldModel(nn.Module):
     def losses(self, post: Posterior, batch: Batch, average: Average = alone) -> dict[str, Tensor]:
         """The weighted losses of every row, (B, T) each (DreamerV3 eq. 4 and 5)."""
         feat = post.states.feat()  # (B, T, F)
-        dynamics, representation = kl_balance(post.post_logp, post.prior_logp, FREE_NATS)
+        dynamics, representation = kl_balance(post.post_logp, post.prior_logp, FREE_NATS, self.latents.kl)
         alive = 1.0 - batch.is_terminal.float()
         return {
             **self.observation_model.losses(feat, batch.obs, post.embed, average),
@@ -206,9 +211,9 @@ class WorldModel(nn.Module):
         if self.core.rule.needs_gain:
             with torch.no_grad():  # the posterior is that of the depth at which a state would stop
                 early = self.core.readout(deter.expand_as(x[:-1]), x[:-1], gate.expand_as(x[:-1]))  # (R-1, B, T, N, D)
-                post_logp = torch.log(self.posterior(early, self.post_embed(post.embed)))  # (R-1, B, T, S, K)
-                kl = kl_divergence(post_logp, self.log_prior(early))  # (R-1, B, T)
-                gain = -torch.cat([kl, kl_divergence(post.post_logp, post.prior_logp)[None]]).diff(dim=0)
+                early_post = self.latents.compared(self.posterior(early, self.post_embed(post.embed)))
+                kl = self.latents.kl(early_post, self.log_prior(early))  # (R-1, B, T)
+                gain = -torch.cat([kl, post.kl()[None]]).diff(dim=0)
         return self.core.rule.loss(HaltingBatch(x, change, e, gain))
 
     # ------------------------------------------------------------------ acting and imagination
@@ -226,8 +231,8 @@ class WorldModel(nn.Module):
         state, prepared = self.reset(state, keep), self.core.prepare()
         inputs = self.inputs(state, control(prev_action, None, self.cfg.jump) * keep[:, None])  # (B, S*K + C)
         deter, stats = self.core.adaptive_step(state.deter, inputs, prepared, max_loops, log_prior=self.log_prior)
-        probs = self.posterior(deter, self.post_embed(self.observation_model(obs)))  # (B, S, K)
-        return LatentState(deter, self.draw(probs, random_level(probs) if sample else None)), stats
+        probs = self.posterior(deter, self.post_embed(self.observation_model(obs)))  # (B, S, P)
+        return LatentState(deter, self.draw(probs, self.latents.level((len(probs),), probs) if sample else None)), stats
 
     def imagine(
         self, start: LatentState, policy: Callable[[Tensor], Tensor] | Tensor, horizon: int,
@@ -270,5 +275,6 @@ class WorldModel(nn.Module):
         """
         inputs = self.inputs(state, control(action, jump, self.cfg.jump))  # (B, S*K + C)
         deter, stats = self.core.adaptive_step(state.deter, inputs, prepared, max_loops, log_prior=self.log_prior)
-        probs = self.prior_probs(deter)  # (B, S, K)
-        return LatentState(deter, self.draw(probs, random_level(probs) if sample else None).to(deter.dtype)), stats
+        probs = self.prior_probs(deter)  # (B, S, P)
+        stoch = self.draw(probs, self.latents.level((len(probs),), probs) if sample else None)  # (B, S, K)
+        return LatentState(deter, stoch.to(deter.dtype)), stats

@@ -14,7 +14,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from world_model.core import LoopStats, Traces
-from world_model.latent import LatentState, kl_divergence
+from world_model.latent import LatentState
+from world_model.latents import Categorical
 
 
 class Batch(NamedTuple):
@@ -42,11 +43,12 @@ class Batch(NamedTuple):
 
 
 class Posterior(NamedTuple):
-    """What the model infers along a batch: states (B, T, ...), log-probabilities (B, T, S, K).
+    """What the model infers along a batch: states (B, T, ...), distributions (B, T, S, P) as `latents` compares them.
 
     trace holds the loop states of every step, detached, for the exit rule and the metrics.
     deters are the states' deter (B, N, D) row by row, as later rows were computed from them.
-    embed (B, T, U) is the encoder's embedding of the observations.
+    embed (B, T, U) is the encoder's embedding of the observations. latents: the kind of
+    the distributions.
     """
 
     states: LatentState
@@ -56,10 +58,11 @@ class Posterior(NamedTuple):
     loops: int
     deters: list[Tensor]
     embed: Tensor
+    latents: Categorical
 
     def kl(self) -> Tensor:
         """KL(posterior || prior) of every row, (B, T) nats."""
-        return kl_divergence(self.post_logp, self.prior_logp)
+        return self.latents.kl(self.post_logp, self.prior_logp)
 
 
 class Rollout(NamedTuple):

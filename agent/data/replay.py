@@ -40,7 +40,7 @@ SAMPLING = ("uniform", "recent", "model-error", "value-error")
 RECENT = 0.1
 """Share of the rows that are recent: half of the sequences are drawn from them."""
 CANDIDATES, POWER = 8, 0.6
-"""With priorities so many times the sequences are drawn evenly, and of these some by chances of priority^POWER."""
+"""With priorities so many times the sequences are drawn evenly, and of these some by priority^POWER."""
 FADING = 0.99
 """Of the priority of rows that were never learned from, the largest of late, with each update."""
 
@@ -48,10 +48,11 @@ FADING = 0.99
 class ReplayBuffer:
     """Rings of `capacity // envs` rows for each of `envs` environments.
 
-    obs_sizes {name: O, or (H, W, C)}, action_size A, and the latent's shapes deter (N, D), stoch (S, K).
+    obs_sizes {name: O, or (H, W, C)}, action_size A, and the latent's shapes deter (N, D), stoch (S, K). onehot: each
+    group of a stoch is told by its class.
 
     sampling, one of SAMPLING, says which sequences are drawn: all evenly; half of them from the newest tenth; or more
-    often those whose error was large the last time, of the world model (KL of posterior from prior) or of the critic.
+    often those whose last error was large, of the world model (KL of posterior from prior) or of the critic.
     """
 
     def __init__(
@@ -64,7 +65,9 @@ class ReplayBuffer:
         stoch: tuple[int, int],
         seed: int = 0,
         sampling: str = "uniform",
+        onehot: bool = True,
     ):
+        self.onehot = onehot
         self.sampling = sampling
         self.length, self.envs, self.classes = max(2, capacity // envs), envs, stoch[1]
         self.obs_names = tuple(obs_sizes)
@@ -79,7 +82,7 @@ class ReplayBuffer:
             "reward": np.zeros(shape, np.float32),
             **{name: np.zeros(shape, bool) for name in FLAGS},
             "deter": np.zeros((*shape, *deter), np.float16),
-            "stoch": np.zeros((*shape, stoch[0]), np.uint8),  # class indices
+            "stoch": np.zeros((*shape, stoch[0]), np.uint8) if onehot else np.zeros((*shape, *stoch), np.float16),
         }
         if self.prioritised:
             self.rows["priority"] = np.zeros(shape, np.float32)
@@ -146,10 +149,14 @@ class ReplayBuffer:
             if name not in self.images:
                 self.rows[name][:, at] = value
         self.rows["deter"][:, at] = state.deter.numpy(force=True)
-        self.rows["stoch"][:, at] = state.stoch.argmax(-1).numpy(force=True)
+        self.rows["stoch"][:, at] = self.kept(state.stoch)
         if self.prioritised:
             self.rows["priority"][:, at] = self.highest
         self.count += 1
+
+    def kept(self, stoch: torch.Tensor) -> np.ndarray:
+        """(..., S, K) as the buffer holds it: the classes (..., S), or the numbers."""
+        return (stoch.argmax(-1) if self.onehot else stoch).numpy(force=True)
 
     def fill(self, rows: Mapping[str, np.ndarray], state: LatentState) -> None:
         """Put the rows (L, ...) of a fixed data set into an empty buffer of one environment and capacity L.
@@ -162,7 +169,7 @@ class ReplayBuffer:
         for name, value in rows.items():
             self.rows[name][0] = value
         self.rows["deter"][0] = state.deter.numpy(force=True)
-        self.rows["stoch"][0] = state.stoch.argmax(-1).numpy(force=True)
+        self.rows["stoch"][0] = self.kept(state.stoch)
         if self.prioritised:
             self.rows["priority"][0] = self.highest
         self.count = self.length
@@ -173,7 +180,7 @@ class ReplayBuffer:
         errors (B, 2): of each sequence, the world model's and the critic's.
         """
         self.rows["deter"][where[0], where[1]] = states.deter.numpy(force=True)
-        self.rows["stoch"][where[0], where[1]] = states.stoch.argmax(-1).numpy(force=True)
+        self.rows["stoch"][where[0], where[1]] = self.kept(states.stoch)
         if self.prioritised:
             priority = errors[:, int(self.sampling == "value-error")].numpy(force=True)
             self.rows["priority"][where[0], where[1]] = priority[:, None]
@@ -205,7 +212,9 @@ class ReplayBuffer:
             return (values.pin_memory() if on_gpu else values).to(device, non_blocking=True)
 
         context = env, at[:, 0]  # (B,) each
-        stoch = torch.nn.functional.one_hot(tensor("stoch", context).long(), self.classes)  # (B, S) -> (B, S, K)
+        stoch = tensor("stoch", context)
+        if self.onehot:
+            stoch = torch.nn.functional.one_hot(stoch.long(), self.classes)  # (B, S) -> (B, S, K)
         start = LatentState(tensor("deter", context).float(), stoch.float())
         batch = Batch(
             obs={name: tensor(f"obs/{name}") for name in self.obs_names},

@@ -19,7 +19,6 @@ from agent.learning.actor_critic import ActorCritic
 from world_model import LatentState, LoopedCore, WorldModel
 from world_model.attack import Points, loop_map
 from world_model.jumps import control
-from world_model.latent import kl_divergence, onehot_mode
 from world_model.orbits import LOOPS, Orbits, orbits, spectral_radius
 
 
@@ -126,10 +125,10 @@ def readouts(world: WorldModel, behavior: ActorCritic, found: Samples) -> dict[s
     observation   squared error of the reconstruction over the variance of the samples, where the model decodes
     reward_error  mean absolute error of the reward
     """
-    core = world.core
+    core, latents = world.core, world.latents
     assert isinstance(core, LoopedCore)
     at_reference = core.readout(found.deter, found.x[found.reference].float(), found.gate)
-    stoch = onehot_mode(world.posterior(at_reference, found.embed))  # the same for every loop
+    stoch = world.draw(world.posterior(at_reference, found.embed), None)  # the same for every loop
     reference_prior = world.log_prior(at_reference)
     heads: dict[str, Any] = {
         "reward": lambda feat: world.twohot.mean(world.reward(feat)),
@@ -141,8 +140,8 @@ def readouts(world: WorldModel, behavior: ActorCritic, found: Samples) -> dict[s
         deter = core.readout(found.deter, x, found.gate)
         prior, feat = world.log_prior(deter), LatentState(deter, stoch).feat()
         row = {
-            "kl": kl_divergence(torch.log(world.posterior(deter, found.embed)), prior).mean(),
-            "prior_kl": kl_divergence(reference_prior, prior).mean(),
+            "kl": latents.kl(latents.compared(world.posterior(deter, found.embed)), prior).mean(),
+            "prior_kl": latents.kl(reference_prior, prior).mean(),
         }
         said = {name: head(feat) for name, head in heads.items()}
         for name, value in said.items():
@@ -176,8 +175,8 @@ def descent(world: WorldModel, found: Samples, loop: int) -> float:
     with torch.enable_grad():
         x = found.x[loop - 1].float().requires_grad_()
         deter = core.readout(found.deter, x, found.gate)
-        post = torch.log(world.posterior(deter, found.embed)).detach()
-        (gradient,) = torch.autograd.grad(kl_divergence(post, world.log_prior(deter)).sum(), x)
+        post = world.latents.compared(world.posterior(deter, found.embed)).detach()
+        (gradient,) = torch.autograd.grad(world.latents.kl(post, world.log_prior(deter)).sum(), x)
     change = (found.x[loop] - found.x[loop - 1]).flatten(1).float()
     return float(torch.cosine_similarity(change, -gradient.flatten(1), dim=1).mean())
 

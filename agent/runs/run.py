@@ -145,7 +145,8 @@ def make_replay(config: Config, envs: int, spaces: Spaces, repeat: int) -> Repla
     rows, actions = config.train.replay_rows, spaces.action.size
     if all(isinstance(size, int) for size in spaces.obs.values()):
         rows = min(rows, 2 * (config.train.steps // repeat + needed))
-    return ReplayBuffer(rows, envs, spaces.obs, actions, deter, stoch, config.seed, config.train.sampling)
+    onehot = model.latents == "categorical"
+    return ReplayBuffer(rows, envs, spaces.obs, actions, deter, stoch, config.seed, config.train.sampling, onehot)
 
 
 def train_to_end(run: Run, trainer: AgentTrainer, config: Config, resumes: bool = True) -> int:

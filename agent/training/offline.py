@@ -99,7 +99,8 @@ class OfflineTrainer:
         loop, model = agent.world.cfg.loop, agent.world.cfg
         latent = (loop.tokens, loop.width), (model.groups, model.classes)
         rows = len(dataset.train["reward"])
-        self.replay = ReplayBuffer(rows, 1, dataset.spaces.obs, dataset.spaces.action.size, *latent, seed)
+        sizes = dataset.spaces.obs, dataset.spaces.action.size
+        self.replay = ReplayBuffer(rows, 1, *sizes, *latent, seed, onehot=model.latents == "categorical")
         with execution.uncompiled():
             self.replay.fill(dataset.train, posterior_rows(agent.world, dataset.train, agent.device))
         self.episodes = pad_episodes(dataset.held_out).to(agent.device)

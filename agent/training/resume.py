@@ -77,7 +77,8 @@ def check_trainer(mine: Mapping[str, Any], replay: ReplayBuffer, plan_horizon: i
     restore_random_states(mine["random"])
     shapes = {name: value.shape[2:] for name, value in replay.rows.items()} | replay.image_sizes
     shapes.pop("priority", None)
-    latents = {"deter": shapes.pop("deter"), "stoch": (*shapes.pop("stoch"), replay.classes)}
+    stoch = shapes.pop("stoch")
+    latents = {"deter": shapes.pop("deter"), "stoch": (*stoch, replay.classes) if replay.onehot else stoch}
     latents["action"] = shapes["prev_action"]
     optional = {"noise": (len(TIME_SCALES), *latents["action"]), "plan": (plan_horizon, *latents["action"])}
     latents |= {name: shape for name, shape in optional.items() if name in (mine["memory"] or ())}

@@ -165,5 +165,7 @@ def fuse_modules(net: nn.Module) -> None:
     if Scope.kernels is None:
         return
     for module in net.modules():
+        if isinstance(module, WorldModel) and module.cfg.latents != "categorical":
+            continue
         if type(module) in KINDS:
             module.__class__ = KINDS[type(module)]

@@ -1,0 +1,111 @@
+"""What the stochastic part of a state can be: S groups of K numbers each.
+
+    categorical   a one-hot vector, drawn from a distribution over K classes (DreamerV3; the default)
+    simplicial    the distribution itself, nothing drawn (simplicial normalisation as in TD-MPC2)
+    gaussian      K numbers, drawn from normal distributions (PlaNet, Dreamer)
+
+Posterior and prior are of the same kind, and KL(posterior || prior) joins them, also where nothing is drawn. Symbols as
+in `types.py`; P numbers describe the distribution of a group, K or 2K.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from world_model.latent import kl_divergence, probabilities, sample_onehot
+
+SMALLEST_STD = 0.1
+"""Of a Gaussian latent, as in PlaNet."""
+LARGEST_STD = 10.0
+
+
+class Categorical:
+    """One-hot samples with straight-through gradients. What is compared are log-probabilities."""
+
+    onehot = True
+    """Whether a sample is told by its class."""
+
+    def __init__(self, groups: int, classes: int):
+        self.groups, self.classes = groups, classes
+
+    @property
+    def size(self) -> int:
+        """Numbers that a network gives for all groups, S*P."""
+        return self.groups * self.classes
+
+    def distribution(self, outputs: Tensor) -> Tensor:
+        """(..., S*P) of a network -> (..., S, P): probabilities."""
+        return probabilities(outputs.unflatten(-1, (self.groups, self.classes)))
+
+    def compared(self, distribution: Tensor) -> Tensor:
+        """(..., S, P) -> (..., S, P), the form in which `kl` and `entropy` take it: logarithms."""
+        return torch.log(distribution)
+
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
+        """KL(p || q), (..., S, P) twice -> (...), summed over the groups."""
+        return kl_divergence(p, q)
+
+    def entropy(self, p: Tensor) -> Tensor:
+        """(..., S, P) -> (...) nats."""
+        return -(p.exp() * p).sum((-2, -1))
+
+    def level(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Uniform random numbers at which (*shape) states are drawn."""
+        return torch.rand(*shape, self.groups, 1, device=like.device, dtype=like.dtype)
+
+    def draw(self, distribution: Tensor, level: Tensor | None) -> Tensor:
+        """(..., S, P) -> (..., S, K) at levels of `level`, or the most probable one with None."""
+        return sample_onehot(distribution, level)
+
+
+class Simplicial(Categorical):
+    """Points of a simplex: what a categorical variable would be drawn from."""
+
+    onehot = False
+
+    def draw(self, distribution: Tensor, level: Tensor | None) -> Tensor:
+        return distribution
+
+
+class Gaussian(Categorical):
+    """Means and logarithms of standard deviations, K of each."""
+
+    onehot = False
+
+    @property
+    def size(self) -> int:
+        return 2 * self.groups * self.classes
+
+    def distribution(self, outputs: Tensor) -> Tensor:
+        mean, raw = outputs.float().unflatten(-1, (self.groups, 2 * self.classes)).chunk(2, -1)
+        # at first, where the outputs are about 0, the deviation is about 1
+        low, high = math.log(SMALLEST_STD), math.log(LARGEST_STD)
+        return torch.cat([mean, low + (high - low) * torch.sigmoid(raw)], -1)
+
+    def compared(self, distribution: Tensor) -> Tensor:
+        return distribution
+
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
+        (mean, log_std), (other, other_log_std) = p.chunk(2, -1), q.chunk(2, -1)
+        ratio = (log_std - other_log_std).exp()
+        distance = (mean - other) * (-other_log_std).exp()
+        return (0.5 * (ratio.square() + distance.square() - 1.0) - (log_std - other_log_std)).sum((-2, -1))
+
+    def entropy(self, p: Tensor) -> Tensor:
+        return (p.chunk(2, -1)[1] + 0.5 * math.log(2.0 * math.pi * math.e)).sum((-2, -1))
+
+    def level(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        return torch.rand(*shape, self.groups, self.classes, device=like.device, dtype=like.dtype)
+
+    def draw(self, distribution: Tensor, level: Tensor | None) -> Tensor:
+        mean, log_std = distribution.chunk(2, -1)
+        if level is None:
+            return mean
+        normal = torch.erfinv((2.0 * level - 1.0).clamp(-1.0 + 1e-6, 1.0 - 1e-6)) * 2.0**0.5
+        return mean + log_std.exp() * normal
+
+
+KINDS: dict[str, type[Categorical]] = {"categorical": Categorical, "simplicial": Simplicial, "gaussian": Gaussian}
