@@ -122,7 +122,7 @@ def policy(args: PolicyArgs, write: Write) -> None:
     result, shares = summarise(episodes), loop_shares(episodes)
     print(f"{task}, {args.sb3}" if args.sb3 else f"{task}, {path}, step {saved['step']:,}")
     print(format_summary(result))
-    if isinstance(agent, Dreamer) and (planned := agent.averaged.behavior.cfg).plan:
+    if isinstance(agent, Dreamer) and (planned := agent.averaged.behavior.cfg).plans:
         many = f"{planned.plan} candidates, {planned.plan_horizon} steps ahead"
         print(f"planned with {many}: {timed.milliseconds:.1f} ms per decision of {min(len(episodes), 10)} environments")
     if len(shares) > 1:

@@ -9,6 +9,7 @@ CHOICES = {
     "model.objective": ["redundancy", "sigreg"],
     "model.latents": ["simplicial", "gaussian"],
     "model.core": ["certified", "contracting", "stacked", "gru"],
+    "behavior.decisions": ["plan", "both", "expansion"],
     "train.sampling": ["recent", "model-error", "value-error"],
 }
 

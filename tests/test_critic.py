@@ -5,7 +5,7 @@ import torch
 from small_behavior import GAMMA, LAM, losses, make, make_rollout
 from torch import Tensor
 
-from agent.learning.actor_critic import REPLAY_VALUE_SCALE
+from agent.learning.actor_critic import REPLAY_VALUE_SCALE, lambda_return
 
 
 def test_slow_critic_is_never_trained():
@@ -86,3 +86,18 @@ def test_replay_loss_of_one_row_is_zero():
     ac = make()
     feat, *rest = (x[:, :1] for x in replay_rows())
     assert float(ac.replay_loss(feat, *rest)) == 0.0
+
+
+def test_expansion_learns_at_observed_states_alone():
+    """Dreams are their targets: what the critic says of imagined states has no gradient, and no weight."""
+    rollout = make_rollout()
+    usual, expansion = make(), make(decisions="expansion")
+    expansion.load_state_dict(usual.state_dict())
+    logits, values = expansion.values(rollout)
+    returns = lambda_return(rollout.rewards, rollout.continues, values, GAMMA)
+    _, loss, _ = expansion.losses(rollout, returns, values, logits)
+    first = usual.critic.loss(logits[:1], rollout.feat[:1].detach(), returns.detach().t()[:1])  # (1, B)
+    assert float(loss.detach()) == pytest.approx(float((rollout.alive * first).mean().detach()), rel=1e-5)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient[0].abs().max() > 0
+    assert not gradient[1:].any()

@@ -10,6 +10,7 @@ from conftest import metronomes, untrained
 
 from agent.evaluation.episodes import run_episodes
 from agent.learning.actor_critic import ActorCritic, BehaviorConfig
+from agent.learning.dreamer import Dreamer
 from agent.learning.planning import plan, use_plan
 from agent.runs.presets import preset
 from agent.spaces import ActionSpec
@@ -43,7 +44,8 @@ class KnownWorld:
 
 def planner(candidates=64, horizon=3):
     torch.manual_seed(0)
-    behavior = ActorCritic(BehaviorConfig(plan=candidates, plan_horizon=horizon, units=16), 8, ActionSpec(2, False))
+    cfg = BehaviorConfig(decisions="plan", plan=candidates, plan_horizon=horizon, units=16)
+    behavior = ActorCritic(cfg, 8, ActionSpec(2, False))
     state = LatentState(torch.cat([TARGETS, torch.zeros(3, 2)], 1).view(3, 1, 4), torch.zeros(3, 1, 4))
     return KnownWorld(), behavior, state
 
@@ -97,7 +99,7 @@ def test_a_row_does_not_depend_on_the_others():
 
 def test_an_agent_that_plans_trains_saves_its_plan_and_goes_on(make_trainer, tmp_path):
     config = preset("debug")
-    config = replace(config, behavior=replace(config.behavior, plan=8, plan_horizon=2))
+    config = replace(config, behavior=replace(config.behavior, decisions="both", plan=8, plan_horizon=2))
     options = {"config": config, "steps": 130, "prefill": 100, "eval_every": 0}
     trainer = make_trainer(tmp_path / "one", **options)
     assert trainer.run()
@@ -119,13 +121,20 @@ def test_agents_trained_without_can_plan_and_episodes_are_repeatable():
     assert [row["return"] for row in plain] != [row["return"] for row in one]
 
 
-def test_plans_explore_and_the_policy_alone_is_evaluated():
-    agent = untrained(metronomes)
-    agent.policy.behavior.cfg = replace(agent.policy.behavior.cfg, plan=8)
-    obs = {name: np.zeros((2, size), np.float32) for name, size in agent.spaces.obs.items()}
-    first = np.ones(2, bool)
-    assert agent.act(obs, None, first, explore=True)[1].plan.shape == (2, 3, 1)
-    assert agent.act(obs, None, first, explore=False)[1].plan is None
+@pytest.mark.parametrize(
+    ("decisions", "explores", "evaluates"),
+    [("actor", False, False), ("both", True, False), ("plan", True, True), ("expansion", False, False)],
+)
+def test_who_decides_while_exploring_and_in_evaluations(decisions, explores, evaluates):
+    config = preset("debug")
+    spaces = untrained(metronomes).spaces
+    behavior = replace(config.behavior, decisions=decisions, plan=8)
+    agent = Dreamer(config.model, behavior, config.optimizer, spaces)
+    obs = {name: np.zeros((2, size), np.float32) for name, size in spaces.obs.items()}
+    for explore, planned in ((True, explores), (False, evaluates)):
+        found = agent.act(obs, None, np.ones(2, bool), explore)[1].plan
+        assert (found is not None) == planned
+        assert not planned or found.shape == (2, 3, 1)
 
 
 def test_the_policy_acts_where_all_scores_are_the_same():
@@ -143,7 +152,7 @@ def test_choices_are_not_planned():
     agent = untrained(partial(make_vector_env, "toy:cue5", seed=0))
     with pytest.raises(ValueError, match="continuous actions"):
         use_plan(agent.averaged.behavior, 16, None)
-    with pytest.raises(ValueError, match="--behavior.plan plans continuous actions"):
-        ActorCritic(BehaviorConfig(plan=8), 8, ActionSpec(2, True))
+    with pytest.raises(ValueError, match="plans continuous actions"):
+        ActorCritic(BehaviorConfig(decisions="plan"), 8, ActionSpec(2, True))
     with pytest.raises(ValueError, match="plan-horizon must be at least 1"):
         BehaviorConfig(plan=8, plan_horizon=0)

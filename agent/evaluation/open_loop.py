@@ -87,6 +87,8 @@ def use_exit(agent: Dreamer, name: str, cap: int, threshold: float | None, histo
     for world in (agent.world, agent.averaged.world):
         if not isinstance(world.core, LoopedCore):
             raise ValueError(f"the core {world.cfg.core} has no loops: leave the exit rule out")
+        if name == "kl" and world.cfg.latents == "gaussian":
+            raise ValueError("the rule kl compares probabilities; gaussian latents have none: give another rule")
         if name == "certified" and not isinstance(world.core, CertifiedCore):
             raise ValueError(f"the core {world.cfg.core} has no certificate: give another rule")
         world.core.rule = make_rule(name, loop.tokens * loop.width, cap, threshold, histogram).to(agent.device)

@@ -67,7 +67,7 @@ class Eager:
 
     def acting(self) -> AbstractContextManager[Any]:
         """Inside of this the agent acts; where it plans, with fused layers. For a single row they are no faster."""
-        return fused_layers() if self.agent.behavior.cfg.plan else nullcontext()
+        return fused_layers() if self.agent.behavior.cfg.plans else nullcontext()
 
     def uncompiled(self) -> AbstractContextManager[Any]:
         """Inside of this nothing compiled runs: for what is too rare to be compiled."""

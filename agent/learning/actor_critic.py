@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agent.learning.gaussian import normal_logp, truncated_entropy
@@ -56,19 +57,26 @@ class BehaviorConfig:
     entropy: float | None = None
     """Entropy weight, against advantages of mean size 1, divided by the root of the number of action dimensions.
     By default 0.1 with the dynamics gradient (with 0.025 the policy settles too early), else 0.025."""
-    plan: int = 0
-    """Candidates of planning at every decision with continuous actions while exploring; 0 = the policy decides."""
+    decisions: Literal["actor", "plan", "both", "expansion"] = "actor"
+    """Who acts: the actor; plans of continuous actions; or both, plans while exploring and the actor in evaluations.
+    expansion: the actor, and losses are those of observed states alone, for which dreams are targets."""
+    plan: int = 64
+    """Candidates of a plan."""
     plan_horizon: int = 3
     """Steps ahead that are planned; the critic values what comes after them."""
     units: int = 128
     """Width of actor and critic."""
 
     def __post_init__(self) -> None:
-        whole = dict.fromkeys(("horizon", "plan_horizon", "units", "jump"), AT_LEAST_ONE)
-        weights = dict.fromkeys(("entropy", "plan"), NOT_NEGATIVE)
-        require(self, "--behavior.", **whole, **weights, gamma=SOME_SHARE)
+        whole = dict.fromkeys(("horizon", "plan", "plan_horizon", "units", "jump"), AT_LEAST_ONE)
+        require(self, "--behavior.", **whole, entropy=NOT_NEGATIVE, gamma=SOME_SHARE)
         if self.starts is not None and self.starts < 0:
             raise ValueError(f"--behavior.starts must be 0 (all) or more, got {self.starts}")
+
+    @property
+    def plans(self) -> bool:
+        """Whether actions are planned while exploring."""
+        return self.decisions in ("plan", "both")
 
 
 # ---------------------------------------------------------------------- mathematics
@@ -189,8 +197,8 @@ class ActorCritic(nn.Module):
 
     def __init__(self, cfg: BehaviorConfig, features: int, spec: ActionSpec):
         super().__init__()
-        if cfg.plan and spec.discrete:
-            raise ValueError("--behavior.plan plans continuous actions, and this task's are choices: leave it out")
+        if cfg.plans and spec.discrete:
+            raise ValueError(f"--behavior.decisions {cfg.decisions} plans continuous actions; this task's are choices")
         self.cfg, self.spec = cfg, spec
         self.actor = Actor(cfg, features, spec)
         self.critic = Critic(cfg, features)
@@ -224,6 +232,8 @@ class ActorCritic(nn.Module):
         """
         feat = rollout.feat[:-1].detach()  # (H, B, F)
         weight = rollout_weights(rollout.alive, rollout.continues.detach(), self.cfg.gamma**self.cfg.jump)  # (B, H)
+        if self.cfg.decisions == "expansion":  # of s_0 alone, and in the mean as much
+            weight = F.pad(weight.shape[1] * weight[:, :1], (0, weight.shape[1] - 1))
         advantage = (returns - values[:, :-1]).detach()
         scale = self.scale.update(advantage, average)
         advantage = advantage / scale

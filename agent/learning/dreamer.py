@@ -74,7 +74,8 @@ class Dreamer:
         self.world, self.behavior = self.policy.world, self.policy.behavior
         self.optimizers = {name: FlatAdam(params, optimizer.lr) for name, params in self.policy.parts().items()}
         self.averaged = copy.deepcopy(self.policy)
-        self.averaged.behavior.cfg = replace(self.behavior.cfg, plan=0)  # plans explore; the policy is what is learned
+        if behavior.decisions == "both":
+            self.averaged.behavior.cfg = replace(behavior, decisions="actor")
         self.averaged.world.observation_model.share_statistics(world.observation_model)
         self.average_flats = [flatten(params, grad=False) for params in self.averaged.parts().values()]
         self.average_rate = torch.zeros((), device=device)

@@ -94,4 +94,5 @@ def use_plan(behavior: ActorCritic, candidates: int, horizon: int | None) -> Non
     if candidates and behavior.spec.discrete:
         raise ValueError("--plan plans continuous actions, and this task's are choices: leave it out")
     steps = behavior.cfg.plan_horizon if horizon is None else horizon
-    behavior.cfg = replace(behavior.cfg, plan=candidates, plan_horizon=steps)
+    who = {"decisions": "plan", "plan": candidates} if candidates else {"decisions": "actor"}
+    behavior.cfg = replace(behavior.cfg, plan_horizon=steps, **who)

@@ -72,7 +72,7 @@ class Policy(nn.Module):
             action = self.behavior.actor.act(state.feat(), explore)
             return action, Memory(state, action), stats.depth
         plans, noise = None, None
-        if self.behavior.cfg.plan:
+        if self.behavior.cfg.plans:
             plans, action, std = plan(self.world, self.behavior, state, memory.plan, ~is_first, max_loops)
         else:
             action, std = self.behavior.actor.parameters_of(state.feat())
