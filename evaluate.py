@@ -28,8 +28,9 @@ import numpy as np
 import torch
 import tyro
 
-from agent.data.checkpoint import check_spaces, find_checkpoint, read_checkpoint, run_folder
+from agent.data.checkpoint import check_spaces, read_checkpoint, run_folder
 from agent.data.dataset import dataset_line, export_dataset, rows_of, write_dataset
+from agent.data.episode_rows import rows_of_episodes
 from agent.environment_failures import environment_traceback
 from agent.errors import EnvironmentFailure, NonFiniteError, UsageError
 from agent.evaluation.anatomy import anatomy, format_anatomy, untrained_like
@@ -57,32 +58,18 @@ from agent.runs.comparison_text import format_suite, format_table
 from agent.runs.config import saved_config
 from agent.runs.model_commands import LoopsArgs, ModelArgs, ModelRunArgs, StabilityArgs
 from agent.runs.report import write_report
-from agent.runs.run_record import find_runs, load_runs
+from agent.runs.run_record import checkpoint_of, find_runs, load_runs
 from agent.runs.suite_comparison import SuiteComparison
 from agent.runs.suites import find_suite
 from agent.seeds import COLLECTION, MODEL_RECORDING
-from agent.spaces import Spaces, spaces_of
-from envs import TaskError, TaskId, make_env, make_vector_env, position_entries, prepare_rendering
+from agent.spaces import Spaces, sizes_of, spaces_of
+from envs import MinariData, TaskError, TaskId, make_env, make_vector_env, position_entries, prepare_rendering
 
 
 def task_spaces(task: TaskId) -> Spaces:
     """The sizes of a task's observations and actions."""
     with closing(make_vector_env(task, 1, seed=0)) as envs:
         return spaces_of(envs)
-
-
-def checkpoint_of(run: str, which: str = "latest") -> Path:
-    """`find_checkpoint`; where `run` is a folder that holds runs, the message names some of them."""
-    try:
-        return find_checkpoint(run, which)
-    except UsageError as error:
-        inside = sorted(path.parent for depth in ("*", "*/*") for path in Path(run).glob(f"{depth}/checkpoints"))
-        if not inside or (Path(run) / "checkpoints").exists():
-            raise
-        newest = sorted(inside, key=lambda path: path.stat().st_mtime)[-5:]
-        more = f", and {len(inside) - len(newest)} older ones" if len(inside) > len(newest) else ""
-        names = " ".join(map(str, newest))
-        raise UsageError(f"{run} is not a run folder but holds runs; give one of them: {names}{more}") from error
 
 
 # ---------------------------------------------------------------------- evaluate.py policy
@@ -246,7 +233,14 @@ def compare(args: CompareArgs, write: Write) -> None:
 
 
 def dataset(args: DatasetArgs, write: Write) -> None:
-    """Write the replay of one run as a data set."""
+    """Write the replay of one run, or a data set of Minari, as a data set."""
+    if args.run.startswith("minari:"):
+        data = MinariData(args.run.removeprefix("minari:"))
+        spaces = sizes_of(data.adapter.observation_space, data.adapter.action_space)
+        metadata = {"task": data.task, "spaces": spaces.plain(), "source": args.run}
+        written = write_dataset(rows_of_episodes(data.episodes(), spaces), args.folder, metadata)
+        print(f"{dataset_line(written)}, in {args.folder}")
+        return
     path = checkpoint_of(args.run)
     saved = read_checkpoint(path)
     variant = (position_entries(saved["task"]), "@nov") if args.nov else ()

@@ -43,6 +43,7 @@ from agent.runtime import keep_memory, resolve_device, seed_everything, set_thre
 from agent.spaces import spaces_of
 from agent.training.evaluations import Evaluations
 from agent.training.rank_trainer import RankTrainer
+from agent.training.recorded import add_recorded, load_recorded
 from agent.training.resume import open_replay
 from agent.training.trainer import Trainer
 from envs import EPISODE_LIMIT, TaskError, TaskId, endless, how_shown, make_env, make_vector_env, prepare_rendering
@@ -55,8 +56,8 @@ def train(argv: list[str]) -> int:
         return run_sweep(grid, checked)
     config, saved = parse_cli(argv, TaskId.shows_images)
     task, device = TaskId.parse(config.task), resolve_device(config.device)
-    if config.model_only or config.agent != "dreamer":
-        refuse_ranks("--model-only" if config.model_only else f"--agent {config.agent}")
+    if config.dataset or config.agent != "dreamer":
+        refuse_ranks("--dataset" if config.dataset else f"--agent {config.agent}")
     if config.model_only:
         return train_model(config, str(task), task.slug, device)
     check_steps(config, task)
@@ -91,6 +92,7 @@ def train_dreamer(
         if saved:
             check_spaces(saved, spaces)
         check_capacity(config, spaces, task.action_repeat, bool(saved))
+        recorded = load_recorded(config.dataset, str(task), spaces) if config.dataset and not saved else None
         agent = make_agent(config, spaces, device)
         if ranks.rank:
             seed_everything(mine.seed)  # the same first weights everywhere, and nothing else
@@ -101,6 +103,8 @@ def train_dreamer(
         claim = partial(claimed, config.run_dir, task.slug, f"{config.preset}-s{config.seed}", saved)
         with folder_of(ranks, claim) as folder:
             saved = open_replay(replay, folder, saved, agent, ranks)
+            if recorded:
+                add_recorded(replay, recorded, agent)
             opened = partial(open_run, config, str(task), spaces, device, counts, folder, config.train.steps, start)
             with closing(make_execution(agent, ranks)) as execution, run_of(ranks, folder, opened) as run:
                 evaluations = Evaluations(agent, evaluate, run.logger, run.store, run.report)

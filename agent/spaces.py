@@ -67,7 +67,11 @@ class Spaces(NamedTuple):
 
 def spaces_of(envs: gym.vector.VectorEnv[Any, Any, Any]) -> Spaces:
     """The sizes that the agent needs to know of environments with observations of vectors and uint8 images."""
-    obs, action = envs.single_observation_space, envs.single_action_space
+    return sizes_of(envs.single_observation_space, envs.single_action_space)
+
+
+def sizes_of(obs: gym.Space[Any], action: gym.Space[Any]) -> Spaces:
+    """The sizes of an observation and an action space in the format of `envs`."""
     assert isinstance(obs, gym.spaces.Dict)
     sizes: dict[str, ObsSize] = {}
     for name, space in obs.items():

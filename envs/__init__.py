@@ -6,11 +6,13 @@ Every environment made here has the observations `{"state": float32 vector}`, or
 
 from envs.errors import TaskError
 from envs.gym_tasks import EPISODE_LIMIT
+from envs.minari_data import MinariData
 from envs.rendering import prepare_rendering, rendering_backend
 from envs.tasks import TaskId, endless, how_shown, make_env, make_vector_env, position_entries
 
 __all__ = [
     "EPISODE_LIMIT",
+    "MinariData",
     "TaskError",
     "TaskId",
     "endless",

@@ -121,6 +121,20 @@ class GymAdapter(gym.Wrapper[dict[str, Any], Any, Any, Any]):
                 _close_noted.add(self._name)
                 print(f"note: closing {self._name} failed: {type(error).__name__}: {error}", file=sys.stderr)
 
+    def read(self, observation: Any) -> dict[str, np.ndarray]:
+        """An observation of the inner environment as this one shows it. Raises BadReturn."""
+        return self._read(observation)
+
+    def unit_action(self, action: Any) -> Any:
+        """The inverse of what `step` does with an action: one of the inner environment as one of `action_space`."""
+        inner = self.env.action_space
+        if isinstance(inner, spaces.Discrete):
+            return int(action) - int(inner.start)
+        given = np.asarray(action, np.float64).reshape(self._bounded.shape)
+        span = np.where(self._span == 0.0, 1.0, self._span)
+        unit = np.where(self._bounded, 2.0 * (given - self._base) / span - 1.0, given)
+        return np.clip(unit, -1.0, 1.0).astype(np.float32).ravel()
+
     def _translate(self, action: Any) -> Any:
         inner = self.env.action_space
         if isinstance(inner, spaces.Discrete):

@@ -200,9 +200,9 @@ def test_the_commands_export_train_and_explain(finished, tmp_path, script):
     assert made.returncode == 0, made.stderr
     assert "whole episodes" in made.stdout
     common = ["--dataset", data, "--preset", "debug", "--run-dir", out]
-    alone = script("train_agent.py", "toy:cue5", *common)
+    alone = script("train_agent.py", "toy:cue5", "--model-only")
     assert alone.returncode == 2
-    assert "--model-only" in alone.stderr + alone.stdout
+    assert "--model-only learns from a data set" in alone.stderr + alone.stdout
     small = ["--model-only", "--offline.updates", "20", "--model.core", "gru"]
     trained = script("train_agent.py", "toy:cue5", *common, *small, "--optimizer.workers", "2")
     assert trained.returncode == 0, trained.stderr

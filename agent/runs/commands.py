@@ -101,7 +101,7 @@ class DatasetArgs:
     """Keep the experience of a run as a fixed data set, for train_agent.py --dataset FOLDER --model-only."""
 
     run: tyro.conf.Positional[str]
-    """Run folder, or its latest.pt."""
+    """Run folder, or its latest.pt; or minari:ID, a data set of Minari on this machine (minari download ID)."""
     folder: tyro.conf.Positional[str]
     """The new folder of the data set."""
     nov: bool = False

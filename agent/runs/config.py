@@ -53,7 +53,8 @@ class Config:
     video: bool = True
     """Record an evaluation episode at the end."""
     dataset: str | None = None
-    """Learn from this folder instead of from an environment; needs --model-only. Made by evaluate.py dataset."""
+    """Learn from this folder too, made by evaluate.py dataset or collect: its episodes lie in the replay from the
+    beginning. With --model-only learn from nothing else."""
     model_only: bool = False
     """Train the world model alone, on the data set, and measure its open-loop errors."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -77,8 +78,10 @@ class Config:
             raise ValueError(f"--seed must be 0 or more, got {self.seed}")
         if self.seed >= TRAINING.size:
             raise ValueError(f"--seed must be below {TRAINING.size:,}, where the seeds of evaluations begin")
-        if self.model_only != bool(self.dataset):
-            raise ValueError("--dataset DIR and --model-only belong together: give both or neither")
+        if self.model_only and not self.dataset:
+            raise ValueError("--model-only learns from a data set: give --dataset DIR with it")
+        if self.dataset and self.agent != "dreamer":
+            raise ValueError(f"--agent {self.agent} learns from no data set: leave --dataset out")
         if self.dream and self.agent == "dreamer":
             raise ValueError("--dream is for baselines: give --agent sac, ppo or dqn with it")
         if self.agent != "dreamer" and self.model_only:

@@ -131,7 +131,7 @@ def make_replay(config: Config, envs: int, spaces: Spaces, repeat: int) -> Repla
     """An empty replay for the rows of `envs` environments and the latents of the world model.
 
     repeat: simulator steps per action. No more rows are reserved than the run can fill, two for each action where all
-    episodes have one step; with images as many as are asked for, in a file that occupies what is written.
+    episodes have one step; with images or a data set as many as are asked for, in a file that occupies what is written.
     Raises UsageError where it could never hold one sequence of the longest jumps.
     """
     model, needed = config.model, rows_needed(config.train.length, config.model.jump) * envs
@@ -143,7 +143,7 @@ def make_replay(config: Config, envs: int, spaces: Spaces, repeat: int) -> Repla
         )
     deter, stoch = (model.loop.tokens, model.loop.width), (model.groups, model.classes)
     rows, actions = config.train.replay_rows, spaces.action.size
-    if all(isinstance(size, int) for size in spaces.obs.values()):
+    if all(isinstance(size, int) for size in spaces.obs.values()) and not config.dataset:
         rows = min(rows, 2 * (config.train.steps // repeat + needed))
     onehot = model.latents == "categorical"
     return ReplayBuffer(rows, envs, spaces.obs, actions, deter, stoch, config.seed, config.train.sampling, onehot)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from agent.data.checkpoint import find_checkpoint
 from agent.errors import UsageError
 from agent.runs.cli import read_yaml
 from agent.settings import value_of
@@ -133,6 +134,20 @@ class RunRecord:
         if step > steps[-1] and steps[-1] > 0:
             return float(seconds[-1] * step / steps[-1])
         return float(np.interp(step, np.r_[0.0, steps], np.r_[0.0, seconds]))
+
+
+def checkpoint_of(run: str, which: str = "latest") -> Path:
+    """`find_checkpoint`; where `run` is a folder that holds runs, the message names some of them."""
+    try:
+        return find_checkpoint(run, which)
+    except UsageError as error:
+        inside = sorted(path.parent for depth in ("*", "*/*") for path in Path(run).glob(f"{depth}/checkpoints"))
+        if not inside or (Path(run) / "checkpoints").exists():
+            raise
+        newest = sorted(inside, key=lambda path: path.stat().st_mtime)[-5:]
+        more = f", and {len(inside) - len(newest)} older ones" if len(inside) > len(newest) else ""
+        names = " ".join(map(str, newest))
+        raise UsageError(f"{run} is not a run folder but holds runs; give one of them: {names}{more}") from error
 
 
 def find_runs(paths: Sequence[str]) -> list[Path]:
