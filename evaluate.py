@@ -7,6 +7,7 @@
     python evaluate.py model RUN --horizon 50 --max-loops 1 2 4
     python evaluate.py stability RUN
     python evaluate.py loops RUN
+    python evaluate.py probe RUN
     python evaluate.py compare runs/horizons --by behavior.horizon
     python evaluate.py compare runs/all --suite dmc18
     python evaluate.py dataset RUN datasets/walker
@@ -38,6 +39,7 @@ from agent.evaluation.anatomy_plots import save_anatomy
 from agent.evaluation.atari_scores import human_normalised
 from agent.evaluation.episodes import Agent, EvalConfig, Evaluator, Timed, loop_shares, summarise
 from agent.evaluation.open_loop import use_exit
+from agent.evaluation.probe import format_probe, probe_states
 from agent.evaluation.recording import Recording, record, record_batches
 from agent.evaluation.rollout_error import format_results, rollout_errors, save_results
 from agent.evaluation.rollout_plots import draw_all, save_all
@@ -56,7 +58,7 @@ from agent.runs.commands import CollectArgs, CompareArgs, DatasetArgs, ExportArg
 from agent.runs.compare import Comparison
 from agent.runs.comparison_text import format_suite, format_table
 from agent.runs.config import saved_config
-from agent.runs.model_commands import LoopsArgs, ModelArgs, ModelRunArgs, StabilityArgs
+from agent.runs.model_commands import LoopsArgs, ModelArgs, ModelRunArgs, ProbeArgs, StabilityArgs
 from agent.runs.report import write_report
 from agent.runs.run_record import checkpoint_of, find_runs, load_runs
 from agent.runs.suite_comparison import SuiteComparison
@@ -164,7 +166,7 @@ def model_of(args: ModelRunArgs) -> tuple[Path, dict[str, Any], Dreamer]:
     path = checkpoint_of(args.run, args.checkpoint)
     saved = read_checkpoint(path)
     agent = load_dreamer(saved, args.run)
-    if not agent.averaged.world.observation_model.decodes:
+    if not (agent.averaged.world.observation_model.decodes or isinstance(args, ProbeArgs)):
         raise UsageError(f"{args.run} was trained without a decoder, and shows nothing to compare: give another run")
     return path, saved, agent
 
@@ -180,7 +182,7 @@ def recordings_of(args: ModelRunArgs, saved: dict[str, Any], agent: Dreamer) -> 
     return [record(player, agent.spaces, make_envs, seeds) for player in players]
 
 
-# ---------------------------------------------------------------------- evaluate.py stability, loops
+# ---------------------------------------------------------------------- evaluate.py stability, probe, loops
 
 
 def stability(args: StabilityArgs, write: Write) -> None:
@@ -196,6 +198,14 @@ def stability(args: StabilityArgs, write: Write) -> None:
     save_stability(report, folder, {"task": saved["task"], "checkpoint": str(path), "step": saved["step"]})
     print(f"results {folder}")
     write(report.plain())
+
+
+def probe(args: ProbeArgs, write: Write) -> None:
+    """Read the true state out of the latents."""
+    path, saved, agent = model_of(args)
+    found = probe_states(agent.averaged.world, recordings_of(args, saved, agent)[0], args.horizons, args.seed)
+    print(f"{saved['task']}, {path}, step {saved['step']:,}\n{format_probe(found)}")
+    write(found._asdict())
 
 
 def loops(args: LoopsArgs, write: Write) -> None:
@@ -283,6 +293,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Write], None]]] = {
     "policy": (PolicyArgs, policy),
     "model": (ModelArgs, model),
     "stability": (StabilityArgs, stability),
+    "probe": (ProbeArgs, probe),
     "loops": (LoopsArgs, loops),
     "compare": (CompareArgs, compare),
     "dataset": (DatasetArgs, dataset),

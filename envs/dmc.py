@@ -45,6 +45,8 @@ _TIME_LIMITS = {"lqr": 30.0}
 
 CONTACTS = "dm_control.contacts"
 """Name of the number of contacts in the info; agent/evaluation/recording.py reads it by this name."""
+STATE = "dm_control.state"
+"""Name of the vector that a task with images does not show, in the info; recording.py reads it too."""
 
 # What the names of the suite's velocity entries have in common ("velocity", "body_velocities", "arm_vel").
 VELOCITY = "vel"
@@ -102,7 +104,8 @@ class DMControl(gym.Env[dict[str, Any], np.ndarray]):
     limits gets the number in [-1, 1] as it is.
     Reward: the sum over the `repeat` simulator steps of one `step`; fewer where the episode ends between.
     `terminated` only where the task ends the episode with discount 0; the time limit gives `truncated`.
-    Info: `dm_control.contacts`, how many the simulator sees.
+    Info: `dm_control.contacts`, how many the simulator sees; where images are observed, `dm_control.state`, the vector
+    that would be observed without.
 
     Args:
         domain, task: the suite's names, for example "ball_in_cup" and "catch".
@@ -183,7 +186,8 @@ class DMControl(gym.Env[dict[str, Any], np.ndarray]):
         super().reset(seed=seed)
         if seed is not None:
             self._random.seed(_fold(seed))
-        return self._observation(self._env.reset().observation), self._info()
+        entries = self._env.reset().observation
+        return self._observation(entries), self._info(entries)
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Act for `repeat` simulator steps; see the class for reward and the two kinds of end."""
@@ -199,7 +203,8 @@ class DMControl(gym.Env[dict[str, Any], np.ndarray]):
         # Compared and not tested for truth: 0.0 is the one discount that means "terminated".
         terminated = bool(timestep.last() and timestep.discount == 0.0)
         truncated = bool(timestep.last() and not terminated)
-        return self._observation(timestep.observation), reward, terminated, truncated, self._info()
+        entries = timestep.observation
+        return self._observation(entries), reward, terminated, truncated, self._info(entries)
 
     def render(self) -> np.ndarray:  # type: ignore[override]
         """Draw the scene: (height, width, 3) uint8.
@@ -227,10 +232,14 @@ class DMControl(gym.Env[dict[str, Any], np.ndarray]):
         """Lay the suite's entries, scalars included, end to end: `{"state": (S,) float32}`; or draw them."""
         if self._look is not None:
             return {"image": self._draw(self._look)}
-        return {"state": np.concatenate([np.ravel(entries[name]) for name in self._entries]).astype(np.float32)}
+        return {"state": self._vector(entries)}
 
-    def _info(self) -> dict[str, int]:
-        return {CONTACTS: int(self._env.physics.data.ncon)}
+    def _vector(self, entries: Mapping[str, Any]) -> np.ndarray:
+        return np.concatenate([np.ravel(entries[name]) for name in self._entries]).astype(np.float32)
+
+    def _info(self, entries: Mapping[str, Any]) -> dict[str, Any]:
+        contacts = {CONTACTS: int(self._env.physics.data.ncon)}
+        return contacts if self._look is None else {**contacts, STATE: self._vector(entries)}
 
     def close(self) -> None:
         """Free the simulation and its drawing context."""

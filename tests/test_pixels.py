@@ -108,8 +108,10 @@ if __name__ == "__main__":
     assert first["image"].std() > 10
     for _ in range(10):
         action = np.ones(6, np.float32)
-        seen, reward, *_ = env.step(action)
-        assert abs(reward - state.step(action)[1]) < 1e-9
+        seen, reward, *_, info = env.step(action)
+        vector, same, *_ = state.step(action)
+        assert abs(reward - same) < 1e-9
+        assert np.array_equal(info["dm_control.state"], vector["state"])
     assert (seen["image"] != first["image"]).mean() > 0.02
     env.close()
     state.close()
@@ -117,8 +119,9 @@ if __name__ == "__main__":
     seen, _ = envs.reset(seed=0)
     assert seen["image"].shape == (2, 64, 64, 3)
     assert not np.array_equal(seen["image"][0], seen["image"][1])
-    _, reward, *_ = envs.step(envs.action_space.sample())
+    _, reward, *_, info = envs.step(envs.action_space.sample())
     assert reward.shape == (2,)
+    assert info["dm_control.state"].shape == (2, 5)
     envs.close()
     print("drawn", first["image"].mean())
 """

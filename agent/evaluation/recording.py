@@ -1,4 +1,4 @@
-"""Recorded episodes: observations, actions, rewards and contacts, row by row.
+"""Recorded episodes: observations, actions, rewards, contacts and what images do not show, row by row.
 
 Symbols: E episodes, played side by side, T rows, A dimensions of the policy's action.
 """
@@ -22,16 +22,21 @@ PolicyName = Literal["agent", "random"]
 
 BATCH = 10
 """Episodes of a data set that are recorded side by side."""
+BESIDE = ("/action", "/reward", "/contacts", "/hidden")
+"""Columns beside the observations."""
 MOST_BYTES = 8 << 30
 """Bytes of observations that are recorded at once: all steps of ten episodes of an Atari game are 4 GB."""
 CONTACTS = "dm_control.contacts"
 """Name of the number of contacts in the info of dm_control's tasks, which no other environment uses."""
+STATE = "dm_control.state"
+"""Name of the vector that its tasks with images do not show."""
 
 
 class Recording(NamedTuple):
     """E episodes of at most T rows, played by an agent or at random.
 
     contacts (E, T): number of contacts in the simulator on arrival at each row; None where it does not tell.
+    hidden (E, T, P): the vector that images show; None where the simulator does not tell, or no image is seen.
     terminal (E,): whether the episode terminated, rather than being truncated by a time limit.
     """
 
@@ -39,6 +44,7 @@ class Recording(NamedTuple):
     episodes: Episodes
     contacts: Tensor | None
     terminal: Tensor
+    hidden: Tensor | None = None
 
 
 def record(
@@ -71,7 +77,7 @@ def bytes_per_row(spaces: Spaces) -> int:
 def _record_round(agent: Agent | None, spaces: Spaces, episodes: Round, explore: bool) -> Recording:
     """Play the round to its end."""
     envs, count, first_seed = episodes.stepper.envs, len(episodes.running), episodes.seeds.start
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in (*spaces.obs, "/action", "/reward", "/contacts")}
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in (*spaces.obs, *BESIDE)}
     lengths, terminal, memory = np.zeros(count, int), np.zeros(count, bool), None
     torch.manual_seed(first_seed)
     envs.action_space.seed(first_seed)
@@ -80,6 +86,7 @@ def _record_round(agent: Agent | None, spaces: Spaces, episodes: Round, explore:
         """The row at hand, on arrival: action (E, A), reward (E,); arrived (E,): whose episode it belongs to."""
         row: dict[str, np.ndarray] = {**spaces.arrays(obs), "/action": action, "/reward": reward}
         row["/contacts"] = np.asarray(info.get(CONTACTS, np.zeros(0)))
+        row["/hidden"] = np.asarray(info.get(STATE, np.zeros(0)))
         for name, value in row.items():
             columns[name].append(value)
         lengths[arrived] += 1
@@ -107,11 +114,12 @@ def _record_round(agent: Agent | None, spaces: Spaces, episodes: Round, explore:
         return whole
 
     has_contacts = all(part.shape == (count,) for part in columns["/contacts"])
+    has_hidden = all(part.ndim == 2 and len(part) == count for part in columns["/hidden"])
     observations = {name: stacked(name) for name in spaces.obs}
     rows = Episodes(observations, stacked("/action"), stacked("/reward"), torch.from_numpy(lengths))
     contacts = stacked("/contacts") if has_contacts else None
     policy: PolicyName = "random" if agent is None else "agent"
-    return Recording(policy, rows, contacts, torch.from_numpy(terminal))
+    return Recording(policy, rows, contacts, torch.from_numpy(terminal), stacked("/hidden") if has_hidden else None)
 
 
 def _joined(parts: Sequence[Recording]) -> Recording:
@@ -131,9 +139,14 @@ def _joined(parts: Sequence[Recording]) -> Recording:
     observations = {name: joined([rows.obs[name] for rows in all_rows]) for name in all_rows[0].obs}
     actions, rewards = joined([rows.prev_action for rows in all_rows]), joined([rows.reward for rows in all_rows])
     episodes = Episodes(observations, actions, rewards, torch.cat([rows.length for rows in all_rows]))
-    told = [part.contacts for part in parts if part.contacts is not None]
-    contacts = joined(told) if len(told) == len(parts) else None
-    return Recording(parts[0].policy, episodes, contacts, torch.cat([part.terminal for part in parts]))
+    terminal = torch.cat([part.terminal for part in parts])
+
+    def told(leaves: list[Tensor | None]) -> Tensor | None:
+        known = [leaf for leaf in leaves if leaf is not None]
+        return joined(known) if len(known) == len(parts) else None
+
+    contacts, hidden = told([part.contacts for part in parts]), told([part.hidden for part in parts])
+    return Recording(parts[0].policy, episodes, contacts, terminal, hidden)
 
 
 def record_batches(agent: Agent | None, spaces: Spaces, make_envs: MakeEnvs, seeds: range) -> Iterator[Recording]:

@@ -81,6 +81,21 @@ class StabilityArgs(ModelRunArgs):
 
 
 @dataclass(frozen=True)
+class ProbeArgs(ModelRunArgs):
+    """How much of the true state can be read out of the latents linearly, also of models without a decoder."""
+
+    horizons: tuple[int, ...] = (1, 5, 15, 50)
+    """Imagined steps after which it is read out too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.episodes < 2:
+            raise ValueError("--episodes must be at least 2: a read-out is fitted on half of them")
+        if any(steps < 1 for steps in self.horizons):
+            raise ValueError(f"--horizons must be 1 or more, got {self.horizons}")
+
+
+@dataclass(frozen=True)
 class LoopsArgs(ModelRunArgs):
     """What a loop does: where the orbit of each state goes, and what the state after each loop says."""
 
