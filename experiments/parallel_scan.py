@@ -22,10 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from world_model import Batch, CoreSizes, LatentState, LoopConfig, LoopedCore, Posterior, WorldModel
+from world_model import Batch, CoreSizes, LatentState, LoopConfig, LoopedCore, WorldModel
 from world_model.core import Traces
 from world_model.jumps import control
 from world_model.nets import linear
+from world_model.types import Scanned
 
 
 class ScanCore(LoopedCore):
@@ -58,35 +59,30 @@ class FilterWorldModel(WorldModel):
     """The posterior reads the observation alone; the scan is still row by row, with any core."""
 
     def posterior(self, deter: Tensor, embed: Tensor) -> Tensor:
-        return self.probabilities(self.post_out(F.silu(self.post_norm(embed))))
+        return self.latents.distribution(self.post_out(F.silu(self.post_norm(embed))))
 
-    def latents(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """embed (B, T, U); probabilities (B, T, S, K), latents drawn from them; and the inputs of the core of all rows
-        (B, T, S*K + C), which are zero at the first row of an episode."""
-        embed = self.observation_model(batch.obs)
-        probs = self.posterior(embed.new_zeros(0), self.post_embed(embed))
-        size, length = batch.reward.shape
-        levels = torch.rand(length, size, self.cfg.groups, 1, device=embed.device).transpose(0, 1)
-        stoch = self.draw(probs, levels)
-        first = self.initial(size).stoch if batch.start is None else batch.start.stoch
-        before = torch.cat([first[:, None], stoch[:, :-1]], 1).flatten(2)  # (B, T, S*K)
+    def sampled(
+        self, state: LatentState, batch: Batch, embeds: Tensor, levels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Probabilities (B, T, S, K), latents drawn from them; and the inputs of the core of all rows (B, T, S*K + C),
+        which are zero at the first row of an episode."""
+        probs = self.posterior(embeds.new_zeros(0), embeds)
+        stoch = self.draw(probs, levels.transpose(0, 1))
+        before = torch.cat([state.stoch[:, None], stoch[:, :-1]], 1).flatten(2)  # (B, T, S*K)
         keep = (1.0 - batch.is_first.to(before.dtype))[..., None]
         actions = control(batch.prev_action, batch.taken, self.cfg.jump)
-        return embed, probs, stoch, torch.cat([before, actions], -1) * keep
+        return probs, stoch, torch.cat([before, actions], -1) * keep
 
-    def carried(self, batch: Batch, gate: Tensor, new: Tensor) -> Tensor:
+    def carried(self, state: LatentState, batch: Batch, gate: Tensor, new: Tensor) -> Tensor:
         """The outer gate's recurrence, gate and new (B, T, N, D) -> deter (B, T, N, D), from the start at resets."""
-        size = len(gate)
-        first = (self.initial(size) if batch.start is None else batch.start).deter
         keep = (1.0 - batch.is_first.to(gate.dtype))[..., None, None]
         begun = (1.0 - keep) * (1.0 - gate) * self.core.start  # what a first row keeps of the start
         kept, added = ((1.0 - gate) * keep).transpose(0, 1), (gate * new + begun).transpose(0, 1)
-        return linear_recurrence(kept, added, first).transpose(0, 1)
+        return linear_recurrence(kept, added, state.deter).transpose(0, 1)
 
-    def shifted(self, batch: Batch, deter: Tensor) -> Tensor:
+    def shifted(self, state: LatentState, batch: Batch, deter: Tensor) -> Tensor:
         """The state before each row, (B, T, N, D): that of the row before, or the start."""
-        first = (self.initial(len(deter)) if batch.start is None else batch.start).deter
-        before = torch.cat([first[:, None], deter[:, :-1]], 1)
+        before = torch.cat([state.deter[:, None], deter[:, :-1]], 1)
         return torch.where(batch.is_first[..., None, None], self.core.start, before)
 
     def rows(self, batch: Batch, before: Tensor, inputs: Tensor, loops: int) -> tuple[Tensor, Tensor, Traces]:
@@ -102,26 +98,17 @@ class FilterWorldModel(WorldModel):
         traces = Traces(states, before.detach(), gate.detach(), trace.e.detach().view(shape))
         return gate, new, traces
 
-    def result(
-        self, deter: Tensor, stoch: Tensor, probs: Tensor, embed: Tensor, traces: Traces, loops: int
-    ) -> Posterior:
-        """What `observe_sequence` returns."""
-        return Posterior(
-            LatentState(deter, stoch), torch.log(probs), self.log_prior(deter), traces, loops,
-            list(deter.unbind(1)), embed,
-        )  # fmt: skip
-
 
 class ScanWorldModel(FilterWorldModel):
     """For a `ScanCore`: every row is computed at once, and the outer gate carries the states on."""
 
-    def observe_sequence(self, batch: Batch, loops: int) -> Posterior:
-        embed, probs, stoch, inputs = self.latents(batch)
+    def scan(self, state: LatentState, batch: Batch, embeds: Tensor, levels: Tensor, loops: int) -> Scanned:
+        probs, stoch, inputs = self.sampled(state, batch, embeds, levels)
         before = self.core.start.expand(*batch.reward.shape, *self.core.start.shape)  # not read
         gate, new, traces = self.rows(batch, before, inputs, loops)
-        deter = self.carried(batch, gate, new)
-        traces = traces._replace(deter=self.shifted(batch, deter).detach())
-        return self.result(deter, stoch, probs, embed, traces, loops)
+        deter = self.carried(state, batch, gate, new)
+        traces = traces._replace(deter=self.shifted(state, batch, deter).detach())
+        return Scanned(LatentState(deter, stoch), probs, traces, list(deter.unbind(1)))
 
 
 class PicardWorldModel(FilterWorldModel):
@@ -129,11 +116,11 @@ class PicardWorldModel(FilterWorldModel):
 
     sweeps = 4
 
-    def observe_sequence(self, batch: Batch, loops: int) -> Posterior:
-        embed, probs, stoch, inputs = self.latents(batch)
+    def scan(self, state: LatentState, batch: Batch, embeds: Tensor, levels: Tensor, loops: int) -> Scanned:
+        probs, stoch, inputs = self.sampled(state, batch, embeds, levels)
         deter = self.core.start.expand(*batch.reward.shape, *self.core.start.shape)
         for _ in range(self.sweeps):
-            before = self.shifted(batch, deter)
+            before = self.shifted(state, batch, deter)
             gate, new, traces = self.rows(batch, before, inputs, loops)
-            deter = self.carried(batch, gate, new)
-        return self.result(deter, stoch, probs, embed, traces, loops)
+            deter = self.carried(state, batch, gate, new)
+        return Scanned(LatentState(deter, stoch), probs, traces, list(deter.unbind(1)))

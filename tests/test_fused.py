@@ -3,14 +3,16 @@
 import copy
 import shutil
 import threading
+from contextlib import nullcontext, suppress
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import benchmark
 
 from agent.execution import Eager, make_execution
-from agent.execution.fused import build, fused_layers, scope
+from agent.execution.fused import build, fuse, fused_layers, scope
 from agent.execution.fused.functions import chain
 from agent.execution.fused.modules import FusedLoopedCore, FusedMLP, FusedWorldModel
 from agent.learning.dreamer import Dreamer
@@ -203,3 +205,50 @@ def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
     with pytest.warns(UserWarning, match="twice as long: no such header$"):
         assert build.load.__wrapped__() is None
     assert not list(tmp_path.glob("**/*.so"))
+
+
+@compiler
+@pytest.mark.parametrize("start", [True, False])
+@pytest.mark.parametrize("loops", [1, 3])
+def test_a_scan_with_new_episodes_inside_has_the_same_states_and_gradients(start, loops):
+    """Rows that begin an episode for some sequences and not for others; the learned start is one of the weights."""
+    config, spaces = CASES["vectors"]
+    found = []
+    for fused in (False, True):
+        agent = make(config, spaces)
+        batch = batch_of(agent)
+        first = torch.zeros_like(batch.is_first)
+        first[0, 0] = first[1:3, 2] = first[:, 4] = True
+        batch = batch._replace(is_first=first, start=batch.start if start else None)
+        if fused:
+            fuse(agent)
+        torch.manual_seed(1)
+        with fused_layers() if fused else nullcontext():
+            post = agent.world.observe_sequence(batch, loops)
+            loss, _ = agent.world.loss(post, batch)
+            weights = dict(agent.world.named_parameters())
+            grads = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        found.append((post, dict(zip(weights, grads, strict=True))))
+    (plain, gradients), (scanned, its) = found
+    torch.testing.assert_close(scanned.states.deter, plain.states.deter, rtol=1e-5, atol=1e-5)
+    assert torch.equal(scanned.states.stoch.argmax(-1), plain.states.stoch.argmax(-1))
+    for mine, theirs in zip(scanned.trace, plain.trace, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    assert gradients["core.start"].abs().sum() > 0
+    for name, gradient in gradients.items():
+        assert (gradient is None) == (its[name] is None), name
+        if gradient is not None:
+            assert (gradient - its[name]).norm() < 1e-4 * gradient.norm() + 1e-7, name
+
+
+@compiler
+def test_the_scan_is_one_operation_where_it_can_be(monkeypatch):
+    scans = []
+    monkeypatch.setattr("agent.execution.fused.modules.Scan", SimpleNamespace(apply=lambda *given: scans.append(given)))
+    for case, one in (("vectors", True), ("two tokens", False), ("certified", False), ("gru", False)):
+        agent = make(*CASES[case])
+        fuse(agent)
+        scans.clear()
+        with fused_layers(), suppress(TypeError):  # nothing was computed
+            agent.world.observe_sequence(batch_of(agent), 2)
+        assert bool(scans) == one, case

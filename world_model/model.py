@@ -32,7 +32,7 @@ from world_model.metrics import posterior_metrics
 from world_model.nets import MLP, Norm, linear
 from world_model.observation import ObservationModel, ObsSize
 from world_model.ranges import AT_LEAST_ONE, NOT_NEGATIVE, require
-from world_model.types import Batch, Posterior, Rollout
+from world_model.types import Batch, Posterior, Rollout, Scanned
 
 FREE_NATS = 0.1
 """Below this, the KL losses do not push (nats, after the sum over the groups); DreamerV3 has 1."""
@@ -151,33 +151,33 @@ class WorldModel(nn.Module):
     def observe_sequence(self, batch: Batch, loops: int) -> Posterior:
         """Posterior states along (B, T) rows, with gradient and `loops` loops per step (see `sample_depth`)."""
         size, length = batch.reward.shape
-        state = self.initial(size) if batch.start is None else batch.start
-        prepared = self.core.prepare()
+        start = self.initial(size) if batch.start is None else batch.start
         embed = self.observation_model(batch.obs)  # (B, T, U)
-        actions = control(batch.prev_action, batch.taken, self.cfg.jump).unbind(1)
-        embeds = self.post_embed(embed).unbind(1)
         levels = self.latents.level((length, size), batch.reward)
+        states, probs, trace, deters = self.scan(start, batch, self.post_embed(embed), levels, loops)
+        post, prior = self.latents.compared(probs), self.log_prior(states.deter)  # (B, T, S, P)
+        return Posterior(states, post, prior, trace, loops, deters, embed, self.latents)
+
+    def scan(self, state: LatentState, batch: Batch, embeds: Tensor, levels: Tensor, loops: int) -> Scanned:
+        """Row by row: the core from the state before, then the posterior; embeds (B, T, U), levels of `latents`."""
+        prepared, length = self.core.prepare(), embeds.shape[1]
+        actions = control(batch.prev_action, batch.taken, self.cfg.jump)  # (B, T, C)
         resets = [True] * length if self.core.static_shapes else batch.is_first.any(0).tolist()
         keeps = (1.0 - batch.is_first.to(levels.dtype)).unbind(1)
         states, posts, traces = [], [], []
         for t in range(length):
-            action = actions[t]  # (B, A)
+            action = actions[:, t]  # (B, C)
             if resets[t]:
                 state, action = self.reset(state, keeps[t]), action * keeps[t][:, None]
             deter, trace = self.core(state.deter, self.inputs(state, action), loops, prepared)  # (B, N, D)
-            probs = self.posterior(deter, embeds[t])  # (B, S, P)
+            probs = self.posterior(deter, embeds[:, t])  # (B, S, P)
             state = LatentState(deter, self.draw(probs, levels[t]))
             states.append(state)
             posts.append(probs)
             traces.append(trace)
         deters, stochs = zip(*states, strict=True)
-        deter = torch.stack(deters, 1)  # (B, T, N, D)
-        return Posterior(
-            states=LatentState(deter, torch.stack(stochs, 1)),
-            post_logp=self.latents.compared(torch.stack(posts, 1)),  # (B, T, S, P)
-            prior_logp=self.log_prior(deter),
-            trace=Traces.stack(traces), loops=loops, deters=list(deters), embed=embed, latents=self.latents,
-        )  # fmt: skip
+        rows = LatentState(torch.stack(deters, 1), torch.stack(stochs, 1))  # (B, T, ...)
+        return Scanned(rows, torch.stack(posts, 1), Traces.stack(traces), list(deters))
 
     def loss(self, post: Posterior, batch: Batch, average: Average = alone) -> tuple[Tensor, Metrics]:
         """The world-model loss plus the exit gate's regression: a scalar, and detached metrics."""

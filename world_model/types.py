@@ -42,11 +42,20 @@ class Batch(NamedTuple):
         return Batch(obs, *rows, start, self.taken if self.taken is None else fn(self.taken))  # type: ignore
 
 
+class Scanned(NamedTuple):
+    """What a scan over the rows gives: states (B, T, ...), distributions (B, T, S, P), detached traces (B, T, ...), and
+    the states' deter (B, N, D) row by row, as later rows were computed from them."""
+
+    states: LatentState
+    probs: Tensor
+    trace: Traces
+    deters: list[Tensor]
+
+
 class Posterior(NamedTuple):
     """What the model infers along a batch: states (B, T, ...), distributions (B, T, S, P) as `latents` compares them.
 
     trace holds the loop states of every step, detached, for the exit rule and the metrics.
-    deters are the states' deter (B, N, D) row by row, as later rows were computed from them.
     embed (B, T, U) is the encoder's embedding of the observations. latents: the kind of
     the distributions.
     """

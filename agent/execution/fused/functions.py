@@ -31,6 +31,11 @@ def like(x: Tensor | None, wanted: bool) -> Tensor | None:
     return torch.empty_like(x) if wanted and x is not None else None
 
 
+def zeros(x: Tensor | None, wanted: bool) -> Tensor | None:
+    """Where the gradient of a weight is added up."""
+    return torch.zeros_like(x) if wanted and x is not None else None
+
+
 def given(weights: Iterable[Tensor | None]) -> list[Tensor | None]:
     """Weights as a function takes them: without gradient where they are frozen."""
     return [None if w is None else w.detach() for w in weights] if SCOPE.frozen else list(weights)
@@ -89,7 +94,7 @@ class Chain(Function):
             outputs, inputs = w.shape
             dz = gradient if gain is None else torch.empty_like(z)
             dx = like(x, want_x or i > 0)
-            dw, dbias, dgain = gradients[i : i + 3] = [like(saved[j], want[j]) for j in range(i, i + 3)]
+            dw, dbias, dgain = gradients[i : i + 3] = [zeros(saved[j], want[j]) for j in range(i, i + 3)]
             SCOPE.kernels.layer_backward(
                 x.numel() // inputs, inputs, outputs, at(x), at(w), at(gain), at(z), at(stats), at(gradient), at(dz),
                 at(dx), at(dw), at(dbias), at(dgain),
@@ -139,8 +144,8 @@ class Prelude(Function):
         de, dgate = de.contiguous(), dgate.contiguous()
         scratch = deter.new_empty(2 * rows * (tokens * width + units))
         gradients = [torch.empty_like(deter), torch.empty_like(inputs)]
-        weights = [like(w, want) for w in (w_in, gain_in, w_out, gain_out, w_gate)]
-        weights.append(deter.new_empty(tokens * width) if want else None)
+        weights = [zeros(w, want) for w in (w_in, gain_in, w_out, gain_out, w_gate)]
+        weights.append(deter.new_zeros(tokens * width) if want else None)
         SCOPE.kernels.prelude_backward(
             *ctx.sizes, at(deter), at(inputs), at(w_in), at(gain_in), at(w_out), at(gain_out), at(w_gate),
             *parts(kept, *ctx.kept), at(gate), at(de), at(dgate), at(scratch), *map(at, gradients), *map(at, weights),
@@ -184,8 +189,8 @@ class Loop(Function):
         scratch = dy.new_empty(rows * (width + 3 * hidden))
         ds = torch.empty_like(dy)
         dx = None if x is None else torch.empty_like(dy)
-        ddecay = None if decay is None else like(decay, want)
-        weights = [like(w, want) for w in (gain_mlp, w_up, w_down, gain)]
+        ddecay = zeros(decay, want)
+        weights = [zeros(w, want) for w in (gain_mlp, w_up, w_down, gain)]
         SCOPE.kernels.loop_backward(
             *ctx.sizes, at(x), at(decay), at(gain_mlp), at(w_up), at(w_down), at(gain), *parts(kept, *ctx.kept),
             at(dy), at(scratch), at(ds), at(dx), at(ddecay), *map(at, weights),
@@ -227,7 +232,7 @@ class CertifiedLoop(Function):
         want, dout = ctx.needs_input_grad[2], dout.contiguous()
         scratch = dout.new_empty(2 * rows * (width + hidden))
         gradients = [torch.empty_like(x), torch.empty_like(injected)]
-        weights = [like(w, want) for w in (decay, coupling, w_up, w_down)]
+        weights = [zeros(w, want) for w in (decay, coupling, w_up, w_down)]
         SCOPE.kernels.certified_backward(
             *ctx.sizes, at(x), at(injected), at(decay), at(coupling), at(w_up), at(w_down), *parts(kept, *ctx.kept),
             at(dout), at(scratch), *map(at, gradients), *map(at, weights),
@@ -264,7 +269,7 @@ class Readout(Function):
         width = len(w)
         dy = dy.contiguous()
         scratch, ddeter, dx, dgate = (torch.empty_like(dy) for _ in range(4))
-        weights = [like(part, ctx.needs_input_grad[3]) for part in (w, gain)]
+        weights = [zeros(part, ctx.needs_input_grad[3]) for part in (w, gain)]
         SCOPE.kernels.readout_backward(
             x.numel() // width, width, at(deter), at(x), at(gate), at(w), at(gain), *parts(kept, *ctx.kept),
             at(dy), at(scratch), at(ddeter), at(dx), at(dgate), *map(at, weights),

@@ -2,7 +2,8 @@
 // that of world_model/, which computes the same where there is no compiler.
 //
 // Every array is float32 and row-major. A weight comes twice: w (outputs, inputs) as it is, for gradients of inputs,
-// and t (inputs, outputs), its transpose, for the forward product. Null pointers: what is not there or not wanted.
+// and t (inputs, outputs), its transpose, for the forward product. Gradients of weights, biases and gains are added to
+// what is there. Null pointers: what is not there or not wanted.
 
 #include "vectors.h"
 
@@ -60,10 +61,6 @@ void norm_backward(int64_t rows, int64_t width, In z, In gain, bool silu, In sta
   }
 }
 
-void clear(Out p, int64_t n) {
-  if (p) std::memset(p, 0, 4 * n);
-}
-
 }  // namespace
 
 extern "C" {
@@ -87,15 +84,11 @@ void layer_forward(int64_t rows, int64_t inputs, int64_t outputs, In x, In t, In
 // dz (rows, outputs) is that of the product, and of a full base; without norm it is dy, and not written.
 void layer_backward(int64_t rows, int64_t inputs, int64_t outputs, In x, In w, In gain, In z, In stats, In dy, Out dz, Out dx, Out dw, Out dbias, Out dgain) {
   if (gain) {
-    clear(dgain, outputs);
     norm_backward(rows, outputs, z, gain, true, stats, dy, dz, dgain);
     dy = dz;
   }
   backward(rows, inputs, outputs, x, w, dy, dx, dw);
-  if (dbias) {
-    clear(dbias, outputs);
-    add_rows(rows, outputs, dy, dbias);
-  }
+  if (dbias) add_rows(rows, outputs, dy, dbias);
 }
 
 // ---------------------------------------------------------------------- prelude: injected input and outer gate
@@ -121,7 +114,6 @@ void prelude_forward(int64_t rows, int64_t tokens, int64_t width, int64_t inputs
 void prelude_backward(int64_t rows, int64_t tokens, int64_t width, int64_t inputs, int64_t units, In deter, In input, In w_in, In gain_in, In w_out, In gain_out, In w_gate, In z, In hidden, In y, In stats, In gate, In de, In dgate, Out scratch, Out ddeter, Out dinput, Out dw_in, Out dgain_in, Out dw_out, Out dgain_out, Out dw_gate, Out dbias) {
   int64_t flat = tokens * width, all_inputs = flat + inputs;
   Out dy = scratch, dg = dy + rows * flat, dhidden = dg + rows * flat, dz = dhidden + rows * units;
-  clear(dgain_in, units), clear(dgain_out, width), clear(dbias, flat);
   norm_backward(rows * tokens, width, y, gain_out, false, stats + 2 * rows, de, dy, dgain_out);
   vectors(rows * flat, [&](int64_t i, auto get, auto put) {
     Vec u = get(gate + i);
@@ -134,8 +126,8 @@ void prelude_backward(int64_t rows, int64_t tokens, int64_t width, int64_t input
   product(rows, flat, units, dz, units, 1, w_in, all_inputs, ddeter, flat, false);
   product(rows, inputs, units, dz, units, 1, w_in + flat, all_inputs, dinput, inputs, false);
   if (dw_in) {
-    product(units, flat, rows, dz, 1, units, deter, flat, dw_in, all_inputs, false);
-    product(units, inputs, rows, dz, 1, units, input, inputs, dw_in + flat, all_inputs, false);
+    product(units, flat, rows, dz, 1, units, deter, flat, dw_in, all_inputs, true);
+    product(units, inputs, rows, dz, 1, units, input, inputs, dw_in + flat, all_inputs, true);
   }
 }
 
@@ -164,7 +156,6 @@ void loop_forward(int64_t rows, int64_t width, int64_t hidden, In x, In injected
 // scratch (rows, width + 3 hidden); ds (rows, width) is the gradient of injected.
 void loop_backward(int64_t rows, int64_t width, int64_t hidden, In x, In decay, In gain_mlp, In w_up, In w_down, In gain, In s, In n, In h, In a, In o, In stats, In dy, Out scratch, Out ds, Out dx, Out ddecay, Out dgain_mlp, Out dw_up, Out dw_down, Out dgain) {
   Out da = scratch, dh = da + rows * hidden, dn = dh + 2 * rows * hidden;
-  clear(ddecay, width), clear(dgain_mlp, width), clear(dgain, width);
   norm_backward(rows, width, o, gain, false, stats + 2 * rows, dy, ds, dgain);
   backward(rows, hidden, width, a, w_down, ds, da, dw_down);
   for (int64_t r = 0; r < rows; ++r)
@@ -218,7 +209,6 @@ void certified_forward(int64_t rows, int64_t width, int64_t hidden, In x, In inj
 void certified_backward(int64_t rows, int64_t width, int64_t hidden, In x, In injected, In decay, In coupling, In w_up, In w_down, In y, In o, In h, In a, In dout, Out scratch, Out dx, Out dinjected, Out ddecay, Out dcoupling, Out dw_up, Out dw_down) {
   int64_t stride = width + 2 * hidden, half = hidden / 2;
   Out d_o = scratch, dy = d_o + rows * width, da = dy + rows * width, dh = da + rows * hidden;
-  clear(ddecay, width), clear(dcoupling, width);
   for (int64_t r = 0; r < rows; ++r)
     vectors(width, [&](int64_t i, auto get, auto put) {
       int64_t at = r * width + i;
@@ -267,7 +257,6 @@ void readout_forward(int64_t rows, int64_t width, In deter, In x, In gate, In t,
 
 // scratch (rows, width)
 void readout_backward(int64_t rows, int64_t width, In deter, In x, In gate, In w, In gain, In z, In out, In stats, In dy, Out scratch, Out ddeter, Out dx, Out dgate, Out dw, Out dgain) {
-  clear(dgain, width);
   vectors(rows * width, [&](int64_t i, auto get, auto put) {
     Vec d = get(dy + i), u = get(gate + i);
     put(dgate + i, d * (get(out + i) - get(deter + i)));

@@ -8,16 +8,20 @@ from torch import Tensor, nn
 
 from agent.execution.fused.build import load
 from agent.execution.fused.functions import LayerWeights, Sample, certified_loop, chain, loop, prelude, readout
+from agent.execution.fused.scan import Given, Scan
 from agent.execution.fused.scope import Scope, frozen_weights, fusible
 from agent.learning.actor_critic import Critic
 from agent.learning.dreamer import Dreamer
-from world_model import LatentState, Rollout, WorldModel
+from world_model import Batch, LatentState, Rollout, WorldModel
 from world_model.block import Block
 from world_model.certified import CertifiedCore, CertifiedDynamics, CertifiedLoop
 from world_model.controls.stacked import Layer, StackedCore
+from world_model.core import Traces
+from world_model.jumps import control
 from world_model.looped import GatedCore, LoopedCore
 from world_model.nets import MLP, Norm
 from world_model.retention import Dynamics
+from world_model.types import Scanned
 
 
 class FusedMLP(MLP):
@@ -102,7 +106,31 @@ class FusedLayer(Layer):
 
 
 class FusedWorldModel(WorldModel):
-    """Posterior, prior and samples are one operation each."""
+    """The scan over the rows is one operation, or posterior, prior and samples are one each."""
+
+    def scan(self, state: LatentState, batch: Batch, embeds: Tensor, levels: Tensor, loops: int) -> Scanned:
+        core = self.core
+        if type(core) is not FusedLoopedCore or core.block.attends or not fusible(embeds):
+            return super().scan(state, batch, embeds, levels, loops)
+        prepared, block = core.prepare(), core.block
+        weights = (
+            core.prelude_in.weight, core.prelude_norm.gain, core.prelude_out.weight, core.input_norm.gain,
+            core.update_gate.weight, core.update_gate.bias, prepared.injection, prepared.decay, block.mlp_norm.gain,
+            block.up.weight, block.down.weight, core.loop_norm.gain, core.coda, core.coda_norm.gain,
+            self.post_deter.weight, self.post_norm.gain, self.post_out.weight, self.post_out.bias,
+        )  # fmt: skip
+        actions = control(batch.prev_action, batch.taken, self.cfg.jump).transpose(0, 1).contiguous()
+        keeps = (1.0 - batch.is_first.to(levels.dtype)).t().contiguous()
+        given = Given(actions, keeps, batch.is_first.any(0).tolist(), levels, loops, self.cfg.classes)
+        deter, stoch, probs, *beside = Scan.apply(
+            given, state.deter.flatten(1).contiguous(), state.stoch.flatten(1).contiguous(), core.start.flatten(),
+            embeds.transpose(0, 1), *weights,
+        )  # fmt: skip
+        latents = (self.cfg.groups, self.cfg.classes)
+        states, e, gate, before = (x.unsqueeze(-2).transpose(-4, -3) for x in beside)
+        rows = LatentState(deter.unsqueeze(-2).transpose(0, 1), stoch.unflatten(-1, latents).transpose(0, 1))
+        trace = Traces(states, before, gate, e)
+        return Scanned(rows, probs.unflatten(-1, latents).transpose(0, 1), trace, list(rows.deter.unbind(1)))
 
     def posterior(self, deter: Tensor, embed: Tensor) -> Tensor:
         if not fusible(deter):

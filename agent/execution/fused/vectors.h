@@ -142,10 +142,10 @@ void forward(int64_t rows, int64_t inputs, int64_t outputs, In x, In t, Out y, b
   product(rows, outputs, inputs, x, inputs, 1, t, outputs, y, outputs, add);
 }
 
-// Gradients of that: dx = dy W, dw = dy^T x.
+// Gradients of that: dx = dy W, dw += dy^T x.
 void backward(int64_t rows, int64_t inputs, int64_t outputs, In x, In w, In dy, Out dx, Out dw, bool add = false) {
   if (dx) product(rows, inputs, outputs, dy, outputs, 1, w, inputs, dx, inputs, add);
-  if (dw) product(outputs, inputs, rows, dy, 1, outputs, x, inputs, dw, inputs, false);
+  if (dw) product(outputs, inputs, rows, dy, 1, outputs, x, inputs, dw, inputs, true);
 }
 
 }  // namespace

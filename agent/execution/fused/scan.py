@@ -1,0 +1,251 @@
+"""The scan over the rows of a batch as one differentiable function: posterior states of `WorldModel.observe_sequence`.
+
+Forward and backward go through the rows with the kernels of single layers, without autograd between them, and gradients
+of weights are added up where they are. For one token and categorical latents, whose core is the looped one.
+
+Symbols as in `world_model/types.py`; I inputs of the core beside deter, h hidden units of the gated MLP.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
+
+from agent.execution.fused.functions import zeros
+from agent.execution.fused.scope import SCOPE
+from world_model.latent import UNIMIX
+
+WEIGHTS = (
+    "w_in", "gain_in", "w_out", "gain_out", "w_gate", "b_gate", "injection", "decay", "gain_mlp", "w_up", "w_down",
+    "gain_loop", "coda", "gain_coda", "w_deter", "gain_post", "w_post", "b_post",
+)  # fmt: skip
+"""Of prelude and outer gate, injection and retention, loop, read-out, posterior."""
+TURNED = ("w_in", "w_out", "w_gate", "injection", "w_up", "w_down", "coda", "w_deter", "w_post")
+
+
+class Given(NamedTuple):
+    """What has no gradient: actions (T, B, A), keeps (T, B), which rows hold a first one, levels (T, B, S, 1), loops R
+    and classes K."""
+
+    actions: Tensor
+    keeps: Tensor
+    resets: list[bool]
+    levels: Tensor
+    loops: int
+    classes: int
+
+
+class Sizes(NamedTuple):
+    """B, D, I, units of the prelude, h, S*K and units of the posterior."""
+
+    size: int
+    width: int
+    inputs: int
+    units: int
+    hidden: int
+    latents: int
+    post: int
+
+
+class At:
+    """Where the numbers of each row t begin in a tensor (T, ...), or of loop r and row t in (R, T, ...)."""
+
+    def __init__(self, x: Tensor):
+        self.begin, self.row = x.data_ptr(), 4 * x[0].numel()
+        self.inner = 4 * x[0, 0].numel() if x.dim() > 1 else 4
+
+    def __call__(self, t: int) -> int:
+        return self.begin + t * self.row
+
+    def of(self, r: int, t: int) -> int:
+        return self.begin + r * self.row + t * self.inner
+
+
+class Kept:
+    """All that the rows leave for the gradient, (T, B, ...) each, or (R, T, B, ...) of the loops."""
+
+    def __init__(self, given: Given, sizes: Sizes):
+        rows, loops = len(given.keeps), given.loops
+        size, width, inputs, units, hidden, latents, post = sizes
+
+        def room(*shape: int) -> Tensor:
+            return given.levels.new_empty(shape)
+
+        self.before, self.inputs = room(rows, size, width), room(rows, size, inputs)
+        self.z, self.hidden, self.y = room(rows, size, units), room(rows, size, units), room(rows, size, width)
+        self.stats = room(rows, 2 * size, 2)
+        self.e, self.gate, self.injected = (room(rows, size, width) for _ in range(3))
+        self.states = room(loops + 1, rows, size, width)
+        self.s, self.n, self.o = (room(loops, rows, size, width) for _ in range(3))
+        self.h, self.a = room(loops, rows, size, 2 * hidden), room(loops, rows, size, hidden)
+        self.loop_stats = room(loops, rows, 2 * size, 2)
+        self.coda_z, self.coda_out, self.deter = (room(rows, size, width) for _ in range(3))
+        self.post_z, self.post_y = room(rows, size, post), room(rows, size, post)
+        self.coda_stats, self.post_stats = room(rows, size, 2), room(rows, size, 2)
+        self.logits, self.probs, self.stoch = (room(rows, size, latents) for _ in range(3))
+
+
+class Scan(Function):
+    """deter (B, D), stoch (B, S*K) before the first row, start (D,), embeds (T, B, U) -> deter (T, B, D), stoch and
+    probabilities (T, B, S*K); and without gradient states (R+1, T, B, D), e, gate and the deter before (T, B, D)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, given: Given, deter: Tensor, stoch: Tensor, start: Tensor, embeds: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        w = dict(zip(WEIGHTS, tensors, strict=True))
+        turned = {name: SCOPE.transposed(w[name]).data_ptr() for name in TURNED}
+        p = {name: weight.data_ptr() for name, weight in w.items()}
+        embeds = embeds.contiguous()
+        rows, size, width, latents = len(given.keeps), len(deter), deter.shape[1], stoch.shape[1]
+        units, hidden, post = len(w["gain_in"]), w["w_down"].shape[1], len(w["gain_post"])
+        inputs, groups = w["w_in"].shape[1] - width, latents // given.classes
+        sizes = Sizes(size, width, inputs, units, hidden, latents, post)
+        k = Kept(given, sizes)
+        run, at, embed = SCOPE.kernels, {name: At(x) for name, x in vars(k).items()}, At(embeds)
+        level = At(given.levels)
+        k.inputs[:, :, latents:] = given.actions
+        for t in range(rows):
+            if given.resets[t]:
+                keep = given.keeps[t][:, None]
+                torch.lerp(start, deter, keep, out=k.before[t])
+                k.inputs[t, :, :latents] = stoch * keep
+                k.inputs[t, :, latents:] *= keep
+            else:
+                k.before[t], k.inputs[t, :, :latents] = deter, stoch
+            run.prelude_forward(
+                size, 1, width, inputs, units, at["before"](t), at["inputs"](t), turned["w_in"], p["gain_in"],
+                turned["w_out"], p["gain_out"], turned["w_gate"], p["b_gate"], at["z"](t), at["hidden"](t), at["y"](t),
+                at["stats"](t), at["e"](t), at["gate"](t),
+            )  # fmt: skip
+            run.layer_forward(
+                size, width, width, at["e"](t), turned["injection"], None, False, None, at["injected"](t), None,
+                at["injected"](t),
+            )  # fmt: skip
+            x = at["before"](t)
+            for r in range(given.loops):
+                run.loop_forward(
+                    size, width, hidden, x, at["injected"](t), p["decay"], p["gain_mlp"], turned["w_up"],
+                    turned["w_down"], p["gain_loop"], at["s"].of(r, t), at["n"].of(r, t), at["h"].of(r, t),
+                    at["a"].of(r, t), at["o"].of(r, t), at["loop_stats"].of(r, t), x := at["states"].of(r + 1, t),
+                )  # fmt: skip
+            run.readout_forward(
+                size, width, at["before"](t), x, at["gate"](t), turned["coda"], p["gain_coda"], at["coda_z"](t),
+                at["coda_out"](t), at["coda_stats"](t), at["deter"](t),
+            )  # fmt: skip
+            run.layer_forward(
+                size, width, post, at["deter"](t), turned["w_deter"], embed(t), True, p["gain_post"], at["post_z"](t),
+                at["post_stats"](t), at["post_y"](t),
+            )  # fmt: skip
+            run.layer_forward(
+                size, post, latents, at["post_y"](t), turned["w_post"], p["b_post"], False, None, at["logits"](t), None,
+                at["logits"](t),
+            )  # fmt: skip
+            run.categorical_forward(size * groups, given.classes, UNIMIX, at["logits"](t), at["probs"](t))
+            run.sample(size * groups, given.classes, at["probs"](t), level(t), at["stoch"](t))
+            deter, stoch = k.deter[t], k.stoch[t]
+        k.states[0] = k.before
+        ctx.given, ctx.kept, ctx.sizes = given, k, sizes
+        ctx.save_for_backward(start, *tensors)
+        beside = k.states, k.e, k.gate, k.before
+        ctx.mark_non_differentiable(*beside)
+        return k.deter, k.stoch, k.probs, *beside
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, ddeters: Tensor, dstochs: Tensor, dprobs: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        given, k = ctx.given, ctx.kept
+        start, *tensors = ctx.saved_tensors
+        size, width, inputs, units, hidden, latents, post = ctx.sizes
+        w = {name: weight.data_ptr() for name, weight in zip(WEIGHTS, tensors, strict=True)}
+        gradients = [zeros(weight, True) for weight in tensors]
+        g = {name: weight.data_ptr() for name, weight in zip(WEIGHTS, gradients, strict=True) if weight is not None}
+        run, at = SCOPE.kernels, {name: At(x) for name, x in vars(k).items()}
+        groups, rows = latents // given.classes, len(given.keeps)
+        ddeters = ddeters.contiguous()
+        dprobs = (dprobs + dstochs).contiguous()  # samples pass their gradient straight on
+        dembeds, dstart = torch.empty_like(k.post_z), torch.zeros_like(start)
+        out = Buffers(ddeters, ctx.sizes)
+        b = {name: x.data_ptr() for name, x in vars(out).items()}
+        embed = At(dembeds)
+        for t in range(rows - 1, -1, -1):
+            ddeter, dprob = ddeters[t], dprobs[t]
+            if t < rows - 1:
+                ddeter, dprob = ddeter + out.carry, dprob + out.dinputs[:, :latents]
+            run.categorical_backward(
+                size * groups, given.classes, UNIMIX, at["probs"](t), dprob.data_ptr(), b["dlogits"]
+            )
+            run.layer_backward(
+                size, post, latents, at["post_y"](t), w["w_post"], None, None, None, b["dlogits"], None, b["dy"],
+                g["w_post"], g["b_post"], None,
+            )  # fmt: skip
+            run.layer_backward(
+                size, width, post, at["deter"](t), w["w_deter"], w["gain_post"], at["post_z"](t), at["post_stats"](t),
+                b["dy"], embed(t), b["dx"], g["w_deter"], None, g["gain_post"],
+            )  # fmt: skip
+            ddeter = ddeter + out.dx
+            run.readout_backward(
+                size, width, at["before"](t), at["states"].of(given.loops, t), at["gate"](t), w["coda"], w["gain_coda"],
+                at["coda_z"](t), at["coda_out"](t), at["coda_stats"](t), ddeter.data_ptr(), b["scratch"], b["dbefore"],
+                b["dx"], b["dgate"], g["coda"], g["gain_coda"],
+            )  # fmt: skip
+            dx, other = out.dx, out.other
+            out.dinjected.zero_()
+            for r in range(given.loops - 1, -1, -1):
+                x = at["states"].of(r, t)
+                run.loop_backward(
+                    size, width, hidden, x, w["decay"], w["gain_mlp"], w["w_up"], w["w_down"], w["gain_loop"],
+                    at["s"].of(r, t), at["n"].of(r, t), at["h"].of(r, t), at["a"].of(r, t), at["o"].of(r, t),
+                    at["loop_stats"].of(r, t), dx.data_ptr(), b["scratch"], b["ds"], other.data_ptr(), g["decay"],
+                    g["gain_mlp"], g["w_up"], g["w_down"], g["gain_loop"],
+                )  # fmt: skip
+                out.dinjected += out.ds
+                dx, other = other, dx
+            run.layer_backward(
+                size, width, width, at["e"](t), w["injection"], None, None, None, b["dinjected"], None, b["de"],
+                g["injection"], None, None,
+            )  # fmt: skip
+            out.dbefore += dx
+            run.prelude_backward(
+                size, 1, width, inputs, units, at["before"](t), at["inputs"](t), w["w_in"], w["gain_in"], w["w_out"],
+                w["gain_out"], w["w_gate"], at["z"](t), at["hidden"](t), at["y"](t), at["stats"](t), at["gate"](t),
+                b["de"], b["dgate"], b["scratch"], b["carry"], b["dinputs"], g["w_in"], g["gain_in"], g["w_out"],
+                g["gain_out"], g["w_gate"], g["b_gate"],
+            )  # fmt: skip
+            out.carry += out.dbefore
+            if given.resets[t]:
+                keep = given.keeps[t][:, None]
+                dstart += ((1.0 - keep) * out.carry).sum(0)
+                out.carry *= keep
+                out.dinputs *= keep
+        return None, out.carry, out.dinputs[:, :latents], dstart, dembeds, *gradients
+
+
+class Buffers:
+    """Gradients of one row, written anew for each."""
+
+    def __init__(self, like: Tensor, sizes: Sizes):
+        size, width, inputs, units, hidden, latents, post = sizes
+        columns = {
+            "carry": width, "dbefore": width, "dx": width, "other": width, "ds": width, "dinjected": width,
+            "de": width, "dgate": width, "dinputs": inputs, "dlogits": latents, "dy": post,
+            "scratch": max(width + 3 * hidden, 2 * (width + units)),
+        }  # fmt: skip
+        for name, count in columns.items():
+            setattr(self, name, like.new_empty(size, count))
+
+    carry: Tensor
+    dbefore: Tensor
+    dx: Tensor
+    other: Tensor
+    ds: Tensor
+    dinjected: Tensor
+    de: Tensor
+    dgate: Tensor
+    dinputs: Tensor
+    dlogits: Tensor
+    dy: Tensor
+    scratch: Tensor
