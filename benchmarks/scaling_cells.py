@@ -245,9 +245,12 @@ def learning_rate(update: int, settings: Settings) -> float:
     return settings.lr * min(1.0, (update + 1) / warm) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, part)))
 
 
-def train_cell(problem: Problem, shape: Shape, settings: Settings, seed: int) -> Outcome:
-    """Train the net and measure it."""
-    began = time.perf_counter()
+Loss = Callable[[Net, Tensor], Tensor]
+"""Of a net on training pairs (B,) by number: a scalar."""
+
+
+def trained_net(problem: Problem, shape: Shape, settings: Settings, seed: int, loss_of: Loss | None = None) -> Net:
+    """Train a net by its own loss on the problem, or by another; one that diverges is left as it is."""
     seed_everything(seed)
     net = Net(shape)
     fuse_modules(net)
@@ -258,12 +261,19 @@ def train_cell(problem: Problem, shape: Shape, settings: Settings, seed: int) ->
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(update, settings)
         with fused_layers():
-            loss = net.loss(problem, rows)
+            loss = net.loss(problem, rows) if loss_of is None else loss_of(net, rows)
             optimizer.zero_grad()
             loss.backward()
         optimizer.step()
         if update % 100 == 0 and not math.isfinite(loss.item()):
             break
+    return net
+
+
+def train_cell(problem: Problem, shape: Shape, settings: Settings, seed: int) -> Outcome:
+    """Train the net and measure it."""
+    began = time.perf_counter()
+    net = trained_net(problem, shape, settings, seed)
     sample = torch.linspace(0, len(problem.train.start) - 1, min(TRAIN_SAMPLE, len(problem.train.start))).long()
     train_error, _ = error_of(net, problem, problem.train, sample)
     test_error, episodes = error_of(net, problem, problem.held, torch.arange(len(problem.held.start)))
@@ -273,7 +283,9 @@ def train_cell(problem: Problem, shape: Shape, settings: Settings, seed: int) ->
 
 @torch.no_grad()
 @fused_layers()
-def error_of(net: Net, problem: Problem, pairs: Pairs, rows: Tensor) -> tuple[float, np.ndarray]:
+def error_of(
+    net: Callable[[Tensor, Tensor], Tensor], problem: Problem, pairs: Pairs, rows: Tensor
+) -> tuple[float, np.ndarray]:
     """Squared error over variance of the pairs (P,) by number, and what each episode says of it (E,).
 
     Both are sums over the O standardised numbers. An episode counts by its number of pairs, so that the mean of (E,) is

@@ -1,0 +1,127 @@
+"""Can an ensemble of models be distilled into one looped core?
+
+    python evaluate.py collect dmc:walker_walk datasets/walker --episodes 200
+    python benchmarks/distil.py datasets/walker --steps 4 --out distil.csv
+
+Nets as in the scaling study (`scaling_cells.py`): an observation and k actions in, the change of the observation after
+them out. For each k and seed, on the same pairs and with equal updates:
+
+    single      one net
+    members     the mean error of the ensemble's members, each a net of its own seed
+    ensemble    the mean of what they predict
+    distilled   one net of the same size that is trained to predict what the ensemble predicts
+    longer      one net with as many updates as ensemble and distillation take together
+
+for looped nets of --loops loops and for nets with one loop, of equal parameters. Errors are those of held-out episodes
+over the variance. recovered: which share of the way from a single net to the ensemble the distilled one goes. The same
+command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scaling_cells import Cell, Net, Settings, error_of, looped_shape, trained_net
+from scaling_data import Problem
+from torch import Tensor
+
+from agent.data.dataset import load_dataset
+from agent.errors import UsageError
+from agent.runtime import keep_memory, set_threads
+
+COLUMNS = (
+    "data", "k", "loops", "width", "seed", "updates", "members_count", "params", "single", "members", "ensemble",
+    "distilled", "longer", "recovered",
+)  # fmt: skip
+
+
+class Ensemble:
+    """The mean of what several nets predict."""
+
+    def __init__(self, nets: list[Net]):
+        self.nets = nets
+
+    @torch.no_grad()
+    def __call__(self, obs: Tensor, actions: Tensor) -> Tensor:
+        return torch.stack([net(obs, actions) for net in self.nets]).mean(0)
+
+
+def measured(problem: Problem, cell: Cell, settings: Settings, members: int) -> dict[str, Any]:
+    """One row: errors of all kinds."""
+    shape = looped_shape(cell, problem.sizes, settings)
+    held = torch.arange(len(problem.held.start))
+
+    def error(net: Callable[[Tensor, Tensor], Tensor]) -> float:
+        return error_of(net, problem, problem.held, held)[0]
+
+    nets = [trained_net(problem, shape, settings, 1000 * (1 + cell.seed) + member) for member in range(members)]
+    ensemble = Ensemble(nets)
+
+    def to_ensemble(net: Net, rows: Tensor) -> Tensor:
+        obs, actions, _ = problem.batch(problem.train, rows)
+        return (net(obs, actions) - ensemble(obs, actions)).square().mean()
+
+    single = error(trained_net(problem, shape, settings, cell.seed))
+    distilled = error(trained_net(problem, shape, settings, cell.seed, to_ensemble))
+    long = replace(settings, updates=(members + 1) * settings.updates)
+    found = {
+        "single": single, "members": float(np.mean([error(net) for net in nets])), "ensemble": error(ensemble),
+        "distilled": distilled, "longer": error(trained_net(problem, shape, long, cell.seed)),
+    }  # fmt: skip
+    recovered = (single - distilled) / (single - found["ensemble"]) if single > found["ensemble"] else float("nan")
+    params = sum(weight.numel() for weight in nets[0].parameters())
+    return {name: f"{value:.6g}" for name, value in found.items()} | {"recovered": f"{recovered:.4g}", "params": params}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="+", help="folders of data sets of vectors")
+    parser.add_argument("--steps", type=int, nargs="+", default=[4], help="k, decisions that a prediction covers")
+    parser.add_argument("--loops", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--members", type=int, default=5)
+    parser.add_argument("--updates", type=int, default=3000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
+    parser.add_argument("--out", type=Path, default=Path("distil.csv"))
+    args = parser.parse_args()
+    set_threads(1)
+    keep_memory()
+    settings, known = Settings(updates=args.updates), set()
+    if args.out.exists():
+        with args.out.open(newline="", encoding="utf-8") as file:
+            known = {tuple(row[name] for name in COLUMNS[:7]) for row in csv.DictReader(file)}
+    try:
+        for folder in args.data:
+            dataset = load_dataset(folder)
+            for seed in args.seeds:
+                for k in args.steps:
+                    problem = Problem.of(dataset, k, 1.0, seed)
+                    for loops in args.loops:
+                        about = (folder.name, k, loops, args.width, seed, args.updates, args.members)
+                        if tuple(map(str, about)) in known:
+                            continue
+                        cell = Cell(folder.name, "looped", "none", args.width, loops, k, 1.0, seed)
+                        row = dict(zip(COLUMNS, about, strict=False)) | measured(problem, cell, settings, args.members)
+                        fresh = not args.out.exists()
+                        with args.out.open("a", newline="", encoding="utf-8") as file:
+                            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+                            if fresh:
+                                writer.writeheader()
+                            writer.writerow(row)
+                        print(", ".join(f"{name} {row[name]}" for name in COLUMNS), flush=True)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
