@@ -147,7 +147,7 @@ def from_dict(kind: type[Any], values: Any, prefix: str = "") -> Any:
     """
     if not isinstance(values, Mapping):
         raise UsageError(f"{prefix.rstrip('.') or 'the file'} must hold names with values, got {shown(values)}")
-    hints = get_type_hints(kind)
+    hints, values = get_type_hints(kind), renewed(values, prefix)
     names = [f.name for f in dataclasses.fields(kind)]
     for name in values:
         if name not in names:
@@ -159,6 +159,24 @@ def from_dict(kind: type[Any], values: Any, prefix: str = "") -> Any:
         return kind(**{name: _convert(hints[name], value, prefix + name) for name, value in values.items()})
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+FORMER: dict[str, Any] = {
+    "model.dyn_scale": 1.0,
+    "model.image.objective": "decode",
+    "model.image.scale": 1.0,
+    "behavior.replay_value_scale": 0.3,
+}
+"""Settings that went, and the value that all runs have now. Files that hold another value are of an earlier version."""
+
+
+def renewed(values: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
+    """The settings of a file as they are written today, so that runs of earlier versions can still be read."""
+    kept = {name: v for name, v in values.items() if f"{prefix}{name}" not in FORMER or v != FORMER[f"{prefix}{name}"]}
+    if prefix == "behavior." and "decisions" not in kept and "plan" in kept:  # 0 was what the actor decides
+        plan = kept.pop("plan")
+        kept |= {"decisions": "both", "plan": plan} if plan else {}
+    return kept
 
 
 def _convert(kind: Any, value: Any, name: str) -> Any:

@@ -275,3 +275,27 @@ def test_configs_are_plain_values():
         return value is None or isinstance(value, str | int | float | bool)
 
     assert plain(to_dict(Config()))
+
+
+# ---------------------------------------------------------------------- files of earlier versions
+
+
+def test_settings_that_went_are_read_where_they_say_what_holds_today():
+    plain = to_dict(Config())
+    old = {
+        **plain,
+        "model": {**plain["model"], "dyn_scale": 1.0, "image": {**plain["model"]["image"], "objective": "decode"}},
+        "behavior": {**plain["behavior"], "replay_value_scale": 0.3},
+    }
+    assert from_dict(Config, old) == Config()
+    with pytest.raises(UsageError, match="no setting model.dyn_scale"):
+        from_dict(Config, {"model": {"dyn_scale": 0.5}})
+    with pytest.raises(UsageError, match="no setting model.image.objective"):
+        from_dict(Config, {"model": {"image": {"objective": "redundancy"}}})
+
+
+@pytest.mark.parametrize(("plan", "decisions", "candidates"), [(0, "actor", 64), (32, "both", 32)])
+def test_a_number_of_candidates_once_turned_planning_on(plan, decisions, candidates):
+    behavior = {k: v for k, v in to_dict(Config())["behavior"].items() if k != "decisions"} | {"plan": plan}
+    found = from_dict(Config, {"behavior": behavior}).behavior
+    assert (found.decisions, found.plan) == (decisions, candidates)

@@ -274,7 +274,7 @@ class ReplayBuffer:
                 raise ValueError("the saved replay has another capacity: keep --train.replay_rows as it was")
         for name, value in saved["rows"].items():
             self.rows[name][:, : value.shape[1]] = value.numpy()
-        self.count, self.highest = saved["count"], saved["highest"]
+        self.count, self.highest = saved["count"], saved.get("highest", 1.0)  # not in checkpoints of earlier versions
         self.device_images = None
         if self.images:
             written = [int(store.written[0]) for store in self.images.values()]
