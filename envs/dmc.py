@@ -1,6 +1,7 @@
 """The DeepMind Control Suite as Gymnasium environments with vector or image observations."""
 
 import importlib.util
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -87,6 +88,7 @@ def load_task(domain: str, task: str, random: np.random.RandomState, draw: bool)
     task_kwargs: dict[str, Any] = {"random": random}
     if domain in _TIME_LIMITS:
         task_kwargs["time_limit"] = _TIME_LIMITS[domain]
+    logging.getLogger("absl").setLevel(logging.ERROR)  # deprecations inside of the suite, once for each copy
     env = suite.load(domain, task, task_kwargs=task_kwargs)
     if not draw:
         # quadruped_escape opens OpenGL at every reset to show its terrain, even where nobody looks, and

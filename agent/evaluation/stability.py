@@ -94,7 +94,7 @@ def stability_report(
         with torch.no_grad():
             errors = step_errors(world, recording, states, windows, metric, mean_reward, loops)
     bounds.append({
-        "map": "largest |deter|", "certificate": certificate(world.core).box,
+        "map": "largest |deter|; in dreams", "certificate": certificate(world.core).box,
         "visited": float(states.deter.abs().max()), "worst": None, "attacked": max(row["channel"] for row in long),
     })  # fmt: skip
     return StabilityReport(loops, bounds, long, errors)
