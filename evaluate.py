@@ -17,7 +17,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -39,7 +38,7 @@ from agent.evaluation.anatomy_plots import save_anatomy
 from agent.evaluation.atari_scores import human_normalised
 from agent.evaluation.episodes import Agent, EvalConfig, Evaluator, Timed, loop_shares, summarise
 from agent.evaluation.open_loop import use_exit
-from agent.evaluation.probe import format_probe, probe_states
+from agent.evaluation.probe import format_probe, probe_states, save_probe
 from agent.evaluation.recording import Recording, record, record_batches
 from agent.evaluation.rollout_error import format_results, rollout_errors, save_results
 from agent.evaluation.rollout_plots import draw_all, save_all
@@ -54,7 +53,7 @@ from agent.logs.json_output import Write, json_output
 from agent.logs.streams import lasting_streams
 from agent.runs.capacity import out_of_memory
 from agent.runs.cli import COUNTS
-from agent.runs.commands import CollectArgs, CompareArgs, DatasetArgs, ExportArgs, PolicyArgs
+from agent.runs.commands import CollectArgs, CompareArgs, DatasetArgs, ExportArgs, PolicyArgs, check_command
 from agent.runs.compare import Comparison
 from agent.runs.comparison_text import format_suite, format_table
 from agent.runs.config import saved_config
@@ -93,7 +92,7 @@ def policy(args: PolicyArgs, write: Write) -> None:
             use_exit(agent, args.exit, max_loops, args.exit_threshold, args.exit_histogram)
         except ValueError as error:
             raise UsageError(f"--exit {args.exit}: {error}") from error
-    if args.plan:
+    if args.plan is not None:
         if not isinstance(agent, Dreamer):
             raise UsageError(f"{args.run} is a run of {config.agent}, which has no world model: leave --plan out")
         try:
@@ -147,12 +146,12 @@ def model(args: ModelArgs, write: Write) -> None:
     world, behavior = agent.averaged.world, agent.averaged.behavior
     if args.max_loops and not world.core.looping:
         raise UsageError(f"the core of {args.run} is {world.cfg.core}, it has no loops: leave --max-loops out")
-    recordings = recordings_of(args, saved, agent)
+    recordings = recordings_of(args, saved, agent, random=True)
     loops = args.max_loops or (tuple(range(1, world.run_cap + 1)) if world.core.looping else ())
     results = rollout_errors(world, behavior, recordings, args.horizon, loops, args.windows, args.seed)
     print(f"{saved['task']}, {path}, step {saved['step']:,}\n{format_results(results)}")
     folder = Path(args.out) if args.out else run_folder(path) / "model"
-    save_results(results, folder, {"task": saved["task"], "checkpoint": str(path), "step": saved["step"]})
+    save_results(results, folder, about(path, saved))
     try:
         save_all(draw_all(world, recordings, results, args.horizon, folder), folder)
     except ValueError as error:  # numbers that are not finite cannot be drawn
@@ -171,14 +170,19 @@ def model_of(args: ModelRunArgs) -> tuple[Path, dict[str, Any], Dreamer]:
     return path, saved, agent
 
 
-def recordings_of(args: ModelRunArgs, saved: dict[str, Any], agent: Dreamer) -> list[Recording]:
-    """Episodes played by the agent, where it has a policy, and by a random one."""
+def about(path: Path, saved: dict[str, Any]) -> dict[str, Any]:
+    """What a table is of."""
+    return {"task": saved["task"], "checkpoint": str(path), "step": saved["step"]}
+
+
+def recordings_of(args: ModelRunArgs, saved: dict[str, Any], agent: Dreamer, random: bool) -> list[Recording]:
+    """Episodes played by the agent, and by a random policy where that is asked for, or the run has no policy."""
     task, config = TaskId.parse(saved["task"]), saved_config(saved)
     torch.set_num_threads(config.train.threads or 1)
     make_envs = partial(make_vector_env, task, seed=args.seed, asynchronous=task.is_parallel)
     check_spaces(saved, task_spaces(task))
     seeds = MODEL_RECORDING.episodes(args.seed, args.episodes)
-    players = (None,) if config.model_only else (agent, None)
+    players = (None,) if config.model_only else (agent, None) if random else (agent,)
     return [record(player, agent.spaces, make_envs, seeds) for player in players]
 
 
@@ -188,14 +192,14 @@ def recordings_of(args: ModelRunArgs, saved: dict[str, Any], agent: Dreamer) -> 
 def stability(args: StabilityArgs, write: Write) -> None:
     """Certificate, attack and long dreams."""
     path, saved, agent = model_of(args)
-    recording, loop = recordings_of(args, saved, agent)[0], saved_config(saved).model.loop
+    recording, loop = recordings_of(args, saved, agent, random=False)[0], saved_config(saved).model.loop
     report = stability_report(
         agent.averaged.world, agent.averaged.behavior, recording, args.max_loops or max(1, round(loop.mean_loops)),
         points=args.points, attack_steps=args.attack_steps, steps=args.steps, seed=args.seed,
     )  # fmt: skip
     print(f"{saved['task']}, {path}, step {saved['step']:,}, {report.loops} loops\n{format_stability(report)}")
     folder = Path(args.out) if args.out else run_folder(path) / "stability"
-    save_stability(report, folder, {"task": saved["task"], "checkpoint": str(path), "step": saved["step"]})
+    save_stability(report, folder, about(path, saved))
     print(f"results {folder}")
     write(report.plain())
 
@@ -203,21 +207,24 @@ def stability(args: StabilityArgs, write: Write) -> None:
 def probe(args: ProbeArgs, write: Write) -> None:
     """Read the true state out of the latents."""
     path, saved, agent = model_of(args)
-    found = probe_states(agent.averaged.world, recordings_of(args, saved, agent)[0], args.horizons, args.seed)
+    recording = recordings_of(args, saved, agent, random=False)[0]
+    found = probe_states(agent.averaged.world, recording, args.horizons, args.seed)
     print(f"{saved['task']}, {path}, step {saved['step']:,}\n{format_probe(found)}")
-    write(found._asdict())
+    folder = Path(args.out) if args.out else run_folder(path) / "probe"
+    save_probe(found, folder, about(path, saved))
+    write(found.plain())
 
 
 def loops(args: LoopsArgs, write: Write) -> None:
     """Orbits and read-outs, loop by loop."""
     path, saved, agent = model_of(args)
-    recording, world = recordings_of(args, saved, agent)[0], agent.averaged.world
+    recording, world = recordings_of(args, saved, agent, random=False)[0], agent.averaged.world
     world = untrained_like(world, args.seed) if args.untrained else world
-    report = anatomy(world, agent.averaged.behavior, recording, args.samples, args.loops, args.seed)
-    trained = "untrained" if args.untrained else f"step {saved['step']:,}"
-    print(f"{saved['task']}, {path}, {trained}\n{format_anatomy(report)}")
+    behavior = None if args.untrained else agent.averaged.behavior
+    report = anatomy(world, behavior, recording, args.samples, args.loops, args.seed)
+    print(f"{saved['task']}, {path}, step {0 if args.untrained else saved['step']:,}\n{format_anatomy(report)}")
     folder = Path(args.out) if args.out else run_folder(path) / ("loops_untrained" if args.untrained else "loops")
-    save_anatomy(report, folder, {"task": saved["task"], "checkpoint": str(path), "trained": trained})
+    save_anatomy(report, folder, {**about(path, saved), "untrained": args.untrained})
     print(f"results {folder}")
     write(report.plain())
 
@@ -249,7 +256,7 @@ def dataset(args: DatasetArgs, write: Write) -> None:
         spaces = sizes_of(data.adapter.observation_space, data.adapter.action_space)
         metadata = {"task": data.task, "spaces": spaces.plain(), "source": args.run}
         written = write_dataset(rows_of_episodes(data.episodes(), spaces), args.folder, metadata)
-        print(f"{dataset_line(written)}, in {args.folder}")
+        print(f"{dataset_line(written)}, in {args.folder}" + (f"\nnote: {data.note}" if data.note else ""))
         return
     path = checkpoint_of(args.run)
     saved = read_checkpoint(path)
@@ -285,6 +292,8 @@ def export(args: ExportArgs, write: Write) -> None:
     export_policy(agent, Path(args.file), loops)
     sizes = ", ".join(f"{name} ({size})" for name, size in agent.spaces.obs.items())
     print(f"{args.file}: observation {sizes} -> action ({agent.spaces.action.size}), {loops} loops per step")
+    if agent.averaged.behavior.cfg.plans:
+        print("note: this is the actor, and evaluations of this run plan")
 
 
 # ---------------------------------------------------------------------- command line
@@ -302,20 +311,11 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, Write], None]]] = {
 }
 
 
-def check_command(argv: list[str]) -> None:
-    """Raise UsageError where the first word is no command, with the nearest one."""
-    if not argv or argv[0].startswith("-") or argv[0] in COMMANDS:
-        return
-    near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-    meant = f"did you mean {near[0]}? " if near else ""
-    raise UsageError(f"there is no command {argv[0]!r}; {meant}the commands are {', '.join(COMMANDS)}")
-
-
 @lasting_streams()
 def main(argv: list[str]) -> int:
     """Run one command; errors that the user can correct are one line. Returns the exit status."""
     try:
-        check_command(argv)
+        check_command(argv, COMMANDS)
         with COUNTS:
             types: dict[str, Callable[..., Any]] = {name: kind for name, (kind, _) in COMMANDS.items()}
             args = tyro.extras.subcommand_cli_from_dict(types, args=argv, prog="evaluate.py")

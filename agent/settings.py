@@ -174,8 +174,10 @@ def renewed(values: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
     """The settings of a file as they are written today, so that runs of earlier versions can still be read."""
     kept = {name: v for name, v in values.items() if f"{prefix}{name}" not in FORMER or v != FORMER[f"{prefix}{name}"]}
     if prefix == "behavior." and "decisions" not in kept and "plan" in kept:  # 0 was what the actor decides
-        plan = kept.pop("plan")
-        kept |= {"decisions": "both", "plan": plan} if plan else {}
+        if kept["plan"]:
+            kept["decisions"] = "both"
+        else:
+            kept = {name: value for name, value in kept.items() if name not in ("plan", "plan_horizon")}
     return kept
 
 

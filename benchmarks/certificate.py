@@ -84,6 +84,8 @@ def attacked(name: str, tokens: int, weights: str, core: LoopedCore, attacks: in
         start = highest = 0.0
         for some in zip(*(part.split(500) for part in points), strict=True):
             found = expansion(f, Points(*some), steps)
+            if not (found.visited.isfinite().all() and found.attacked.isfinite().all()):
+                raise UsageError(f"a search of {name} gave numbers that are not finite")  # max() would leave them out
             start, highest = max(start, float(found.visited.max())), max(highest, float(found.attacked.max()))
         rows.append(dict(zip(COLUMNS, (name, tokens, weights, label, certified, start, highest, attacks), strict=True)))
     return rows

@@ -37,7 +37,8 @@ class MinariData:
         TaskError: Minari is not installed, there is no such data set here, or its spaces are not supported.
 
     Attributes:
-        task: the name of its environment, as gym:ID.
+        task: the name of its environment, as gym:ID, or gym:module:ID where another package registers it.
+        note: what of the environment the task does not say.
         adapter: the format of observations and actions here.
     """
 
@@ -52,7 +53,11 @@ class MinariData:
             what = " ".join(str(error).split())[:200]
             raise TaskError(f"there is no data set {name!r} here ({what}): minari download {name}") from error
         spec = self._data.env_spec
-        self.task = f"gym:{spec.id}" if spec is not None else f"gym:minari-{name.replace('/', '-')}"
+        if spec is None:
+            raise TaskError(f"the data set {name} names no environment, so there is no task that it is of")
+        module = str(spec.entry_point).partition(":")[0].partition(".")[0]
+        self.task = f"gym:{spec.id}" if module in ("gymnasium", "None") else f"gym:{module}:{spec.id}"
+        self.note = f"its environment was made with {spec.kwargs}: the task here has none" if spec.kwargs else ""
         self.adapter = GymAdapter(_Described(self._data.observation_space, self._data.action_space), name=name)
 
     def episodes(self) -> Iterator[RecordedEpisode]:

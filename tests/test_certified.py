@@ -180,14 +180,20 @@ def test_the_exit_knows_how_far_the_fixed_point_is(kind):
     states = core(deter, inputs, 400, core.prepare())[1].states
     end = states[-1]
     assert (states[-2] - end).abs().max() < 1e-9
-    rule = CertifiedExit(32, 64, threshold=0.2)
-    for loop in range(1, 60):
-        x, change = states[loop], states[loop] - states[loop - 1]
-        away, size = (x - end).flatten(1).norm(dim=1), x.flatten(1).norm(dim=1)
-        assert (away <= RATE / (1 - RATE) * change.flatten(1).norm(dim=1) * (1 + CLOSE) + 1e-12).all()
-        stops, _ = rule.stops(HaltingState(loop, x, change, lambda: None), ())
-        assert (away[stops] <= 0.2 * size[stops]).all()
-    assert stops.all()
+    rule, stopped = CertifiedExit(32, 64, threshold=0.2), []
+    for cap in (4, 64):
+        memory = rule.begin(deter, cap)
+        for loop in range(1, cap):
+            x, change = states[loop], states[loop] - states[loop - 1]
+            away, size = (x - end).flatten(1).norm(dim=1), x.flatten(1).norm(dim=1)
+            assert (away <= RATE / (1 - RATE) * change.flatten(1).norm(dim=1) * (1 + CLOSE) + 1e-12).all()
+            stops, _ = rule.stops(HaltingState(loop, x, change, lambda: None), memory)
+            left = (states[cap] - x).flatten(1).norm(dim=1)  # what the loops up to the cap would still move
+            assert (left[stops] <= 0.2 * size[stops]).all()
+            stopped.append((cap, loop, float(stops.double().mean())))
+    assert stopped[-1][2] == 1.0
+    shares = {(cap, loop): share for cap, loop, share in stopped}
+    assert shares[4, 3] >= shares[64, 3]  # one loop is left, or many
 
 
 def test_the_certified_exit_stops_samples_alone_in_dreams():
@@ -209,6 +215,24 @@ def test_the_certified_exit_stops_samples_alone_in_dreams():
 def test_the_certified_exit_is_refused_where_nothing_is_certified(core):
     with pytest.raises(ValueError, match="--model.core certified"):
         make_core(core, LoopConfig(exit="certified", width=8), CoreSizes(1, 3, 2))
+
+
+@pytest.mark.parametrize("kind", ["certified", "contracting"])
+def test_a_certified_core_is_not_matched_in_size(kind):
+    with pytest.raises(ValueError, match="its own"):
+        make_core(kind, LoopConfig(width=8), CoreSizes(1, 3, 2), "params")
+
+
+@pytest.mark.parametrize("energy", [None, 24.0])
+def test_the_inputs_of_every_prelude_start_with_an_equal_say(energy):
+    torch.manual_seed(0)
+    sizes = CoreSizes(groups=8, classes=8, actions=1, energy=energy)
+    for kind, flat in (("looped", 64), ("contracting", 0)):
+        core = make_core(kind, LoopConfig(width=64, units=2000), sizes)
+        parts = core.prelude_in.weight.split([n for n in (flat, 64, 1) if n], 1)
+        energies = [n for n in (flat, energy or 8, 1) if n]
+        said = [float(part.detach().square().mean()) * of for part, of in zip(parts, energies, strict=True)]
+        assert said == pytest.approx([said[0]] * len(said), rel=0.15), kind
 
 
 def test_a_certified_core_refuses_a_free_retention():

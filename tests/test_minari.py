@@ -33,7 +33,8 @@ def minari(monkeypatch):
         if name != "known/v0":
             raise FileNotFoundError(name)
         return SimpleNamespace(
-            env_spec=SimpleNamespace(id="Known-v0"), observation_space=OBSERVATIONS, action_space=ACTIONS,
+            env_spec=SimpleNamespace(id="Known-v0", entry_point="far.away:Known", kwargs={"size": 3}),
+            observation_space=OBSERVATIONS, action_space=ACTIONS,
             iterate_episodes=lambda: iter(episodes),
         )  # fmt: skip
 
@@ -44,9 +45,10 @@ def minari(monkeypatch):
 def test_each_row_is_an_arrival(minari, script, tmp_path):
     made = script("evaluate.py", "dataset", "minari:known/v0", tmp_path / "data")
     assert made.returncode == 0, made.stderr
-    assert "gym:Known-v0: 20 whole episodes" in made.stdout
+    assert "gym:far:Known-v0: 20 whole episodes" in made.stdout
+    assert "note: its environment was made with {'size': 3}" in made.stdout
     dataset = load_dataset(tmp_path / "data")
-    assert dataset.task == "gym:Known-v0"
+    assert dataset.task == "gym:far:Known-v0"
     assert dataset.spaces.obs == {"state": 5}
     rows, start = dataset.train, 0
     for number in (n for n in range(20) if n % 10 != 9):

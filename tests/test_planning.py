@@ -117,6 +117,7 @@ def test_agents_trained_without_can_plan_and_episodes_are_repeatable():
     one, other = (run_episodes(agent, metronomes, 2, 1_000_000_000, say=lambda line: None) for _ in range(2))
     assert [row["return"] for row in one] == [row["return"] for row in other]
     use_plan(agent.averaged.behavior, 0, None)
+    assert agent.averaged.behavior.cfg.decisions == "actor"
     plain = run_episodes(agent, metronomes, 2, 1_000_000_000, say=lambda line: None)
     assert [row["return"] for row in plain] != [row["return"] for row in one]
 
@@ -128,7 +129,7 @@ def test_agents_trained_without_can_plan_and_episodes_are_repeatable():
 def test_who_decides_while_exploring_and_in_evaluations(decisions, explores, evaluates):
     config = preset("debug")
     spaces = untrained(metronomes).spaces
-    behavior = replace(config.behavior, decisions=decisions, plan=8)
+    behavior = replace(config.behavior, decisions=decisions)
     agent = Dreamer(config.model, behavior, config.optimizer, spaces)
     obs = {name: np.zeros((2, size), np.float32) for name, size in spaces.obs.items()}
     for explore, planned in ((True, explores), (False, evaluates)):
@@ -155,4 +156,6 @@ def test_choices_are_not_planned():
     with pytest.raises(ValueError, match="plans continuous actions"):
         ActorCritic(BehaviorConfig(decisions="plan"), 8, ActionSpec(2, True))
     with pytest.raises(ValueError, match="plan-horizon must be at least 1"):
-        BehaviorConfig(plan=8, plan_horizon=0)
+        BehaviorConfig(decisions="plan", plan=8, plan_horizon=0)
+    with pytest.raises(ValueError, match="plans nothing"):
+        BehaviorConfig(plan=8)

@@ -61,6 +61,12 @@ def test_of_too_much_the_last_rows_stay_and_the_run_goes_on_behind_them():
     assert replay.rows["obs/state"][0, 0, 0] == -1.0
 
 
+def test_too_few_rows_are_an_error():
+    agent = untrained(counters)
+    with pytest.raises(UsageError, match="too few for 20 environments"):
+        add_recorded(replay_of(agent, 400, envs=20), dataset_of(7), agent)
+
+
 def test_latents_are_those_of_the_agent():
     agent = untrained(counters)
     replay = replay_of(agent, 200)

@@ -31,30 +31,32 @@ from torch import Tensor, nn
 from world_model.core import CoreSizes
 from world_model.exits import ExitRule, HaltingState, Memory
 from world_model.looped import GatedCore, LoopConfig, LoopedCore
-from world_model.nets import Norm, linear
+from world_model.nets import Norm, equal_say, linear
 from world_model.retention import Retention
 
 RATE = 0.9
 """L: every loop brings two states nearer to each other by at least this factor."""
 SMALLEST_UPDATE = 0.02
-"""Least u of the contracting core: a memory of at most 50 environment steps."""
+"""Least u of the contracting core: what the gate alone keeps fades over at most 50 environment steps."""
 SQUARINGS = 6
-"""Of the Gram matrix in a spectral bound: at most D^(1/128) times the norm, 4 % for a width of 128."""
+"""Of the Gram matrix in a spectral bound: at most D^(1/256) times the norm, 2 % for a width of 128."""
 
 
 def spectral_bound(matrix: Tensor, squarings: int = SQUARINGS) -> Tensor:
     """0-d, at least the largest singular value of `matrix`, with gradient.
 
     Gram iteration (Delattre et al. 2023, arXiv 2305.16173): ||W||^(2k) = ||G^k|| <= ||G^k||_F for G = W'W. The norm
-    is divided out before every squaring, and its logarithm kept, so that nothing overflows.
+    is divided out before every squaring, and its logarithm kept, so that powers do not overflow. In float64 on a GPU,
+    whose products of float32 may be rounded to ten bits.
     """
+    kind, matrix = matrix.dtype, matrix.double() if matrix.is_cuda else matrix
     gram = matrix @ matrix.t() if matrix.shape[0] <= matrix.shape[1] else matrix.t() @ matrix
     log_norm, power = gram.new_zeros(()), 2.0
     for _ in range(squarings):
         size = gram.norm().clamp(min=1e-30)
         gram = gram / size
         gram, log_norm, power = gram @ gram, 2.0 * (log_norm + size.log()), 2.0 * power
-    return torch.exp((log_norm + gram.norm().clamp(min=1e-30).log()) / power)
+    return torch.exp((log_norm + gram.norm().clamp(min=1e-30).log()) / power).to(kind)
 
 
 def at_most_one(matrix: Tensor) -> Tensor:
@@ -190,13 +192,14 @@ class CertifiedCore(LoopedCore):
 class ContractingCore(CertifiedCore):
     """The certified core whose environment step contracts too, by 1 - (1 - L) SMALLEST_UPDATE or faster.
 
-    What the state says about the next one goes through the loop alone, which costs fit.
+    Prelude and outer gate do not read the state: it reaches the next one through the loop and by what the gate keeps.
     """
 
     def __init__(self, cfg: LoopConfig, sizes: CoreSizes):
         super().__init__(cfg, sizes)
         with torch.random.fork_rng(devices=[]):
-            self.prelude_in = linear(sizes.groups * sizes.classes + sizes.actions, cfg.units)
+            energies = sizes.energy or sizes.groups, sizes.actions
+            self.prelude_in = equal_say((sizes.groups * sizes.classes, sizes.actions), energies, cfg.units)
         del self.coda, self.coda_norm
 
     def prelude(self, deter: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,9 +220,9 @@ class ContractingCore(CertifiedCore):
 
 
 class CertifiedExit(ExitRule):
-    """Stop when no number of further loops can move the state by more than `threshold` times its norm.
+    """Stop when the loops that are left up to the cap cannot move the state by more than `threshold` times its norm.
 
-    |x_r - x*| <= L / (1 - L) |x_r - x_{r-1}|, for the cores of this file alone.
+    |x_R - x_r| <= (L + L^2 + .. + L^(R-r)) |x_r - x_{r-1}|, for the cores of this file alone.
     """
 
     stops_early = True
@@ -228,8 +231,12 @@ class CertifiedExit(ExitRule):
         super().__init__()
         self.threshold = 0.1 if threshold is None else threshold
 
+    def begin(self, e: Tensor, cap: int) -> Memory:
+        return (torch.full((len(e),), float(cap), device=e.device),)
+
     def stops(self, now: HaltingState, memory: Memory) -> tuple[Tensor, Memory]:
-        ahead = RATE / (1.0 - RATE) * now.change.flatten(1).norm(dim=1)  # (M,)
+        left = RATE * (1.0 - RATE ** (memory[0] - now.loop)) / (1.0 - RATE)  # (M,)
+        ahead = left * now.change.flatten(1).norm(dim=1)
         return ahead <= self.threshold * now.x.flatten(1).norm(dim=1), memory
 
 
@@ -267,7 +274,7 @@ def certificate(core: nn.Module) -> Certificate:
     step = 1.0 - (1.0 - loop) * SMALLEST_UPDATE
     # |deter'| <= step |deter| + |x_R(0)|, as sqrt(u) <= 1: so |deter| <= |x_R(0)| / (1 - step)
     width, hidden = core.cfg.width, len(up)
-    e = largest_normed(core.input_norm) * math.sqrt(width)  # |e| of all tokens is at most sqrt(N) times this
+    e = float(core.input_norm.gain.double().abs().max()) * math.sqrt(width)  # |e| of one token
     moved = norm(reads[:width]) + float(coupling.max()) * norm(down) * norm(reads[width : width + hidden])
     at_rest = math.sqrt(core.cfg.tokens) * moved * e / (1.0 - loop)
     return Certificate(loop, step, max(float(core.start.double().norm()), at_rest / (1.0 - step)))

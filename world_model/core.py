@@ -55,11 +55,13 @@ class Traces(NamedTuple):
 
 
 class CoreSizes(NamedTuple):
-    """Sizes from outside of the core: groups S, classes K, actions A."""
+    """Sizes from outside of the core: groups S, classes K, actions A; energy: expected square of the latents' norm, by
+    default that of S one-hot vectors."""
 
     groups: int
     classes: int
     actions: int
+    energy: float | None = None
 
 
 class Core(nn.Module, ABC):

@@ -43,7 +43,8 @@ GAIN_LIMIT = 2.0
 class HaltingState(NamedTuple):
     """What a rule may look at after loop number `loop`: state and last change (M, N, D), detached.
 
-    log_prior() computes the prior's log-probabilities (M, S, K), at the price of about one loop.
+    log_prior() computes the prior's log-probabilities (M, S, K), at the price of about one loop; of gaussian latents
+    their means and logarithms of deviations (M, S, 2K).
     """
 
     loop: int

@@ -36,6 +36,11 @@ class Categorical:
         """Numbers that a network gives for all groups, S*P."""
         return self.groups * self.classes
 
+    @property
+    def energy(self) -> float:
+        """Expected square of a sample's norm, at first."""
+        return self.groups
+
     def distribution(self, outputs: Tensor) -> Tensor:
         """(..., S*P) of a network -> (..., S, P): probabilities."""
         return probabilities(outputs.unflatten(-1, (self.groups, self.classes)))
@@ -66,6 +71,10 @@ class Simplicial(Categorical):
 
     onehot = False
 
+    @property
+    def energy(self) -> float:
+        return self.groups / self.classes
+
     def draw(self, distribution: Tensor, level: Tensor | None) -> Tensor:
         return distribution
 
@@ -78,6 +87,10 @@ class Gaussian(Categorical):
     @property
     def size(self) -> int:
         return 2 * self.groups * self.classes
+
+    @property
+    def energy(self) -> float:
+        return self.groups * self.classes
 
     def distribution(self, outputs: Tensor) -> Tensor:
         mean, raw = outputs.float().unflatten(-1, (self.groups, 2 * self.classes)).chunk(2, -1)

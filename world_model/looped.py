@@ -34,7 +34,7 @@ from world_model.block import Block
 from world_model.core import Core, CoreSizes, LogPrior, LoopStats, Trace
 from world_model.exits import RULES, HaltingState, Memory, make_rule
 from world_model.extensions import check_name
-from world_model.nets import Norm, linear
+from world_model.nets import Norm, equal_say, linear
 from world_model.ranges import ABOVE_ZERO, AT_LEAST_ONE, require
 from world_model.retention import Dynamics, Retention
 
@@ -120,13 +120,9 @@ class GatedCore(Core):
 
     def __init__(self, cfg: LoopConfig, sizes: CoreSizes):
         super().__init__()
-        self.cfg, (groups, classes, actions) = cfg, sizes
-        flat, latents = cfg.tokens * cfg.width, groups * classes
-        self.prelude_in = linear(flat + latents + actions, cfg.units)
-        with torch.no_grad():  # state, latents (of which `groups` are 1) and action start with an equal say
-            parts = self.prelude_in.weight.split([flat, latents, actions], 1)
-            for columns, size in zip(parts, (flat, groups, actions), strict=True):
-                columns.mul_((self.prelude_in.in_features / size / 3) ** 0.5)
+        self.cfg, flat, latents = cfg, cfg.tokens * cfg.width, sizes.groups * sizes.classes
+        energies = flat, sizes.energy or sizes.groups, sizes.actions
+        self.prelude_in = equal_say((flat, latents, sizes.actions), energies, cfg.units)
         self.prelude_norm = Norm(cfg.units)
         self.prelude_out = linear(cfg.units, flat)
         self.input_norm = Norm(cfg.width)

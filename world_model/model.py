@@ -84,7 +84,7 @@ class WorldModel(nn.Module):
         self.latents = KINDS[cfg.latents](cfg.groups, cfg.classes)
         flat, described, units = cfg.loop.tokens * cfg.loop.width, self.latents.size, cfg.units
         self.feat_size = flat + cfg.groups * cfg.classes
-        sizes = CoreSizes(cfg.groups, cfg.classes, control_size(action_size, cfg.jump))
+        sizes = CoreSizes(cfg.groups, cfg.classes, control_size(action_size, cfg.jump), self.latents.energy)
         self.core: Core = make_core(cfg.core, cfg.loop, sizes, cfg.match)
         self.observation_model = ObservationModel(obs_sizes, self.feat_size, units, cfg.image, cfg.objective, flat)
         # The posterior's first layer is split, so that its observation half runs outside of the scan over time.

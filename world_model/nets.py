@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,15 @@ def linear(inputs: int, outputs: int, bias: bool = False, scale: float = 1.0) ->
             nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
         if bias:
             layer.bias.zero_()
+    return layer
+
+
+def equal_say(sizes: Sequence[int], energies: Sequence[float], outputs: int) -> nn.Linear:
+    """A linear layer of several inputs, which start with an equal say; energies: the squares of their norms."""
+    layer = linear(sum(sizes), outputs)
+    with torch.no_grad():
+        for columns, energy in zip(layer.weight.split(list(sizes), 1), energies, strict=True):
+            columns.mul_((layer.in_features / energy / len(sizes)) ** 0.5)
     return layer
 
 

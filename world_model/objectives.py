@@ -4,7 +4,8 @@
     sigreg       predict the next embedding, and let embeddings be distributed like a standard normal
                  (LeJEPA, arXiv 2511.08544; as a world model LeWorldModel, arXiv 2603.19312)
 
-A loss on predictions alone is lowest where all embeddings are equal: each objective has one term against that collapse.
+A loss on predictions alone is lowest where all embeddings are equal. Redundancy does not move what is predicted, and
+sigreg has a penalty against that collapse.
 
 Symbols as in `types.py`; M = B*T samples, E numbers of a projected embedding, P directions.
 """
@@ -118,7 +119,7 @@ def sigreg(z: Tensor, directions: Tensor, average: Average = alone) -> Tensor:
     t = torch.linspace(0.0, HIGHEST, FREQUENCIES, device=z.device)
     normal = torch.exp(-0.5 * t.square())
     weights = 2.0 * HIGHEST / (FREQUENCIES - 1) * normal  # twice: t < 0 says the same
-    weights[[0, -1]] *= 0.5
+    weights[0], weights[-1] = 0.5 * weights[0], 0.5 * weights[-1]
     angle = (z.float() @ directions)[..., None] * t  # (M, P, points)
     real, imaginary = average(angle.cos().mean(0)), average(angle.sin().mean(0))  # (P, points)
     return (((real - normal).square() + imaginary.square()) @ weights).mean()

@@ -17,7 +17,7 @@ from world_model.model import WorldModel
 from world_model.objectives import effective_rank
 from world_model.types import Batch
 
-OBSERVED = ("reconstruction", "image", "redundancy", "embedding", "reward")
+OBSERVED = ("reconstruction", "image", "embedding", "reward")
 """The losses of what a state says about its own row."""
 
 

@@ -44,7 +44,7 @@ class Batch(NamedTuple):
 
 class Scanned(NamedTuple):
     """What a scan over the rows gives: states (B, T, ...), distributions (B, T, S, P), detached traces (B, T, ...), and
-    the states' deter (B, N, D) row by row, as later rows were computed from them."""
+    the states' deter (B, N, D) row by row, from which the later rows were computed where the scan is not fused."""
 
     states: LatentState
     probs: Tensor

@@ -5,6 +5,7 @@ Symbols: M samples, R loops of an orbit, N tokens, D width, F = N * D.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,7 +45,7 @@ class Samples:
     """M transitions of recorded episodes, and the loop states of each far beyond the training depth.
 
     x (R+1, M, N, D); deter, gate (M, N, D): previous state and outer gate; embed (M, U): of the observation on arrival;
-    reward (M,): on arrival; targets (M, P): the observation in the form that the decoder predicts.
+    reward (M,): on arrival; targets (M, P): the observation in the form that the decoder predicts, None without one.
     """
 
     def __init__(self, world: WorldModel, recording: Recording, count: int, loops: int):
@@ -75,10 +76,13 @@ class Samples:
 
 @torch.no_grad()
 def anatomy(
-    world: WorldModel, behavior: ActorCritic, recording: Recording, samples: int = 512, loops: int = LOOPS,
+    world: WorldModel, behavior: ActorCritic | None, recording: Recording, samples: int = 512, loops: int = LOOPS,
     seed: int = 0,
 ) -> Anatomy:  # fmt: skip
-    """Follow the loops of `samples` recorded transitions. Raises UsageError where the core has no loops."""
+    """Follow the loops of `samples` recorded transitions; without `behavior` no value is read out.
+
+    Raises UsageError where the core has no loops.
+    """
     if not isinstance(world.core, LoopedCore):
         raise UsageError(f"the core {world.cfg.core} has no loops: give a run of a core that has")
     with torch.random.fork_rng():
@@ -115,7 +119,7 @@ def participation(energy: Tensor) -> float:
     return float((total / energy.shape[1]).mean())
 
 
-def readouts(world: WorldModel, behavior: ActorCritic, found: Samples) -> dict[str, Tensor]:
+def readouts(world: WorldModel, behavior: ActorCritic | None, found: Samples) -> dict[str, Tensor]:
     """What is read out of each loop 1..R, means over the samples, (R,) each.
 
     kl            nats of KL(posterior || prior), both of this loop: what training lowers
@@ -130,10 +134,9 @@ def readouts(world: WorldModel, behavior: ActorCritic, found: Samples) -> dict[s
     at_reference = core.readout(found.deter, found.x[found.reference].float(), found.gate)
     stoch = world.draw(world.posterior(at_reference, found.embed), None)  # the same for every loop
     reference_prior = world.log_prior(at_reference)
-    heads: dict[str, Any] = {
-        "reward": lambda feat: world.twohot.mean(world.reward(feat)),
-        "value": behavior.critic.value,
-    }
+    heads: dict[str, Any] = {"reward": lambda feat: world.twohot.mean(world.reward(feat))}
+    if behavior is not None:
+        heads["value"] = behavior.critic.value
     reference = {name: head(LatentState(at_reference, stoch).feat()) for name, head in heads.items()}
     found_rows: list[dict[str, Tensor]] = []
     for x in found.x[1:].float():
@@ -182,11 +185,13 @@ def descent(world: WorldModel, found: Samples, loop: int) -> float:
 
 
 def untrained_like(world: WorldModel, seed: int = 0) -> WorldModel:
-    """The same model with the first weights of a seed; it sees observations on the same scale."""
+    """The same model with the first weights of a seed, which sees observations on the same scale."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         fresh = WorldModel(world.cfg, world.obs_sizes, world.action_size)
-    fresh.observation_model.share_statistics(world.observation_model)
+    trained = dict(world.observation_model.named_buffers())
+    for name, buffer in fresh.observation_model.named_buffers():
+        buffer.copy_(trained[name])
     return fresh
 
 
@@ -211,7 +216,7 @@ def format_anatomy(report: Anatomy) -> str:
             lines.append(
                 f"{row['loop']:4d}{mark} {row['distance']:10.3g}  {cosine}  {row['descent']:7.2f}  "
                 f"{row['channels']:8.2f} {row['kl']:6.3f}  {row['prior_kl']:8.3g}  {row['reward_rank']:11.3f}  "
-                f"{row['value_rank']:10.3f}"
+                f"{row.get('value_rank', math.nan):10.3f}"
             )
     lines.append("* the deepest of training, with which prior, reward and value are compared")
     return "\n".join(lines)

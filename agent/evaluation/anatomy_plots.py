@@ -50,11 +50,12 @@ def draw_anatomy(report: Anatomy) -> Figure:
     angle.set(title="cosine", ylim=(-1.05, 1.05))
     quality.plot(loops, column("kl"), label="KL(posterior || prior), nats")
     quality.set(title="what training lowers", ylim=(0, None))
-    for name in ("prior_kl", "reward", "value"):
+    known: list[str] = [name for name in ("prior_kl", "reward", "value") if name in report.loops[0]]
+    for name in known:
         agreement.plot(loops, np.maximum(column(name), 1e-9), label=name.replace("prior_kl", "prior, nats"))
     agreement.set(title=f"difference from loop {report.reference}", yscale="log")
-    for name in ("reward_rank", "value_rank"):
-        ranks.plot(loops, column(name), label=name.replace("_rank", ""))
+    for name in known[1:]:
+        ranks.plot(loops, column(f"{name}_rank"), label=name)
     ranks.set(title=f"rank correlation with loop {report.reference}", ylim=(-1.05, 1.05))
     moving = report.moving.numpy()
     order = np.argsort(-moving[0])

@@ -10,9 +10,11 @@ Symbols: E episodes, T rows, L rows of all together, F features, P numbers of th
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +41,11 @@ class Probe(NamedTuple):
     r2_deter: float
     ahead: dict[int, float]
     entries: list[float | None]
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values for JSON, which has no NaN: None."""
+        known = {h: value if math.isfinite(value) else None for h, value in self.ahead.items()}
+        return {**self._asdict(), "ahead": known}
 
 
 class Readout:
@@ -129,3 +136,13 @@ def format_probe(found: Probe) -> str:
     if found.ahead:
         lines.append("dreams            " + "   ".join(f"{value:.4f} after {h}" for h, value in found.ahead.items()))
     return "\n".join(lines)
+
+
+def save_probe(found: Probe, folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Write probe.json. Raises UsageError when it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({**metadata, **found.plain()}, indent=1)
+        (folder / "probe.json").write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written ({error.strerror}): make room, or give another place") from error

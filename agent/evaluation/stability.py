@@ -93,9 +93,11 @@ def stability_report(
         mean_reward = float(recorded_rewards(recording).mean())
         with torch.no_grad():
             errors = step_errors(world, recording, states, windows, metric, mean_reward, loops)
+    real = torch.arange(episodes.reward.shape[1]) < episodes.length[:, None]  # (E, T): no padding
+    dreamed = max(row["channel"] for row in long)
     bounds.append({
         "map": "largest |deter|; in dreams", "certificate": certificate(world.core).box,
-        "visited": float(states.deter.abs().max()), "worst": None, "attacked": max(row["channel"] for row in long),
+        "visited": float(states.deter[real].abs().max()), "worst": None, "attacked": dreamed,
     })  # fmt: skip
     return StabilityReport(loops, bounds, long, errors)
 

@@ -10,7 +10,7 @@ Shapes: B imagined rollouts, H horizon, A actions, F features. Features of a rol
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -36,6 +36,7 @@ SLOW_RATE = 0.02  # of the slow critic, per update
 ADVANTAGE_RATE = 0.01  # of the running mean size of the advantages
 ADVANTAGE_FLOOR = 0.01  # lower bound of their scale, in rewards: what is smaller may be an error of the critic
 LAMBDA = 0.95  # of the lambda-return
+CANDIDATES, PLANNED = 64, 3  # of a plan, and its steps
 REPLAY_VALUE_SCALE = 0.3  # of the critic loss on replayed rewards, whose gradient reaches the world model
 
 
@@ -59,10 +60,10 @@ class BehaviorConfig:
     By default 0.1 with the dynamics gradient (with 0.025 the policy settles too early), else 0.025."""
     decisions: Literal["actor", "plan", "both", "expansion"] = "actor"
     """Who acts: the actor; plans of continuous actions; or both, plans while exploring and the actor in evaluations.
-    expansion: the actor, and losses are those of observed states alone, for which dreams are targets."""
-    plan: int = 64
+    expansion: the actor; losses are those of observed states alone, and dreams are their targets."""
+    plan: int = CANDIDATES
     """Candidates of a plan."""
-    plan_horizon: int = 3
+    plan_horizon: int = PLANNED
     """Steps ahead that are planned; the critic values what comes after them."""
     units: int = 128
     """Width of actor and critic."""
@@ -72,11 +73,17 @@ class BehaviorConfig:
         require(self, "--behavior.", **whole, entropy=NOT_NEGATIVE, gamma=SOME_SHARE)
         if self.starts is not None and self.starts < 0:
             raise ValueError(f"--behavior.starts must be 0 (all) or more, got {self.starts}")
+        if not self.plans and (self.plan, self.plan_horizon) != (CANDIDATES, PLANNED):
+            raise ValueError(f"--behavior.decisions {self.decisions} plans nothing: give plan or both")
 
     @property
     def plans(self) -> bool:
-        """Whether actions are planned while exploring."""
+        """Whether actions are planned, at least while exploring."""
         return self.decisions in ("plan", "both")
+
+    def without_plans(self) -> BehaviorConfig:
+        """The same settings where the actor decides."""
+        return replace(self, decisions="actor", plan=CANDIDATES, plan_horizon=PLANNED)
 
 
 # ---------------------------------------------------------------------- mathematics

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -75,7 +74,7 @@ class Dreamer:
         self.optimizers = {name: FlatAdam(params, optimizer.lr) for name, params in self.policy.parts().items()}
         self.averaged = copy.deepcopy(self.policy)
         if behavior.decisions == "both":
-            self.averaged.behavior.cfg = replace(behavior, decisions="actor")
+            self.averaged.behavior.cfg = behavior.without_plans()
         self.averaged.world.observation_model.share_statistics(world.observation_model)
         self.average_flats = [flatten(params, grad=False) for params in self.averaged.parts().values()]
         self.average_rate = torch.zeros((), device=device)

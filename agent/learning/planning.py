@@ -94,5 +94,7 @@ def use_plan(behavior: ActorCritic, candidates: int, horizon: int | None) -> Non
     if candidates and behavior.spec.discrete:
         raise ValueError("--plan plans continuous actions, and this task's are choices: leave it out")
     steps = behavior.cfg.plan_horizon if horizon is None else horizon
-    who = {"decisions": "plan", "plan": candidates} if candidates else {"decisions": "actor"}
-    behavior.cfg = replace(behavior.cfg, plan_horizon=steps, **who)
+    if candidates:
+        behavior.cfg = replace(behavior.cfg, decisions="plan", plan=candidates, plan_horizon=steps)
+    else:
+        behavior.cfg = behavior.cfg.without_plans()

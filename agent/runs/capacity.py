@@ -29,17 +29,21 @@ SHARE = 0.9
 def rows_needed(config: Config, repeat: int) -> int:
     """Rows that the replay will hold at the end, one for each step; repeat: simulator steps of one action.
 
-    Episodes of a few steps add a row each, for their first observation.
+    Episodes of a few steps add a row each, for their first observation. A data set may fill all of it.
     """
-    return min(config.train.replay_rows, config.train.steps // repeat + config.train.envs)
+    rows = config.train.replay_rows
+    return rows if config.dataset else min(rows, config.train.steps // repeat + config.train.envs)
 
 
 def row_bytes(config: Config, spaces: Spaces) -> tuple[int, int]:
     """Bytes of one row in memory, and of its images, which lie on the disk. As `ReplayBuffer` keeps them."""
     model, sizes = config.model, spaces.obs.values()
     vectors = sum(size for size in sizes if isinstance(size, int)) + spaces.action.size + 1  # 1: the reward
-    flags, deter, stoch = 3, 2 * model.loop.tokens * model.loop.width, model.groups
-    return 4 * vectors + flags + deter + stoch, sum(math.prod(size) for size in sizes if not isinstance(size, int))
+    flags, deter = 3, 2 * model.loop.tokens * model.loop.width
+    stoch = model.groups * (1 if model.latents == "categorical" else 2 * model.classes)
+    priority = 4 if config.train.sampling.endswith("-error") else 0
+    images = sum(math.prod(size) for size in sizes if not isinstance(size, int))
+    return 4 * vectors + flags + deter + stoch + priority, images
 
 
 def check_capacity(config: Config, spaces: Spaces, repeat: int, resumed: bool = False) -> None:

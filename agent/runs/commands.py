@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import tyro
 
+from agent.errors import UsageError
 from agent.evaluation.episodes import EvalConfig
 from agent.runs.config import Config
 from agent.seeds import COLLECTION
@@ -31,8 +34,9 @@ class PolicyArgs:
     """Threshold of that rule."""
     exit_histogram: tuple[float, ...] = ()
     """Weights of 1, 2, .. loops for the random exit."""
-    plan: int = 0
-    """Candidates of planning at every decision, also for agents trained without; 0 = the policy decides."""
+    plan: int | None = None
+    """Candidates of planning at every decision, also for agents trained without; 0 = the policy decides. By default as
+    the run was configured."""
     plan_horizon: int | None = None
     """Steps ahead that are planned."""
     sb3: str | None = None
@@ -59,6 +63,8 @@ class PolicyArgs:
             raise ValueError("an agent of stable-baselines3 has no loops: leave --exit and --max-loops out")
         if self.sb3 and self.plan:
             raise ValueError("an agent of stable-baselines3 has no world model to plan in: leave --plan out")
+        if self.plan is not None and self.plan < 0:
+            raise ValueError(f"--plan must be at least 0, got {self.plan}")
         if self.plan_horizon is not None and not self.plan:
             raise ValueError("--plan-horizon belongs to planning: give the number of candidates too, such as --plan 64")
         if self.exit is None and (self.exit_threshold is not None or self.exit_histogram):
@@ -98,7 +104,7 @@ class CompareArgs:
 
 @dataclass(frozen=True)
 class DatasetArgs:
-    """Keep the experience of a run as a fixed data set, for train_agent.py --dataset FOLDER --model-only."""
+    """Keep the experience of a run as a fixed data set, for train_agent.py --dataset FOLDER."""
 
     run: tyro.conf.Positional[str]
     """Run folder, or its latest.pt; or minari:ID, a data set of Minari on this machine (minari download ID)."""
@@ -109,6 +115,8 @@ class DatasetArgs:
 
     def __post_init__(self) -> None:
         expand_home(self, "run", "folder")
+        if self.nov and self.run.startswith("minari:"):
+            raise ValueError("--nov knows the entries of dm_control's tasks alone: leave it out")
 
 
 @dataclass(frozen=True)
@@ -150,3 +158,12 @@ class ExportArgs:
         expand_home(self, "run", "file")
         if self.max_loops is not None and self.max_loops < 1:
             raise ValueError(f"--max-loops must be at least 1, got {self.max_loops}")
+
+
+def check_command(argv: Sequence[str], known: Collection[str]) -> None:
+    """Raise UsageError where the first word is no command, with the nearest one."""
+    if not argv or argv[0].startswith("-") or argv[0] in known:
+        return
+    near = difflib.get_close_matches(argv[0], known, n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    raise UsageError(f"there is no command {argv[0]!r}; {meant}the commands are {', '.join(known)}")

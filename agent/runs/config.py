@@ -86,6 +86,8 @@ class Config:
             raise ValueError("--dream is for baselines: give --agent sac, ppo or dqn with it")
         if self.agent != "dreamer" and self.model_only:
             raise ValueError(f"--agent {self.agent} has no world model: leave --model-only out")
+        if self.model.jump > 1 and self.train.sampling.endswith("-error"):
+            raise ValueError("--train.sampling by errors knows no jumps: leave --model.jump out, or sample otherwise")
         if self.train.batch % self.optimizer.workers:
             raise ValueError(
                 f"--train.batch {self.train.batch} cannot be shared evenly by {self.optimizer.workers} processes: "

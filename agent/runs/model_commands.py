@@ -108,4 +108,6 @@ class LoopsArgs(ModelRunArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least_one("loops", "samples")
+        self.at_least_one("loops")
+        if self.samples < 2:
+            raise ValueError(f"--samples must be at least 2, got {self.samples}")

@@ -41,7 +41,9 @@ def train_model(config: Config, task: str, slug: str, device: torch.device) -> i
         open_run(config, task, dataset.spaces, device, counts, folder, updates) as run,
     ):
         batch, execution = (config.train.batch, config.train.length), make_execution(agent)
-        trainer = OfflineTrainer(config.offline, agent, execution, dataset, run.logger, run.store, batch, config.seed)
+        trainer = OfflineTrainer(
+            config.offline, agent, execution, dataset, run.logger, run.store, batch, config.seed, config.train.sampling
+        )
         run.trainer = trainer
         run.meta.update(core={"params": params, "flops": flops})
         print(f"task         {task}, {updates:,} updates of the world model on {config.dataset}")

@@ -93,6 +93,7 @@ class OfflineTrainer:
         store: Store,
         batch: tuple[int, int],
         seed: int,
+        sampling: str = "uniform",
     ):
         self.cfg, self.agent, self.execution, self.batch = cfg, agent, execution, batch
         self.logger, self.store = logger, store
@@ -100,7 +101,7 @@ class OfflineTrainer:
         latent = (loop.tokens, loop.width), (model.groups, model.classes)
         rows = len(dataset.train["reward"])
         sizes = dataset.spaces.obs, dataset.spaces.action.size
-        self.replay = ReplayBuffer(rows, 1, *sizes, *latent, seed, onehot=model.latents == "categorical")
+        self.replay = ReplayBuffer(rows, 1, *sizes, *latent, seed, sampling, model.latents == "categorical")
         with execution.uncompiled():
             self.replay.fill(dataset.train, posterior_rows(agent.world, dataset.train, agent.device))
         self.episodes = pad_episodes(dataset.held_out).to(agent.device)

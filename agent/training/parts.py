@@ -30,7 +30,7 @@ def joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "row": side_by_side([each["row"] for each in trainers]),
         "memory": side_by_side(memories) if all(memories) else None,
         "ranks": [
-            {"random": each["random"], "rng": own["rng"], "bad_steps": each["bad_steps"]}
+            {"random": each["random"], "rng": own["rng"], "highest": own["highest"], "bad_steps": each["bad_steps"]}
             for each, own in zip(trainers, replays, strict=True)
         ],
     }
@@ -52,7 +52,7 @@ def part_of(saved: Mapping[str, Any], rank: int, envs: int) -> dict[str, Any]:
     def cut(tree: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: value[mine] for name, value in tree.items()}
 
-    replay = {**replay, "rows": cut(replay["rows"]), "rng": own["rng"]}
+    replay = {**replay, "rows": cut(replay["rows"]), "rng": own["rng"], "highest": own.get("highest", 1.0)}
     memory = trainer["memory"] and cut(trainer["memory"])
     trainer = {**trainer, "row": cut(trainer["row"]), "memory": memory, **{k: own[k] for k in ("random", "bad_steps")}}
     return {**saved, "replay": replay, "trainer": trainer}

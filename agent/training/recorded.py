@@ -31,9 +31,12 @@ def add_recorded(replay: ReplayBuffer, dataset: Dataset, agent: Dreamer) -> int:
 
     They are laid end to end and cut into a piece for each environment, where an episode ends, truncated, and another
     begins. Of what is too much the last rows stay. Their latents are those of the agent as it is.
+    Raises UsageError where there are too few rows.
     """
     rows, envs = dataset.train, replay.envs
     each = min(len(rows["reward"]) // envs, replay.length)
+    if each < 2:
+        raise UsageError(f"the data set has {len(rows['reward'])} rows, too few for {envs} environments: give fewer")
     begin = len(rows["reward"]) - each * envs
     pieces = {name: value[begin:].reshape(envs, each, *value.shape[1:]).copy() for name, value in rows.items()}
     pieces["is_last"][:, -1] = True

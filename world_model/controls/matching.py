@@ -44,11 +44,11 @@ def make_core(core: str, loop: LoopConfig, sizes: CoreSizes, match: str = "none"
     check_core(core)
     if loop.exit == "certified" and core not in ("certified", "contracting"):
         raise ValueError(f"the exit rule certified needs a bound that {core} has not: give --model.core certified")
+    if match != "none" and (":" in core or core in ("certified", "contracting")):
+        raise ValueError(f"the size of {core} is its own: --model.match works with stacked and gru")
     if core in LOOPED:
         return LOOPED[core](loop, sizes)
     if ":" in core:
-        if match != "none":
-            raise ValueError(f"the size of {core} is its own: --model.match works with stacked and gru")
         return build_extension(core, Core, loop=loop, sizes=sizes)  # type: ignore[type-abstract]
 
     def build(size: int | None = None) -> Core:

@@ -152,7 +152,11 @@ class Scan(Function):
         ctx.save_for_backward(start, *tensors)
         beside = k.states, k.e, k.gate, k.before
         ctx.mark_non_differentiable(*beside)
-        return k.deter, k.stoch, k.probs, *beside
+        results = k.deter, k.stoch, k.probs, *beside
+        # An output that its own function holds would hold the function, and never be freed.
+        for name, x in vars(k).items():
+            setattr(k, name, x.detach())
+        return results
 
     @staticmethod
     @once_differentiable
