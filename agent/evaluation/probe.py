@@ -77,7 +77,7 @@ def true_state(world: WorldModel, recording: Recording) -> tuple[str, Tensor]:
         return "the vector that images show", recording.hidden
     vectors = [recording.episodes.obs[name] for name in world.observation_model.vectors]
     if not vectors:
-        raise UsageError("the true state is not known: the simulator does not tell it, and images are all that is seen")
+        raise UsageError("images are all that is seen, and no true state is told: give a run of dmc: or of vectors")
     return "the observed vector", torch.cat(vectors, -1)
 
 
