@@ -102,7 +102,7 @@ def probe_states(world: WorldModel, recording: Recording, steps: Sequence[int] =
         of_deter = r_squared(alone(deter[judged]), truth[judged].double())
         ahead = {h: dreamed(world, recording, states, both, truth, h, seed) for h in steps}
     if not entries.isfinite().any():
-        raise UsageError("the true state never changes in these episodes, so nothing can be read out: give other --seed")
+        raise UsageError("the true state never changes in these episodes: give another --seed, or another run")
     varied = int(entries.isfinite().sum())
     plain = [value if math.isfinite(value) else None for value in entries.tolist()]
     return Probe(name, varied, float(entries.nanmean()), float(of_deter.nanmean()), ahead, plain)
