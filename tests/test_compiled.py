@@ -54,7 +54,7 @@ def test_the_parts_of_a_step_are_handed_over_and_used(monkeypatch, core, parts):
         for agent in (plain, fused):
             torch.manual_seed(number)
             results.append(Eager(agent).update(with_start(agent, number)))
-        (states, _, metrics), (its_states, _, its_metrics) = results
+        (states, _, metrics, _), (its_states, _, its_metrics, _) = results
         assert torch.equal(states.deter, its_states.deter)
         assert metrics == its_metrics
     assert used == parts

@@ -173,14 +173,14 @@ def test_errors_are_judged_in_float32_whatever_the_features_are():
 
 
 def test_losses_and_predictions_of_images_and_vectors_side_by_side():
-    world, batch = make_world(scale=2.0), make_batch()
+    world, batch = make_world(), make_batch()
     post = observe(world, batch)
     losses = world.losses(post, batch)
     guess = world.decode(post.states)
     assert guess["camera"].shape == (3, 4, *SHAPE)
     assert guess["joints"].shape == (3, 4, 3)
     wrong = guess["camera"] - batch.obs["camera"] / 255.0
-    assert torch.allclose(losses["image"], 2.0 * wrong.square().sum((2, 3, 4)), rtol=1e-4)
+    assert torch.allclose(losses["image"], wrong.square().sum((2, 3, 4)), rtol=1e-4)
     assert {"image", "reconstruction"} <= losses.keys()
     numbers = world.observation_model.targets(batch.obs), world.observation_model.predictions(post.states.feat())
     assert [x.shape for x in numbers] == [(3, 4, 3 + 32 * 48 * 3)] * 2
@@ -188,7 +188,7 @@ def test_losses_and_predictions_of_images_and_vectors_side_by_side():
 
 
 def test_images_lose_their_additional_weight_once_they_are_learned():
-    world, batch = make_world(scale=2.0, anneal=True), make_batch()
+    world, batch = make_world(anneal=True), make_batch()
     batch.obs["camera"] //= 32
     world.observation_model.fit_normaliser(batch.obs)
     assert world.observation_model.images.decoders["camera"].normaliser.weight == 25.0
@@ -201,7 +201,7 @@ def test_images_lose_their_additional_weight_once_they_are_learned():
         assert torch.allclose(losses["image"], weight / 25.0 * first["image"], rtol=1e-4)
         assert torch.equal(losses["reconstruction"], first["reconstruction"])
     saved = world.state_dict()
-    other = make_world(scale=2.0)
+    other = make_world()
     other.load_state_dict(saved)
     assert torch.allclose(other.losses(post, batch)["image"], losses["image"], rtol=1e-4)
 
