@@ -9,9 +9,9 @@ import pytest
 from agent.errors import UsageError
 from agent.runs.cli import parse_cli
 from agent.runs.commands import CollectArgs, CompareArgs, DatasetArgs, ExportArgs, PolicyArgs
-from agent.runs.model_commands import ModelArgs
 from agent.runs.config import Config
 from agent.runs.header import evaluate_command, resume_command
+from agent.runs.model_commands import ModelArgs
 from agent.runs.sweep_grid import make_runs, parse_sweep
 from agent.runtime import PROJECT
 
