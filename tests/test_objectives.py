@@ -131,7 +131,7 @@ def test_embeddings_are_learned_to_be_predicted(objective):
     assert world.decode(world.initial(2)) == {}
     first, last, _ = learned(world)
     name = {"redundancy": "world/redundancy_loss", "sigreg": "world/embedding_loss"}[objective]
-    assert last[name] < 0.7 * first[name]
+    assert last[name] < 0.8 * first[name]
     assert "world/reconstruction_loss" not in last
 
 

@@ -1,5 +1,6 @@
 """The linear read-out of the true state: closed forms, known latents, and the command."""
 
+import csv
 import json
 
 import pytest
@@ -84,3 +85,20 @@ def test_the_command_reads_models_without_a_decoder_too(script, tmp_path):
     assert set(found["ahead"]) == {"1", "5", "15", "50"}
     refused = script("evaluate.py", "probe", run, "--episodes", 1)
     assert refused.returncode == 2
+
+
+def test_world_models_without_a_decoder_are_compared_on_a_data_set(script, tmp_path):
+    """What the probe finds stands beside that of a model with a decoder, which has errors too."""
+    assert script("evaluate.py", "collect", "gym:Pendulum-v1", tmp_path / "data", "--episodes", 40).returncode == 0
+    for objective in ("sigreg", "reconstruct"):
+        run, words = tmp_path / objective, ("--model-only", "--dataset", tmp_path / "data", "--preset", "debug")
+        words += ("--model.objective", objective, "--offline.updates", 40, "--offline.eval-every", 20)
+        done = script("train_agent.py", "gym:Pendulum-v1", *words, "--run-dir", run)
+        assert done.returncode == 0, done.stderr
+        with (run / "probe.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["update"] for row in rows] == ["20", "40"]
+        assert all(float(row["probe"]) <= 1.0 for row in rows)
+        assert {"probe_1", "probe_5", "probe_15", "probe_50"} <= rows[0].keys()
+        assert (run / "open_loop.csv").exists() == (objective == "reconstruct")
+        assert "probe " in done.stdout

@@ -31,8 +31,9 @@ DIRECTIONS = 64
 """P, new ones in every update."""
 FREQUENCIES, HIGHEST = 17, 3.0
 """Points of the integral over t from 0 to the highest (LeJEPA)."""
-SIGREG_SCALE = 300.0
-"""Weight of the penalty, against a squared error that is summed over E."""
+SIGREG_SCALE = 2000.0
+"""Weight of the penalty, against a squared error that is summed over E.
+With 300 embeddings fill less than half of E."""
 
 
 class Redundancy(nn.Module):

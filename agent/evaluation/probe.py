@@ -94,13 +94,16 @@ def probe_states(world: WorldModel, recording: Recording, steps: Sequence[int] =
         torch.manual_seed(seed)
         states, _ = posterior_states(world, episodes)
         real = torch.arange(length) < episodes.length[:, None]  # (E, T)
-        fitted = (torch.arange(count) % 2 == 0)[:, None] & real
-        judged = ~(torch.arange(count) % 2 == 0)[:, None] & real
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        half = torch.zeros(count, dtype=torch.bool)
+        half[order[: count // 2]] = True
+        fitted, judged = half[:, None] & real, ~half[:, None] & real
         feat, deter = states.feat(), states.deter.flatten(-2)
         both, alone = Readout(feat[fitted], truth[fitted]), Readout(deter[fitted], truth[fitted])
         entries = r_squared(both(feat[judged]), truth[judged].double())
         of_deter = r_squared(alone(deter[judged]), truth[judged].double())
-        ahead = {h: dreamed(world, recording, states, both, truth, h, seed) for h in steps}
+        others = (~half).nonzero().squeeze(1)
+        ahead = {h: dreamed(world, recording, states, both, truth, others, h, seed) for h in steps}
     if not entries.isfinite().any():
         raise UsageError("the true state never changes in these episodes: give another --seed, or another run")
     varied = int(entries.isfinite().sum())
@@ -109,22 +112,22 @@ def probe_states(world: WorldModel, recording: Recording, steps: Sequence[int] =
 
 
 def dreamed(
-    world: WorldModel, recording: Recording, states: LatentState, readout: Readout, truth: Tensor, steps: int, seed: int
-) -> float:
-    """Mean R^2 of the read-out after `steps` imagined steps, from rows of the episodes that were not fitted."""
-    half = slice(1, None, 2)
-    episodes = recording.episodes._replace(
-        obs={name: value[half] for name, value in recording.episodes.obs.items()},
-        prev_action=recording.episodes.prev_action[half], reward=recording.episodes.reward[half],
-        length=recording.episodes.length[half],
+    world: WorldModel, recording: Recording, states: LatentState, readout: Readout, truth: Tensor, chosen: Tensor,
+    steps: int, seed: int,
+) -> float:  # fmt: skip
+    """Mean R^2 of the read-out after `steps` imagined steps, from rows of the `chosen` episodes."""
+    every = recording.episodes
+    episodes = every._replace(
+        obs={name: value[chosen] for name, value in every.obs.items()}, prev_action=every.prev_action[chosen],
+        reward=every.reward[chosen], length=every.length[chosen],
     )  # fmt: skip
     if int(episodes.length.max()) < context_rows(episodes) + steps:
         return float("nan")
     episode, row, ahead = choose_windows(episodes, steps, WINDOWS, seed)
-    start = states.map(lambda leaf: leaf[half][episode, row].repeat_interleave(SAMPLES, 0))
+    start = states.map(lambda leaf: leaf[chosen][episode, row].repeat_interleave(SAMPLES, 0))
     actions = episodes.prev_action[episode[:, None], ahead].repeat_interleave(SAMPLES, 0)
     feat = world.imagine(start, actions, steps).feat[-1].unflatten(0, (-1, SAMPLES)).mean(1)  # (W, F)
-    return float(r_squared(readout(feat), truth[half][episode, ahead[:, -1]].double()).nanmean())
+    return float(r_squared(readout(feat), truth[chosen][episode, ahead[:, -1]].double()).nanmean())
 
 
 def format_probe(found: Probe) -> str:

@@ -31,8 +31,8 @@ def train_model(config: Config, task: str, slug: str, device: torch.device) -> i
     keep_memory()
     seed_everything(config.seed)
     agent = make_agent(config, dataset.spaces, device)
-    if not agent.world.observation_model.decodes:
-        raise UsageError("without a decoder no error can be measured: leave --model.objective out")
+    if not (agent.world.observation_model.decodes or agent.world.observation_model.vectors):
+        raise UsageError("of images alone, and without a decoder, nothing can be measured: leave --model.objective out")
     name = f"model-{config.model.core.rpartition(':')[2]}-s{config.seed}"
     counts, updates = agent.parameter_counts(), config.offline.updates
     params, flops = cost(agent.world.core, config.model.loop.usual_loops)

@@ -15,6 +15,8 @@ from agent.data.replay import ReplayBuffer
 from agent.errors import UsageError
 from agent.evaluation.normalised_error import NormalisedError
 from agent.evaluation.open_loop import exit_rule, open_loop, posterior_rows, usable_horizons
+from agent.evaluation.probe import probe_states
+from agent.evaluation.recording import Recording
 from agent.execution import Eager
 from agent.execution.fused import fused_layers
 from agent.learning.dreamer import Dreamer, Update, check_finite
@@ -105,7 +107,7 @@ class OfflineTrainer:
         with execution.uncompiled():
             self.replay.fill(dataset.train, posterior_rows(agent.world, dataset.train, agent.device))
         self.episodes = pad_episodes(dataset.held_out).to(agent.device)
-        self.metric = NormalisedError.fit(agent.world.observation_model, [self.episodes])
+        self.metric = NormalisedError.fit(agent.world.observation_model, [self.episodes]) if self.decodes else None
         self.horizons = usable_horizons(self.episodes, HORIZONS)
         self.step, self.finished = 0, False
         self.results: dict[str, float] = {}
@@ -134,9 +136,9 @@ class OfflineTrainer:
         self.finish()
 
     def finish(self) -> None:
-        """Measure with exits and at every fixed depth up to twice the one of training, and save."""
+        """Measure with exits and, where observations are decoded, at every fixed depth up to twice that of training."""
         self.results = self.measure(None)
-        if self.agent.world.core.looping:
+        if self.agent.world.core.looping and self.decodes:
             for depth in range(1, 2 * self.agent.world.cfg.loop.train_cap + 1):
                 self.measure(depth)
         self.logger.write(self.step)
@@ -144,7 +146,41 @@ class OfflineTrainer:
         self.finished = True
 
     def measure(self, depth: int | None) -> dict[str, float]:
-        """Open-loop errors of the averaged weights, at a fixed depth or with the exit rule, into open_loop.csv."""
+        """Open-loop errors of the averaged weights, at a fixed depth or with the exit rule, into open_loop.csv.
+
+        With the rule also the linear read-out of the observation from the latents, into probe.csv; without a decoder
+        that alone.
+        """
+        read = self.probe() if depth is None else {}
+        return read | self.errors(depth) if self.decodes else read
+
+    @property
+    def decodes(self) -> bool:
+        """Whether there are errors of observations."""
+        return self.agent.world.observation_model.decodes
+
+    def probe(self) -> dict[str, float]:
+        """R^2 of the read-out, at posterior states and after imagined steps."""
+        recording = Recording("agent", self.episodes, None, torch.zeros(len(self.episodes.length), dtype=torch.bool))
+        try:
+            with self.execution.uncompiled():
+                found = probe_states(self.agent.averaged.world, recording, self.horizons)
+        except UsageError:  # images alone, or too few episodes
+            return {}
+        values = {"probe": found.r2, "probe_deter": found.r2_deter}
+        values |= {f"probe_{h}": value for h, value in found.ahead.items()}
+        path = Path(self.logger.run_dir) / "probe.csv"
+        fresh = not path.exists()
+        with path.open("a", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            if fresh:
+                writer.writerow(("update", *values))
+            writer.writerow((self.step, *(f"{value:.6g}" for value in values.values())))
+        self.logger.scalars(self.step, {f"open_loop/{name}": value for name, value in values.items()})
+        return values
+
+    def errors(self, depth: int | None) -> dict[str, float]:
+        """What `measure` says, of observations and rewards."""
         world = self.agent.averaged.world
         with exit_rule(world, None if depth is None else ExitRule()), self.execution.uncompiled():
             errors = open_loop(
