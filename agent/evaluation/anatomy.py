@@ -14,8 +14,8 @@ from torch import Tensor
 
 from agent.errors import UsageError
 from agent.evaluation.recording import Recording
-from agent.evaluation.rollout_error import Row
 from agent.evaluation.stability import batch_of
+from agent.evaluation.tables import Row
 from agent.learning.actor_critic import ActorCritic
 from world_model import LatentState, LoopedCore, WorldModel
 from world_model.attack import Points, loop_map

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agent.errors import UsageError
 from agent.evaluation.anatomy import Anatomy
 from agent.evaluation.plots import new_figure
+from agent.evaluation.tables import save_tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,17 +18,7 @@ if TYPE_CHECKING:
 
 def save_anatomy(report: Anatomy, folder: Path, metadata: Mapping[str, Any]) -> None:
     """Write loops.csv, loops.json and loops.png. Raises UsageError when they cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "loops.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(report.loops[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(report.loops)
-        text = json.dumps({**metadata, **report.plain()}, indent=1)
-        (folder / "loops.json").write_text(text + "\n", encoding="utf-8")
-        draw_anatomy(report).savefig(folder / "loops.png", dpi=110)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be written ({error.strerror}): make room, or give another place") from error
+    save_tables(folder, "loops", {**metadata, **report.plain()}, {"loops": report.loops}, draw_anatomy(report))
 
 
 def draw_anatomy(report: Anatomy) -> Figure:

@@ -10,7 +10,6 @@ Symbols: E episodes, T rows, L rows of all together, F features, P numbers of th
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 from agent.errors import UsageError
 from agent.evaluation.open_loop import SAMPLES, choose_windows, context_rows, posterior_states
 from agent.evaluation.recording import Recording
+from agent.evaluation.tables import save_tables
 from world_model import LatentState, WorldModel
 
 RIDGE = 1e-3
@@ -143,9 +143,4 @@ def format_probe(found: Probe) -> str:
 
 def save_probe(found: Probe, folder: Path, metadata: Mapping[str, Any]) -> None:
     """Write probe.json. Raises UsageError when it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({**metadata, **found.plain()}, indent=1)
-        (folder / "probe.json").write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be written ({error.strerror}): make room, or give another place") from error
+    save_tables(folder, "probe", {**metadata, **found.plain()}, {})

@@ -8,9 +8,7 @@ Symbols: E episodes, T rows, W windows, D = SAMPLES dreams per window, H horizon
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +23,7 @@ from agent.errors import UsageError
 from agent.evaluation.normalised_error import NormalisedError, targets_at
 from agent.evaluation.open_loop import SAMPLES, Windows, choose_windows, context_rows, exit_rule, posterior_states
 from agent.evaluation.recording import Recording
+from agent.evaluation.tables import Row, save_tables
 from agent.learning.actor_critic import ActorCritic, lambda_return
 from world_model import ExitRule, LatentState, WorldModel
 
@@ -38,10 +37,6 @@ VALUE_STEPS = (0, 1, 2, 5, 10, 15, 30)
 """Imagined steps after which the return that a dream predicts is compared with the return of the episode."""
 NAIVE = {"copy": "last state", "mean": "mean"}
 """Predictors without dynamics: name of their column, and how the table calls them."""
-
-Row = dict[str, Any]
-"""One row of a table: column -> value."""
-
 
 @dataclass
 class RolloutErrors:
@@ -282,18 +277,8 @@ def loops_in_words(loops: str) -> str:
 
 def save_results(results: RolloutErrors, folder: Path, metadata: Mapping[str, Any]) -> None:
     """Write errors.csv, values.csv, norms.csv and model.json. Raises UsageError when they cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, rows in (("errors", results.errors), ("values", results.values), ("norms", results.norms)):
-            if rows:
-                with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
-                    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-                    writer.writeheader()
-                    writer.writerows(rows)
-        content = json.dumps({**metadata, **results.to_dict()}, indent=1)
-        (folder / "model.json").write_text(content + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be written ({error.strerror}): make room, or give another place") from error
+    tables = {"errors": results.errors, "values": results.values, "norms": results.norms}
+    save_tables(folder, "model", {**metadata, **results.to_dict()}, tables)
 
 
 def format_results(results: RolloutErrors) -> str:

@@ -7,8 +7,6 @@ Symbols: E episodes, T rows, W dreams, H steps, N tokens, D width.
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -24,7 +22,8 @@ from agent.evaluation.normalised_error import NormalisedError
 from agent.evaluation.open_loop import choose_windows, context_rows, exit_rule, posterior_states
 from agent.evaluation.plots import new_figure
 from agent.evaluation.recording import Recording
-from agent.evaluation.rollout_error import Row, recorded_rewards, start_states, step_errors
+from agent.evaluation.rollout_error import recorded_rewards, start_states, step_errors
+from agent.evaluation.tables import Row, save_tables
 from agent.learning.actor_critic import ActorCritic
 from world_model import Batch, ExitRule, LatentState, LoopedCore, WorldModel, certificate
 from world_model.attack import expansion, loop_map, step_map, visited_points
@@ -181,19 +180,8 @@ def format_stability(report: StabilityReport) -> str:
 def save_stability(report: StabilityReport, folder: Path, metadata: Mapping[str, Any]) -> None:
     """Write bounds.csv, dreams.csv, errors.csv, stability.json and stability.png. Raises UsageError when they cannot be
     written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("bounds", "dreams", "errors"):
-            rows: list[Row] = getattr(report, name)
-            with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
-        text = json.dumps({**metadata, **report.plain()}, indent=1)
-        (folder / "stability.json").write_text(text + "\n", encoding="utf-8")
-        draw_stability(report).savefig(folder / "stability.png", dpi=110)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be written ({error.strerror}): make room, or give another place") from error
+    tables = {"bounds": report.bounds, "dreams": report.dreams, "errors": report.errors}
+    save_tables(folder, "stability", {**metadata, **report.plain()}, tables, draw_stability(report))
 
 
 def draw_stability(report: StabilityReport) -> Figure:
