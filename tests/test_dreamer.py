@@ -351,17 +351,3 @@ def test_both_copies_are_fitted_to_images_once_and_a_checkpoint_remembers_it():
     for policy in (agent.policy, agent.averaged, other.policy, other.averaged):
         assert (policy.world.observation_model.images.encoders["image"].normaliser.mean == 200.0).all()
     make().fit_image_normaliser(None)  # without images nothing is asked
-
-
-def test_an_update_says_how_wrong_each_sequence_was():
-    """Twice the same sequence and a third that the model cannot know: its errors alone differ."""
-    agent = make(starts=8)
-    batch = make_batch()
-    same = batch.map(lambda leaf: torch.cat([leaf[:1], leaf[:1], leaf[1:2]]))
-    size = torch.tensor([1.0, 1.0, 50.0])[:, None, None]
-    update = learn(agent, same._replace(obs={name: size * x for name, x in same.obs.items()}))
-    assert update.errors.shape == (3, 2)
-    assert not update.errors.requires_grad
-    model = update.errors[:, 0]
-    assert float((model[0] - model[1]).abs()) < float((model[0] - model[2]).abs())
-    assert (update.errors[:, 1] >= 0).all()
