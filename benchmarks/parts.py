@@ -1,0 +1,146 @@
+"""What is each part of the agent worth? The same tasks and seeds without it, up to the middle of a run.
+
+    python benchmarks/parts.py runs/parts --csv results/suite/parts --jobs 2
+    python benchmarks/parts.py runs/parts --csv results/suite/parts --without loops --tasks dmc:walker_walk --seeds 10
+    python benchmarks/parts.py --table results/suite/parts results/suite/dmc18
+
+A run is that of 100,000 steps, ended after the evaluation at 50,000, where the decay of learning rates would begin: so
+it is comparable with the first half of a whole run. A run that is there is skipped, one that was interrupted goes on.
+FOLDER of --csv gets PART/TASK-sSEED.csv, the eval.csv of each. --table prints the mean of the evaluations at 40,000 and
+50,000 steps beside that of the whole agent, whose TASK-sSEED.csv lie in the second folder, by seeds that all have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from suite_curves import Curves, read
+
+from agent.runtime import PROJECT
+
+STEPS = 50_000
+TUNED = ("cartpole_swingup", "walker_walk", "finger_spin", "pendulum_swingup", "cheetah_run", "finger_turn_easy")
+TASKS = tuple(f"dmc:{name}" for name in TUNED)
+PARTS: dict[str, tuple[str, str]] = {
+    "loops": ("train_agent.py", "--model.loop.mean-loops 1 --model.loop.depth fixed --model.loop.exit fixed"),
+    "core": ("train_agent.py", "--model.core gru --model.match params"),
+    "exploration": ("benchmarks/without_exploration.py", ""),
+    "planning": ("train_agent.py", "--behavior.plan 64"),
+}
+"""{part: (program, options)}. One loop; a GRU of equal size; without exploration; planning, which the default lacks."""
+
+
+def evaluated(folder: Path) -> int:
+    """The last step whose evaluation is written."""
+    path = folder / "eval.csv"
+    lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
+    return int(lines[-1].split(",")[0]) if lines else 0
+
+
+class Run:
+    """One training. name: TASK-sSEED."""
+
+    def __init__(self, part: str, task: str, seed: int, runs: Path, out: Path):
+        name = f"{task.rpartition(':')[2]}-s{seed}"
+        self.folder, self.copy = runs / f"{part}-{name}", out / part / f"{name}.csv"
+        program, options = PARTS[part]
+        self.command = [sys.executable, str(PROJECT / program)]
+        self.words = [task, "--seed", str(seed), "--run-dir", str(self.folder), "--no-video", "--train.threads", "1"]
+        self.words += options.split()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the training, or go on with it."""
+        if (self.folder / "checkpoints" / "latest.pt").exists():
+            self.words = ["--resume", str(self.folder)]
+        elif self.folder.exists():
+            shutil.rmtree(self.folder)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with self.folder.with_suffix(".log").open("ab") as log:
+            self.process = subprocess.Popen([*self.command, *self.words], stdout=log, stderr=log, process_group=0)
+
+    def over(self) -> bool:
+        """Has it the evaluation at STEPS, or ended without? Then it is stopped, and its evaluations are kept."""
+        assert self.process is not None
+        if evaluated(self.folder) < STEPS:
+            if self.process.poll() is None:
+                return False
+            print(f"failed: {self.folder}, see {self.folder.with_suffix('.log')}", flush=True)
+            return True
+        self.stop()
+        self.copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(self.folder / "eval.csv", self.copy)
+        print(f"done: {self.copy}", flush=True)
+        return True
+
+    def stop(self) -> None:
+        """As Ctrl-C does: the run saves and ends."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait()
+
+
+def train(waiting: list[Run], jobs: int) -> None:
+    """All runs, `jobs` at a time; Ctrl-C saves those that are at work."""
+    working: list[Run] = []
+    try:
+        while waiting or working:
+            while waiting and len(working) < jobs:
+                working.append(waiting.pop(0))
+                working[-1].start()
+            time.sleep(1.0)
+            working = [run for run in working if not run.over()]
+    finally:
+        for run in working:
+            run.stop()
+
+
+def score(curve: dict[int, float]) -> float:
+    """Mean of the last two evaluations up to STEPS."""
+    return float(np.mean([value for step, value in curve.items() if step <= STEPS][-2:]))
+
+
+def table(parts: dict[str, Curves], whole: Curves) -> list[str]:
+    """Lines of Markdown: for each task the return of the whole agent and of each part, by seeds that all have."""
+    lines = ["| | seeds | whole | " + " | ".join(parts) + " |", "|" + "---|" * (3 + len(parts))]
+    rows: list[list[float]] = []
+    for task in sorted(set().union(*parts.values())):
+        present = [curves.get(task, {}) for curves in (whole, *parts.values())]
+        seeds = sorted(set.intersection(*(set(curves) for curves in present if curves)))
+        rows.append([float(np.mean([score(of[s]) for s in seeds])) if of else np.nan for of in present])
+        text = " | ".join("" if np.isnan(value) else f"{value:.0f}" for value in rows[-1])
+        lines.append(f"| {task} | {', '.join(map(str, seeds))} | {text} |")
+    means = " | ".join("" if np.isnan(value) else f"{value:.0f}" for value in np.mean(rows, 0))
+    return [*lines, f"| mean | | {means} |"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="?", help="folder of the runs")
+    parser.add_argument("--csv", type=Path, help="folder of the evaluations")
+    parser.add_argument("--without", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
+    parser.add_argument("--tasks", nargs="+", default=TASKS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[10, 11])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--table", nargs=2, type=Path, metavar=("PARTS", "WHOLE"), help="print the table instead")
+    args = parser.parse_args()
+    if args.table:
+        found = {part: read(args.table[0] / part) for part in PARTS if (args.table[0] / part).is_dir()}
+        print("\n".join(table(found, read(args.table[1]))))
+        return
+    if args.runs is None or args.csv is None:
+        parser.error("give the folder of the runs, and --csv FOLDER for what is kept of them")
+    cells = ((part, task, seed) for part in args.without for task in args.tasks for seed in args.seeds)
+    runs = [Run(*cell, args.runs, args.csv) for cell in cells]
+    train([run for run in runs if not run.copy.exists()], args.jobs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""benchmarks/parts.py: runs that end in their middle, and the table of what each part is worth."""
+
+import sys
+
+import pytest
+from conftest import ROOT, benchmark
+
+TRAINING = """
+import signal, sys, time
+from pathlib import Path
+
+folder = Path(sys.argv[sys.argv.index("--resume" if "--resume" in sys.argv else "--run-dir") + 1])
+(folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+(folder / "words").write_text(" ".join(sys.argv[1:]))
+(folder / "checkpoints" / "latest.pt").touch()
+signal.signal(signal.SIGINT, lambda *_: ((folder / "saved").touch(), sys.exit(130)))
+rows = folder / "eval.csv"
+if not rows.exists():
+    rows.write_text("step,episode,return\\n")
+for step in (40000, 50000):
+    with rows.open("a") as file:
+        file.write(f"{step},0,{step / 100}\\n")
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def parts(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    module = benchmark("parts")
+    program = tmp_path / "training.py"
+    program.write_text(TRAINING)
+    monkeypatch.setattr(module, "PARTS", {"loops": (str(program), "--model.loop.mean-loops 1")})
+    return module
+
+
+def call(monkeypatch, parts, *words):
+    monkeypatch.setattr(sys, "argv", ["parts.py", *map(str, words)])
+    parts.main()
+
+
+def test_a_run_is_saved_and_ended_at_its_middle_and_its_evaluations_are_kept(monkeypatch, parts, tmp_path, capsys):
+    words = (tmp_path / "runs", "--csv", tmp_path / "csv", "--tasks", "dmc:walker_walk", "--seeds", 10, 11)
+    call(monkeypatch, parts, *words)
+    for seed in (10, 11):
+        folder = tmp_path / "runs" / f"loops-walker_walk-s{seed}"
+        assert (folder / "saved").exists()
+        assert f"dmc:walker_walk --seed {seed}" in (folder / "words").read_text()
+        assert (folder / "words").read_text().endswith("--model.loop.mean-loops 1")
+        assert (tmp_path / "csv" / "loops" / f"walker_walk-s{seed}.csv").read_text().endswith("50000,0,500.0\n")
+        (folder / "saved").unlink()
+    (tmp_path / "csv" / "loops" / "walker_walk-s11.csv").unlink()
+    (folder / "eval.csv").unlink()
+    call(monkeypatch, parts, *words)  # the first is skipped, the second goes on
+    assert (folder / "words").read_text() == f"--resume {folder}"
+    assert (folder / "saved").exists()
+    assert not (tmp_path / "runs" / "loops-walker_walk-s10" / "saved").exists()
+
+
+def test_a_run_that_ends_before_its_middle_is_named_and_leaves_no_evaluations(monkeypatch, parts, tmp_path, capsys):
+    (tmp_path / "training.py").write_text("raise SystemExit('no such task')")
+    call(monkeypatch, parts, tmp_path / "runs", "--csv", tmp_path / "csv", "--tasks", "dmc:a", "--seeds", 1)
+    assert "failed:" in capsys.readouterr().out
+    assert not (tmp_path / "csv").exists()
+
+
+def test_ctrl_c_saves_what_is_at_work(monkeypatch, parts, tmp_path):
+    run = parts.Run("loops", "dmc:a", 1, tmp_path / "runs", tmp_path / "csv")
+    monkeypatch.setattr(parts, "STEPS", 90_000)
+    monkeypatch.setattr(parts.time, "sleep", lambda _: interrupt_when((run.folder / "eval.csv").exists()))
+
+    def interrupt_when(begun):
+        if begun:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        parts.train([run], jobs=1)
+    assert (run.folder / "saved").exists()
+    assert run.process.returncode == 130
+
+
+def test_the_table_compares_by_the_seeds_that_all_have(parts):
+    curve = {30_000: 0.0, 40_000: 4.0, 50_000: 6.0, 60_000: 99.0}
+    whole = {"a": {10: curve, 12: {50_000: 900.0}}, "b": {10: {50_000: 1.0}}}
+    loops = {"a": {10: {40_000: 2.0, 50_000: 2.0}}, "b": {10: {50_000: 3.0}}}
+    found = {"loops": loops, "core": {"a": {10: {50_000: 8.0}}}}
+    assert parts.table(found, whole)[2:] == ["| a | 10 | 5 | 2 | 8 |", "| b | 10 | 1 | 3 |  |", "| mean | | 3 | 2 |  |"]
