@@ -86,6 +86,9 @@ CASES = {
     "certified, tokens": (config_of(core="certified", tokens=2), VECTOR),
     "contracting": (config_of(core="contracting"), VECTOR),
 }
+MANY_TOKENS = {"two tokens", "more tokens than are written out", "certified, tokens"}
+PLAIN_SCANS = MANY_TOKENS | {"stacked layers", "gru", "contracting"}
+"""Cases whose rows are computed one by one."""
 
 
 @compiler
@@ -211,9 +214,10 @@ def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
 @compiler
 @pytest.mark.parametrize("start", [True, False])
 @pytest.mark.parametrize("loops", [1, 3])
-def test_a_scan_with_new_episodes_inside_has_the_same_states_and_gradients(start, loops):
+@pytest.mark.parametrize("case", ["vectors", "certified", "certified, a hidden width of no whole vectors"])
+def test_a_scan_with_new_episodes_inside_has_the_same_states_and_gradients(case, start, loops):
     """Rows that begin an episode for some sequences and not for others; the learned start is one of the weights."""
-    config, spaces = CASES["vectors"]
+    config, spaces = CASES[case]
     found = []
     for fused in (False, True):
         agent = make(config, spaces)
@@ -246,7 +250,8 @@ def test_a_scan_with_new_episodes_inside_has_the_same_states_and_gradients(start
 def test_the_scan_is_one_operation_where_it_can_be(monkeypatch):
     scans = []
     monkeypatch.setattr("agent.execution.fused.modules.Scan", SimpleNamespace(apply=lambda *given: scans.append(given)))
-    for case, one in (("vectors", True), ("two tokens", False), ("certified", False), ("gru", False)):
+    for case in CASES:
+        one = case not in PLAIN_SCANS
         agent = make(*CASES[case])
         fuse(agent)
         scans.clear()

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from agent.execution.fused.build import load
 from agent.execution.fused.functions import LayerWeights, Sample, certified_loop, chain, loop, prelude, readout
-from agent.execution.fused.scan import Given, Scan
+from agent.execution.fused.scan import Given, Rows, Scan
+from agent.execution.fused.scan_loops import CertifiedRows, LoopedRows
 from agent.execution.fused.scope import Scope, frozen_weights, fusible
 from agent.learning.actor_critic import Critic
 from agent.learning.dreamer import Dreamer
@@ -65,6 +66,12 @@ class FusedLoopedCore(FusedGatedCore, LoopedCore):
             return super().refine(x, injected, prepared)
         return one_loop(self.block, self.loop_norm, x, injected, prepared.decay)
 
+    def loop_weights(self) -> tuple[Rows, tuple[Tensor, ...]]:
+        """How the scan runs the loops, and the weights in its order."""
+        (decay, injection), block = self.prepare(), self.block
+        mlp = block.mlp_norm.gain, block.up.weight, block.down.weight
+        return LoopedRows, (injection, decay, *mlp, self.loop_norm.gain)
+
 
 def one_loop(block: Block, norm: Norm, x: Tensor, injected: Tensor, decay: Tensor) -> Tensor:
     """(M, N, D) -> (M, N, D): retention and injection, block, norm."""
@@ -91,6 +98,10 @@ class FusedCertifiedLoop(CertifiedLoop):
 class FusedCertifiedCore(FusedGatedCore, CertifiedCore):
     """Its loop is a `FusedCertifiedLoop`, as that of a contracting core is, whose prelude and read-out stay plain."""
 
+    def loop_weights(self) -> tuple[Rows, tuple[Tensor, ...]]:
+        decay, coupling, up, down, reads, _ = self.prepare()
+        return CertifiedRows, (reads, decay, coupling, up, down)
+
 
 class FusedStackedCore(FusedGatedCore, StackedCore):
     """Its layers are `FusedLayer`."""
@@ -110,18 +121,17 @@ class FusedWorldModel(WorldModel):
 
     def scan(self, state: LatentState, batch: Batch, embeds: Tensor, levels: Tensor, loops: int) -> Scanned:
         core = self.core
-        if type(core) is not FusedLoopedCore or core.block.attends or not fusible(embeds):
+        if not fusible(embeds) or not isinstance(core, FusedLoopedCore | FusedCertifiedCore) or core.cfg.tokens > 1:
             return super().scan(state, batch, embeds, levels, loops)
-        prepared, block = core.prepare(), core.block
+        kind, of_loops = core.loop_weights()
         weights = (
             core.prelude_in.weight, core.prelude_norm.gain, core.prelude_out.weight, core.input_norm.gain,
-            core.update_gate.weight, core.update_gate.bias, prepared.injection, prepared.decay, block.mlp_norm.gain,
-            block.up.weight, block.down.weight, core.loop_norm.gain, core.coda, core.coda_norm.gain,
+            core.update_gate.weight, core.update_gate.bias, *of_loops, core.coda, core.coda_norm.gain,
             self.post_deter.weight, self.post_norm.gain, self.post_out.weight, self.post_out.bias,
         )  # fmt: skip
         actions = control(batch.prev_action, batch.taken, self.cfg.jump).transpose(0, 1).contiguous()
         keeps = (1.0 - batch.is_first.to(levels.dtype)).t().contiguous()
-        given = Given(actions, keeps, batch.is_first.any(0).tolist(), levels, loops, self.cfg.classes)
+        given = Given(kind, actions, keeps, batch.is_first.any(0).tolist(), levels, loops, self.cfg.classes)
         deter, stoch, probs, *beside = Scan.apply(
             given, state.deter.flatten(1).contiguous(), state.stoch.flatten(1).contiguous(), core.start.flatten(),
             embeds.transpose(0, 1), *weights,

@@ -1,7 +1,7 @@
 """The scan over the rows of a batch as one differentiable function: posterior states of `WorldModel.observe_sequence`.
 
 Forward and backward go through the rows with the kernels of single layers, without autograd between them, and gradients
-of weights are added up where they are. For one token and categorical latents, whose core is the looped one.
+of weights are added up where they are. For one token and categorical latents; the core is looped or certified.
 
 Symbols as in `world_model/types.py`; I inputs of the core beside deter, h hidden units of the gated MLP.
 """
@@ -14,22 +14,24 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from agent.execution.fused.functions import zeros
+from agent.execution.fused.scan_loops import At, CertifiedRows, LoopedRows, Sizes
 from agent.execution.fused.scope import SCOPE
 from world_model.latent import UNIMIX
 
-WEIGHTS = (
-    "w_in", "gain_in", "w_out", "gain_out", "w_gate", "b_gate", "injection", "decay", "gain_mlp", "w_up", "w_down",
-    "gain_loop", "coda", "gain_coda", "w_deter", "gain_post", "w_post", "b_post",
-)  # fmt: skip
-"""Of prelude and outer gate, injection and retention, loop, read-out, posterior."""
-TURNED = ("w_in", "w_out", "w_gate", "injection", "w_up", "w_down", "coda", "w_deter", "w_post")
+BEFORE = "w_in", "gain_in", "w_out", "gain_out", "w_gate", "b_gate"
+"""Weights of prelude and outer gate; those of the loops follow."""
+BEHIND = "coda", "gain_coda", "w_deter", "gain_post", "w_post", "b_post"
+"""Of read-out and posterior."""
+TURNED = "w_in", "w_out", "w_gate", "coda", "w_deter", "w_post"
+
+Rows = type[LoopedRows] | type[CertifiedRows]
 
 
 class Given(NamedTuple):
-    """What has no gradient: actions (T, B, A), keeps (T, B), which rows hold a first one, levels (T, B, S, 1), loops R
-    and classes K."""
+    """What has no gradient: how loops run, actions (T, B, A), keeps (T, B), which rows hold a first one, levels
+    (T, B, S, 1), loops R and classes K."""
 
+    kind: Rows
     actions: Tensor
     keeps: Tensor
     resets: list[bool]
@@ -38,38 +40,12 @@ class Given(NamedTuple):
     classes: int
 
 
-class Sizes(NamedTuple):
-    """B, D, I, units of the prelude, h, S*K and units of the posterior."""
-
-    size: int
-    width: int
-    inputs: int
-    units: int
-    hidden: int
-    latents: int
-    post: int
-
-
-class At:
-    """Where the numbers of each row t begin in a tensor (T, ...), or of loop r and row t in (R, T, ...)."""
-
-    def __init__(self, x: Tensor):
-        self.begin, self.row = x.data_ptr(), 4 * x[0].numel()
-        self.inner = 4 * x[0, 0].numel() if x.dim() > 1 else 4
-
-    def __call__(self, t: int) -> int:
-        return self.begin + t * self.row
-
-    def of(self, r: int, t: int) -> int:
-        return self.begin + r * self.row + t * self.inner
-
-
 class Kept:
     """All that the rows leave for the gradient, (T, B, ...) each, or (R, T, B, ...) of the loops."""
 
     def __init__(self, given: Given, sizes: Sizes):
         rows, loops = len(given.keeps), given.loops
-        size, width, inputs, units, hidden, latents, post = sizes
+        size, width, inputs, units, _, latents, post = sizes
 
         def room(*shape: int) -> Tensor:
             return given.levels.new_empty(shape)
@@ -77,15 +53,20 @@ class Kept:
         self.before, self.inputs = room(rows, size, width), room(rows, size, inputs)
         self.z, self.hidden, self.y = room(rows, size, units), room(rows, size, units), room(rows, size, width)
         self.stats = room(rows, 2 * size, 2)
-        self.e, self.gate, self.injected = (room(rows, size, width) for _ in range(3))
+        self.e, self.gate = room(rows, size, width), room(rows, size, width)
+        self.injected = room(rows, size, given.kind.injected(sizes))
         self.states = room(loops + 1, rows, size, width)
-        self.s, self.n, self.o = (room(loops, rows, size, width) for _ in range(3))
-        self.h, self.a = room(loops, rows, size, 2 * hidden), room(loops, rows, size, hidden)
-        self.loop_stats = room(loops, rows, 2 * size, 2)
+        for name, shape in given.kind.kept(sizes).items():
+            setattr(self, name, room(loops, rows, *shape))
         self.coda_z, self.coda_out, self.deter = (room(rows, size, width) for _ in range(3))
         self.post_z, self.post_y = room(rows, size, post), room(rows, size, post)
         self.coda_stats, self.post_stats = room(rows, size, 2), room(rows, size, 2)
         self.logits, self.probs, self.stoch = (room(rows, size, latents) for _ in range(3))
+
+
+def names_of(kind: Rows) -> tuple[str, ...]:
+    """Of all weights, in the order in which `Scan` takes them."""
+    return (*BEFORE, *kind.weights, *BEHIND)
 
 
 class Scan(Function):
@@ -96,8 +77,9 @@ class Scan(Function):
     def forward(
         ctx: Any, given: Given, deter: Tensor, stoch: Tensor, start: Tensor, embeds: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        w = dict(zip(WEIGHTS, tensors, strict=True))
-        turned = {name: SCOPE.transposed(w[name]).data_ptr() for name in TURNED}
+        kind = given.kind
+        w = dict(zip(names_of(kind), tensors, strict=True))
+        turned = {name: SCOPE.transposed(w[name]).data_ptr() for name in (*TURNED, *kind.turned)}
         p = {name: weight.data_ptr() for name, weight in w.items()}
         embeds = embeds.contiguous()
         rows, size, width, latents = len(given.keeps), len(deter), deter.shape[1], stoch.shape[1]
@@ -122,16 +104,13 @@ class Scan(Function):
                 at["stats"](t), at["e"](t), at["gate"](t),
             )  # fmt: skip
             run.layer_forward(
-                size, width, width, at["e"](t), turned["injection"], None, False, None, at["injected"](t), None,
-                at["injected"](t),
+                size, width, kind.injected(sizes), at["e"](t), turned[kind.reads], None, False, None, at["injected"](t),
+                None, at["injected"](t),
             )  # fmt: skip
             x = at["before"](t)
             for r in range(given.loops):
-                run.loop_forward(
-                    size, width, hidden, x, at["injected"](t), p["decay"], p["gain_mlp"], turned["w_up"],
-                    turned["w_down"], p["gain_loop"], at["s"].of(r, t), at["n"].of(r, t), at["h"].of(r, t),
-                    at["a"].of(r, t), at["o"].of(r, t), at["loop_stats"].of(r, t), x := at["states"].of(r + 1, t),
-                )  # fmt: skip
+                kind.forward(run, sizes, at, r, t, x, p, turned)
+                x = at["states"].of(r + 1, t)
             run.readout_forward(
                 size, width, at["before"](t), x, at["gate"](t), turned["coda"], p["gain_coda"], at["coda_z"](t),
                 at["coda_out"](t), at["coda_stats"](t), at["deter"](t),
@@ -161,18 +140,17 @@ class Scan(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, ddeters: Tensor, dstochs: Tensor, dprobs: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        given, k = ctx.given, ctx.kept
+        given, k, sizes = ctx.given, ctx.kept, ctx.sizes
         start, *tensors = ctx.saved_tensors
-        size, width, inputs, units, hidden, latents, post = ctx.sizes
-        w = {name: weight.data_ptr() for name, weight in zip(WEIGHTS, tensors, strict=True)}
-        gradients = [zeros(weight, True) for weight in tensors]
-        g = {name: weight.data_ptr() for name, weight in zip(WEIGHTS, gradients, strict=True) if weight is not None}
+        kind, (size, width, inputs, units, _, latents, post) = given.kind, sizes
+        gradients = [torch.zeros_like(weight) for weight in tensors]
+        w, g = ({name: x.data_ptr() for name, x in zip(names_of(kind), xs, strict=True)} for xs in (tensors, gradients))
         run, at = SCOPE.kernels, {name: At(x) for name, x in vars(k).items()}
         groups, rows = latents // given.classes, len(given.keeps)
         ddeters = ddeters.contiguous()
         dprobs = (dprobs + dstochs).contiguous()  # samples pass their gradient straight on
         dembeds, dstart = torch.empty_like(k.post_z), torch.zeros_like(start)
-        out = Buffers(ddeters, ctx.sizes)
+        out = Buffers(ddeters, sizes, kind.injected(sizes))
         b = {name: x.data_ptr() for name, x in vars(out).items()}
         embed = At(dembeds)
         for t in range(rows - 1, -1, -1):
@@ -199,18 +177,12 @@ class Scan(Function):
             dx, other = out.dx, out.other
             out.dinjected.zero_()
             for r in range(given.loops - 1, -1, -1):
-                x = at["states"].of(r, t)
-                run.loop_backward(
-                    size, width, hidden, x, w["decay"], w["gain_mlp"], w["w_up"], w["w_down"], w["gain_loop"],
-                    at["s"].of(r, t), at["n"].of(r, t), at["h"].of(r, t), at["a"].of(r, t), at["o"].of(r, t),
-                    at["loop_stats"].of(r, t), dx.data_ptr(), b["scratch"], b["ds"], other.data_ptr(), g["decay"],
-                    g["gain_mlp"], g["w_up"], g["w_down"], g["gain_loop"],
-                )  # fmt: skip
-                out.dinjected += out.ds
+                kind.backward(run, sizes, at, r, t, dx.data_ptr(), other.data_ptr(), b, w, g)
+                out.dinjected += out.dloop
                 dx, other = other, dx
             run.layer_backward(
-                size, width, width, at["e"](t), w["injection"], None, None, None, b["dinjected"], None, b["de"],
-                g["injection"], None, None,
+                size, width, kind.injected(sizes), at["e"](t), w[kind.reads], None, None, None, b["dinjected"], None,
+                b["de"], g[kind.reads], None, None,
             )  # fmt: skip
             out.dbefore += dx
             run.prelude_backward(
@@ -231,12 +203,12 @@ class Scan(Function):
 class Buffers:
     """Gradients of one row, written anew for each."""
 
-    def __init__(self, like: Tensor, sizes: Sizes):
+    def __init__(self, like: Tensor, sizes: Sizes, injected: int):
         size, width, inputs, units, hidden, latents, post = sizes
         columns = {
-            "carry": width, "dbefore": width, "dx": width, "other": width, "ds": width, "dinjected": width,
+            "carry": width, "dbefore": width, "dx": width, "other": width, "dloop": injected, "dinjected": injected,
             "de": width, "dgate": width, "dinputs": inputs, "dlogits": latents, "dy": post,
-            "scratch": max(width + 3 * hidden, 2 * (width + units)),
+            "scratch": 2 * width + max(3 * hidden, 2 * units),
         }  # fmt: skip
         for name, count in columns.items():
             setattr(self, name, like.new_empty(size, count))
@@ -245,7 +217,7 @@ class Buffers:
     dbefore: Tensor
     dx: Tensor
     other: Tensor
-    ds: Tensor
+    dloop: Tensor
     dinjected: Tensor
     de: Tensor
     dgate: Tensor

@@ -1,0 +1,118 @@
+"""The loops of one row of the scan: of the looped core and of the certified one, forward and backward.
+
+Between prelude and read-out the two cores differ, and nowhere else. Symbols as in `scan.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Sizes(NamedTuple):
+    """B, D, I, units of the prelude, h, S*K and units of the posterior."""
+
+    size: int
+    width: int
+    inputs: int
+    units: int
+    hidden: int
+    latents: int
+    post: int
+
+
+class At:
+    """Where the numbers of each row t begin in a tensor (T, ...), or of loop r and row t in (R, T, ...)."""
+
+    def __init__(self, x: Tensor):
+        self.begin, self.row = x.data_ptr(), 4 * x[0].numel()
+        self.inner = 4 * x[0, 0].numel() if x.dim() > 1 else 4
+
+    def __call__(self, t: int) -> int:
+        return self.begin + t * self.row
+
+    def of(self, r: int, t: int) -> int:
+        return self.begin + r * self.row + t * self.inner
+
+
+Addresses = dict[str, int]
+"""Of weights, their transposes, their gradients, or buffers, by name."""
+Places = dict[str, At]
+"""Of what all rows leave for the gradient."""
+
+
+class LoopedRows:
+    """x_r = norm(block(decay x_{r-1} + injected))."""
+
+    reads = "injection"
+    """The weight that is multiplied with e, once for all loops."""
+    weights = "injection", "decay", "gain_mlp", "w_up", "w_down", "gain_loop"
+    turned = "injection", "w_up", "w_down"
+
+    @staticmethod
+    def injected(sizes: Sizes) -> int:
+        """Numbers that the loops of a sample read beside x."""
+        return sizes.width
+
+    @staticmethod
+    def kept(sizes: Sizes) -> dict[str, tuple[int, ...]]:
+        """Shapes of what a loop keeps of a row."""
+        size, width, hidden = sizes.size, sizes.width, sizes.hidden
+        states = dict.fromkeys(("s", "n", "o"), (size, width))
+        return {**states, "h": (size, 2 * hidden), "a": (size, hidden), "loop_stats": (2 * size, 2)}
+
+    @staticmethod
+    def forward(run: Any, sizes: Sizes, at: Places, r: int, t: int, x: int, p: Addresses, turned: Addresses) -> None:
+        run.loop_forward(
+            sizes.size, sizes.width, sizes.hidden, x, at["injected"](t), p["decay"], p["gain_mlp"], turned["w_up"],
+            turned["w_down"], p["gain_loop"], at["s"].of(r, t), at["n"].of(r, t), at["h"].of(r, t), at["a"].of(r, t),
+            at["o"].of(r, t), at["loop_stats"].of(r, t), at["states"].of(r + 1, t),
+        )  # fmt: skip
+
+    @staticmethod
+    def backward(
+        run: Any, sizes: Sizes, at: Places, r: int, t: int, dy: int, dx: int, b: Addresses, w: Addresses, g: Addresses
+    ) -> None:
+        """From the gradient dy of x_{r+1} that of x_r, and in b["dloop"] that of what is injected."""
+        run.loop_backward(
+            sizes.size, sizes.width, sizes.hidden, at["states"].of(r, t), w["decay"], w["gain_mlp"], w["w_up"],
+            w["w_down"], w["gain_loop"], at["s"].of(r, t), at["n"].of(r, t), at["h"].of(r, t), at["a"].of(r, t),
+            at["o"].of(r, t), at["loop_stats"].of(r, t), dy, b["scratch"], b["dloop"], dx, g["decay"], g["gain_mlp"],
+            g["w_up"], g["w_down"], g["gain_loop"],
+        )  # fmt: skip
+
+
+class CertifiedRows:
+    """x_r = decay x_{r-1} + coupling T(coupling x_{r-1}; e) + B e, of `world_model/certified.py`."""
+
+    reads = "reads"
+    weights = "reads", "decay", "coupling", "w_up", "w_down"
+    turned = "reads", "w_up", "w_down"
+
+    @staticmethod
+    def injected(sizes: Sizes) -> int:
+        return sizes.width + 2 * sizes.hidden
+
+    @staticmethod
+    def kept(sizes: Sizes) -> dict[str, tuple[int, ...]]:
+        state, units = (sizes.size, sizes.width), (sizes.size, sizes.hidden)
+        return {"s": state, "o": state, "h": units, "a": units}
+
+    @staticmethod
+    def forward(run: Any, sizes: Sizes, at: Places, r: int, t: int, x: int, p: Addresses, turned: Addresses) -> None:
+        run.certified_forward(
+            sizes.size, sizes.width, sizes.hidden, x, at["injected"](t), p["decay"], p["coupling"], turned["w_up"],
+            turned["w_down"], at["s"].of(r, t), at["o"].of(r, t), at["h"].of(r, t), at["a"].of(r, t),
+            at["states"].of(r + 1, t),
+        )  # fmt: skip
+
+    @staticmethod
+    def backward(
+        run: Any, sizes: Sizes, at: Places, r: int, t: int, dy: int, dx: int, b: Addresses, w: Addresses, g: Addresses
+    ) -> None:
+        run.certified_backward(
+            sizes.size, sizes.width, sizes.hidden, at["states"].of(r, t), at["injected"](t), w["decay"], w["coupling"],
+            w["w_up"], w["w_down"], at["s"].of(r, t), at["o"].of(r, t), at["h"].of(r, t), at["a"].of(r, t), dy,
+            b["scratch"], dx, b["dloop"], g["decay"], g["coupling"], g["w_up"], g["w_down"],
+        )  # fmt: skip
