@@ -22,6 +22,7 @@ TYPES = {
     "bool": ctypes.c_bool,
     "In": ctypes.c_void_p,
     "Out": ctypes.c_void_p,
+    "Index": ctypes.c_void_p,
 }
 
 
@@ -75,8 +76,8 @@ def processor() -> str:
 def declare(library: ctypes.PyDLL) -> ctypes.PyDLL:
     """Tell ctypes the arguments of every function, as the source has them."""
     exported = SOURCE.read_text("utf-8").partition('extern "C"')[2]
-    for name, words in re.findall(r"^void (\w+)\(([^)]*)\)", exported, re.MULTILINE):
+    for kind, name, words in re.findall(r"^(void|int64_t) (\w+)\(([^)]*)\)", exported, re.MULTILINE):
         function = getattr(library, name)
         function.argtypes = [TYPES[word.split()[0]] for word in words.split(", ")]
-        function.restype = None
+        function.restype = TYPES.get(kind)
     return library

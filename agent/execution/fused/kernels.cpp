@@ -243,6 +243,79 @@ void certified_backward(int64_t rows, int64_t width, int64_t hidden, In x, In in
     });
 }
 
+// ---------------------------------------------------------------------- exits: which samples go on to the next loop
+
+// Of `rows` samples that are still looping, x (rows, width) is the state after loop number `loop` and `before` the one
+// before it; index (rows): which sample of the batch each is. Those that stop leave their state in last (batch, width)
+// and the number of their loops in depth (batch); the others are moved together into the arrays of the next loop, with
+// what they read (rows, extra). Returns how many go on. residual (batch, cap): |x - before| / |x|.
+// A gate (w_state null: none, and all go on to the cap) stops those of which it expects `threshold` or less.
+int64_t exits(int64_t rows, int64_t width, int64_t extra, int64_t loop, int64_t cap, float threshold, In before, In x, In injected, In w_state, In b_state, In w_change, Index index, Out depth, Out residual, Out last, Out x_next, Out injected_next, Index index_next) {
+  int64_t going = 0;
+  for (int64_t i = 0; i < rows; ++i, before += width, x += width, injected += extra) {
+    Vec norm{}, moved{}, state{}, changes{};
+    vectors(width, [&](int64_t j, auto get, auto) {
+      Vec now = get(x + j), change = now - get(before + j);
+      norm += now * now, moved += change * change;
+      if (!w_state) return;
+      state += now * get(w_state + j);
+      changes += (change < 0.0f ? -change : change) * get(w_change + j);
+    });
+    float change = __builtin_sqrtf(sum(moved)), gain = 0.0f;
+    residual[index[i] * cap + loop - 1] = change / __builtin_sqrtf(sum(norm));
+    if (w_state) gain = (sum(state) + *b_state) * change / __builtin_sqrtf(width) + sum(changes);
+    if (loop < cap && !(w_state && gain <= threshold)) {
+      std::memcpy(x_next + going * width, x, 4 * width);
+      std::memcpy(injected_next + going * extra, injected, 4 * extra);
+      index_next[going++] = index[i];
+    } else {
+      std::memcpy(last + index[i] * width, x, 4 * width);
+      depth[index[i]] = loop;
+    }
+  }
+  return going;
+}
+
+void gather(int64_t rows, int64_t width, In from, Index index, Out to) {  // to[i] = from[index[i]]
+  for (int64_t i = 0; i < rows; ++i) std::memcpy(to + i * width, from + index[i] * width, 4 * width);
+}
+
+void scatter(int64_t rows, int64_t width, In from, Index index, Out to) {  // to[index[i]] = from[i]
+  for (int64_t i = 0; i < rows; ++i) std::memcpy(to + index[i] * width, from + i * width, 4 * width);
+}
+
+void scatter_add(int64_t rows, int64_t width, In from, Index index, Out to) {  // to[index[i]] += from[i]
+  for (int64_t i = 0; i < rows; ++i)
+    vectors(width, [&](int64_t j, auto get, auto put) {
+      Out p = to + index[i] * width + j;
+      put(p, get(p) + get(from + i * width + j));
+    });
+}
+
+// ---------------------------------------------------------------------- continuous actions
+
+// out (rows, 2 actions): a mean before its tanh, and a deviation before its sigmoid. action = mean + deviation noise,
+// and in control, whose rows lie `stride` apart, the same with a size of at most 1.
+void act_forward(int64_t rows, int64_t actions, float least, In out, In noise, Out action, Out control, int64_t stride) {
+  for (int64_t r = 0; r < rows; ++r, out += 2 * actions, noise += actions, action += actions, control += stride)
+    vectors(actions, [&](int64_t i, auto get, auto put) {
+      Vec mean = 2.0f * sigmoid(2.0f * get(out + i)) - 1.0f, deviation = (1.0f - least) * sigmoid(get(out + actions + i) + 2.0f) + least;
+      Vec a = mean + deviation * get(noise + i), size = a < 0.0f ? -a : a;
+      put(action + i, a);
+      put(control + i, a / (size > 1.0f ? size : all(1.0f)));
+    });
+}
+
+void act_backward(int64_t rows, int64_t actions, float least, In out, In noise, In action, In dcontrol, int64_t stride, Out dout) {
+  for (int64_t r = 0; r < rows; ++r, out += 2 * actions, dout += 2 * actions, noise += actions, action += actions, dcontrol += stride)
+    vectors(actions, [&](int64_t i, auto get, auto put) {
+      Vec a = get(action + i), size = a < 0.0f ? -a : a, d = get(dcontrol + i) / (size > 1.0f ? size : all(1.0f));
+      Vec mean = 2.0f * sigmoid(2.0f * get(out + i)) - 1.0f, share = sigmoid(get(out + actions + i) + 2.0f);
+      put(dout + i, d * (1.0f - mean * mean));
+      put(dout + actions + i, d * get(noise + i) * (1.0f - least) * share * (1.0f - share));
+    });
+}
+
 // ---------------------------------------------------------------------- read-out: coda, norm, outer gate
 
 // y = deter + gate (norm(C x) - deter). Kept: z, out (rows, width); stats (rows, 2).

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from agent.execution.fused import dream
 from agent.execution.fused.build import load
 from agent.execution.fused.functions import LayerWeights, Sample, certified_loop, chain, loop, prelude, readout
-from agent.execution.fused.scan import Given, Rows, Scan
-from agent.execution.fused.scan_loops import CertifiedRows, LoopedRows
+from agent.execution.fused.scan import Given, Scan
+from agent.execution.fused.scan_loops import CertifiedRows, LoopedRows, Rows
 from agent.execution.fused.scope import Scope, frozen_weights, fusible
-from agent.learning.actor_critic import Critic
+from agent.learning.actor_critic import Actor, ActorCritic, Critic
 from agent.learning.dreamer import Dreamer
 from world_model import Batch, LatentState, Rollout, WorldModel
 from world_model.block import Block
 from world_model.certified import CertifiedCore, CertifiedDynamics, CertifiedLoop
 from world_model.controls.stacked import Layer, StackedCore
-from world_model.core import Traces
+from world_model.core import LoopStats, Traces
+from world_model.exits import ExitRule, Gate
 from world_model.jumps import control
 from world_model.looped import GatedCore, LoopedCore
 from world_model.nets import MLP, Norm
@@ -53,6 +57,13 @@ class FusedGatedCore(GatedCore):
         if not fusible(x):
             return super().readout(deter, x, gate)
         return readout(deter, x, gate, self.coda, self.coda_norm.gain)
+
+    def shell_weights(self) -> tuple[Tensor, ...]:
+        """Six of prelude and outer gate, two of the read-out, in the order of scans and dreams."""
+        return (
+            self.prelude_in.weight, self.prelude_norm.gain, self.prelude_out.weight, self.input_norm.gain,
+            self.update_gate.weight, self.update_gate.bias, self.coda, self.coda_norm.gain,
+        )  # fmt: skip
 
 
 class FusedLoopedCore(FusedGatedCore, LoopedCore):
@@ -123,12 +134,9 @@ class FusedWorldModel(WorldModel):
         core = self.core
         if not fusible(embeds) or not isinstance(core, FusedLoopedCore | FusedCertifiedCore) or core.cfg.tokens > 1:
             return super().scan(state, batch, embeds, levels, loops)
-        kind, of_loops = core.loop_weights()
-        weights = (
-            core.prelude_in.weight, core.prelude_norm.gain, core.prelude_out.weight, core.input_norm.gain,
-            core.update_gate.weight, core.update_gate.bias, *of_loops, core.coda, core.coda_norm.gain,
-            self.post_deter.weight, self.post_norm.gain, self.post_out.weight, self.post_out.bias,
-        )  # fmt: skip
+        (kind, of_loops), shell = core.loop_weights(), core.shell_weights()
+        posterior = self.post_deter.weight, self.post_norm.gain, self.post_out.weight, self.post_out.bias
+        weights = (*shell[:6], *of_loops, *shell[6:], *posterior)
         actions = control(batch.prev_action, batch.taken, self.cfg.jump).transpose(0, 1).contiguous()
         keeps = (1.0 - batch.is_first.to(levels.dtype)).t().contiguous()
         given = Given(kind, actions, keeps, batch.is_first.any(0).tolist(), levels, loops, self.cfg.classes)
@@ -158,15 +166,67 @@ class FusedWorldModel(WorldModel):
             return super().draw(probs, level)
         return Sample.apply(probs, level)
 
-    def imagine(self, start: LatentState, policy: Any, *args: Any, **options: Any) -> Rollout:
+    def imagine(
+        self, start: LatentState, policy: Any, horizon: int, alive: Tensor | None = None, *args: Any, **options: Any
+    ) -> Rollout:
         """No gradient of an update reaches the world model's weights through dreams, but the policy's."""
-
-        def act(feat: Tensor) -> Tensor:
-            with frozen_weights(False):
-                return policy(feat)
-
         with frozen_weights(fusible(start.deter)):
-            return super().imagine(start, policy if isinstance(policy, Tensor) else act, *args, **options)
+            if not (args or options.keys() - {"grad", "jump"}) and self.one_operation(start, policy, **options):
+                return self.dream(start, policy.__self__.actor, horizon, alive)
+            return super().imagine(start, unfrozen(policy), horizon, alive, *args, **options)
+
+    def one_operation(self, start: LatentState, policy: Any, grad: bool = False, jump: int = 1) -> bool:
+        """Whether a dream is a `Dream`: of an update, with the actor's gradient through the dynamics."""
+        core, behavior = self.core, getattr(policy, "__self__", None)
+        if not (grad and fusible(start.deter) and isinstance(behavior, ActorCritic) and self.cfg.jump == jump == 1):
+            return False
+        if not isinstance(core, FusedLoopedCore | FusedCertifiedCore) or core.cfg.tokens > 1:
+            return False
+        nets = self.prior, behavior.actor.net
+        return type(core.rule) in (Gate, ExitRule) and all(isinstance(net, FusedMLP) for net in nets)
+
+    def dream(self, start: LatentState, actor: Actor, horizon: int, alive: Tensor | None) -> Rollout:
+        """`imagine` with one operation for all steps."""
+        core, size = self.core, len(start.deter)
+        assert isinstance(core, FusedLoopedCore | FusedCertifiedCore)
+        assert isinstance(self.prior, FusedMLP)
+        assert isinstance(actor.net, FusedMLP)
+        drawn = [(torch.randn(size, actor.spec.size), self.latents.level((size,), start.deter)) for _ in range(horizon)]
+        noise, levels = (torch.stack(part) for part in zip(*drawn, strict=True))
+        rule = core.rule
+        with torch.no_grad():
+            kind, of_loops = core.loop_weights()
+        gate = None
+        if isinstance(rule, Gate):
+            gate = dream.Gate(rule.state.weight[0], rule.state.bias, rule.change.weight[0], rule.threshold)
+        (w_prior, _, gain_prior), (w_logits, b_logits, _) = self.prior.layers()
+        weights = (*core.shell_weights(), w_prior, gain_prior, w_logits, b_logits)
+        weights = (*weights[:6], *of_loops, *weights[6:])
+        given = dream.Given(
+            kind, core.cfg.run_cap, start.deter.flatten(1).contiguous(), start.stoch.flatten(1).contiguous(), noise,
+            levels, self.cfg.classes, weights, gate,
+        )  # fmt: skip
+        layers = itertools.chain.from_iterable(actor.net.layers())
+        feat, actions, depth, residual = dream.Dream.apply(given, *layers)
+        return Rollout(
+            states=self.unflatten(feat.transpose(0, 1)),
+            actions=actions.transpose(0, 1),
+            rewards=self.twohot.mean(self.reward(ahead := feat[1:])).t(),
+            continues=torch.sigmoid(self.cont(ahead).squeeze(-1)).t(),
+            loops=LoopStats(depth.t().long(), residual.transpose(0, 1)),
+            alive=torch.ones_like(feat[0, :, 0]) if alive is None else alive,
+            feat=feat,
+        )
+
+
+def unfrozen(policy: Any) -> Any:
+    """The same policy, whose weights get gradients."""
+
+    def act(feat: Tensor) -> Tensor:
+        with frozen_weights(False):
+            return policy(feat)
+
+    return policy if isinstance(policy, Tensor) else act
 
 
 class FusedCritic(Critic):

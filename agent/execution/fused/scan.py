@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from agent.execution.fused.scan_loops import At, CertifiedRows, LoopedRows, Sizes
+from agent.execution.fused.scan_loops import At, Loop, Rows, Sizes
 from agent.execution.fused.scope import SCOPE
 from world_model.latent import UNIMIX
 
@@ -23,9 +23,6 @@ BEFORE = "w_in", "gain_in", "w_out", "gain_out", "w_gate", "b_gate"
 BEHIND = "coda", "gain_coda", "w_deter", "gain_post", "w_post", "b_post"
 """Of read-out and posterior."""
 TURNED = "w_in", "w_out", "w_gate", "coda", "w_deter", "w_post"
-
-Rows = type[LoopedRows] | type[CertifiedRows]
-
 
 class Given(NamedTuple):
     """What has no gradient: how loops run, actions (T, B, A), keeps (T, B), which rows hold a first one, levels
@@ -109,8 +106,9 @@ class Scan(Function):
             )  # fmt: skip
             x = at["before"](t)
             for r in range(given.loops):
-                kind.forward(run, sizes, at, r, t, x, p, turned)
-                x = at["states"].of(r + 1, t)
+                y = at["states"].of(r + 1, t)
+                kind.forward(run, sizes, at, Loop(r, t, size, x, at["injected"](t), y), p, turned)
+                x = y
             run.readout_forward(
                 size, width, at["before"](t), x, at["gate"](t), turned["coda"], p["gain_coda"], at["coda_z"](t),
                 at["coda_out"](t), at["coda_stats"](t), at["deter"](t),
@@ -177,7 +175,8 @@ class Scan(Function):
             dx, other = out.dx, out.other
             out.dinjected.zero_()
             for r in range(given.loops - 1, -1, -1):
-                kind.backward(run, sizes, at, r, t, dx.data_ptr(), other.data_ptr(), b, w, g)
+                loop = Loop(r, t, size, at["states"].of(r, t), at["injected"](t), dx.data_ptr())
+                kind.backward(run, sizes, at, loop, other.data_ptr(), b, w, g)
                 out.dinjected += out.dloop
                 dx, other = other, dx
             run.layer_backward(

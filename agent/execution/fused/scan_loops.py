@@ -1,10 +1,11 @@
-"""The loops of one row of the scan: of the looped core and of the certified one, forward and backward.
+"""The loops of one step of a scan or a dream: of the looped core and of the certified one, forward and backward.
 
 Between prelude and read-out the two cores differ, and nowhere else. Symbols as in `scan.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -36,8 +37,19 @@ class At:
         return self.begin + r * self.row + t * self.inner
 
 
-Addresses = dict[str, int]
-"""Of weights, their transposes, their gradients, or buffers, by name."""
+class Loop(NamedTuple):
+    """Loop r of row t, of its first `rows` samples: where x lies, what is injected, the new state or its gradient."""
+
+    r: int
+    t: int
+    rows: int
+    x: int
+    injected: int
+    y: int
+
+
+Addresses = Mapping[str, int | None]
+"""Of weights, their transposes, their gradients (None: not wanted), or buffers, by name."""
 Places = dict[str, At]
 """Of what all rows leave for the gradient."""
 
@@ -63,23 +75,25 @@ class LoopedRows:
         return {**states, "h": (size, 2 * hidden), "a": (size, hidden), "loop_stats": (2 * size, 2)}
 
     @staticmethod
-    def forward(run: Any, sizes: Sizes, at: Places, r: int, t: int, x: int, p: Addresses, turned: Addresses) -> None:
+    def forward(run: Any, sizes: Sizes, at: Places, loop: Loop, p: Addresses, turned: Addresses) -> None:
+        r, t, rows, x, injected, y = loop
         run.loop_forward(
-            sizes.size, sizes.width, sizes.hidden, x, at["injected"](t), p["decay"], p["gain_mlp"], turned["w_up"],
-            turned["w_down"], p["gain_loop"], at["s"].of(r, t), at["n"].of(r, t), at["h"].of(r, t), at["a"].of(r, t),
-            at["o"].of(r, t), at["loop_stats"].of(r, t), at["states"].of(r + 1, t),
+            rows, sizes.width, sizes.hidden, x, injected, p["decay"], p["gain_mlp"], turned["w_up"], turned["w_down"],
+            p["gain_loop"], at["s"].of(r, t), at["n"].of(r, t), at["h"].of(r, t), at["a"].of(r, t), at["o"].of(r, t),
+            at["loop_stats"].of(r, t), y,
         )  # fmt: skip
 
     @staticmethod
     def backward(
-        run: Any, sizes: Sizes, at: Places, r: int, t: int, dy: int, dx: int, b: Addresses, w: Addresses, g: Addresses
+        run: Any, sizes: Sizes, at: Places, loop: Loop, dx: int, b: Addresses, w: Addresses, g: Addresses
     ) -> None:
-        """From the gradient dy of x_{r+1} that of x_r, and in b["dloop"] that of what is injected."""
+        """From the gradient dy of the new state that of the old one, and in b["dloop"] that of what is injected."""
+        r, t, rows, x, _, dy = loop
         run.loop_backward(
-            sizes.size, sizes.width, sizes.hidden, at["states"].of(r, t), w["decay"], w["gain_mlp"], w["w_up"],
-            w["w_down"], w["gain_loop"], at["s"].of(r, t), at["n"].of(r, t), at["h"].of(r, t), at["a"].of(r, t),
-            at["o"].of(r, t), at["loop_stats"].of(r, t), dy, b["scratch"], b["dloop"], dx, g["decay"], g["gain_mlp"],
-            g["w_up"], g["w_down"], g["gain_loop"],
+            rows, sizes.width, sizes.hidden, x, w["decay"], w["gain_mlp"], w["w_up"], w["w_down"], w["gain_loop"],
+            at["s"].of(r, t), at["n"].of(r, t), at["h"].of(r, t), at["a"].of(r, t), at["o"].of(r, t),
+            at["loop_stats"].of(r, t), dy, b["scratch"], b["dloop"], dx, g["decay"], g["gain_mlp"], g["w_up"],
+            g["w_down"], g["gain_loop"],
         )  # fmt: skip
 
 
@@ -100,19 +114,23 @@ class CertifiedRows:
         return {"s": state, "o": state, "h": units, "a": units}
 
     @staticmethod
-    def forward(run: Any, sizes: Sizes, at: Places, r: int, t: int, x: int, p: Addresses, turned: Addresses) -> None:
+    def forward(run: Any, sizes: Sizes, at: Places, loop: Loop, p: Addresses, turned: Addresses) -> None:
+        r, t, rows, x, injected, y = loop
         run.certified_forward(
-            sizes.size, sizes.width, sizes.hidden, x, at["injected"](t), p["decay"], p["coupling"], turned["w_up"],
-            turned["w_down"], at["s"].of(r, t), at["o"].of(r, t), at["h"].of(r, t), at["a"].of(r, t),
-            at["states"].of(r + 1, t),
+            rows, sizes.width, sizes.hidden, x, injected, p["decay"], p["coupling"], turned["w_up"], turned["w_down"],
+            at["s"].of(r, t), at["o"].of(r, t), at["h"].of(r, t), at["a"].of(r, t), y,
         )  # fmt: skip
 
     @staticmethod
     def backward(
-        run: Any, sizes: Sizes, at: Places, r: int, t: int, dy: int, dx: int, b: Addresses, w: Addresses, g: Addresses
+        run: Any, sizes: Sizes, at: Places, loop: Loop, dx: int, b: Addresses, w: Addresses, g: Addresses
     ) -> None:
+        r, t, rows, x, injected, dy = loop
         run.certified_backward(
-            sizes.size, sizes.width, sizes.hidden, at["states"].of(r, t), at["injected"](t), w["decay"], w["coupling"],
-            w["w_up"], w["w_down"], at["s"].of(r, t), at["o"].of(r, t), at["h"].of(r, t), at["a"].of(r, t), dy,
-            b["scratch"], dx, b["dloop"], g["decay"], g["coupling"], g["w_up"], g["w_down"],
+            rows, sizes.width, sizes.hidden, x, injected, w["decay"], w["coupling"], w["w_up"], w["w_down"],
+            at["s"].of(r, t), at["o"].of(r, t), at["h"].of(r, t), at["a"].of(r, t), dy, b["scratch"], dx, b["dloop"],
+            g["decay"], g["coupling"], g["w_up"], g["w_down"],
         )  # fmt: skip
+
+
+Rows = type[LoopedRows] | type[CertifiedRows]

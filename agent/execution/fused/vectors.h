@@ -27,6 +27,7 @@ typedef float Vec __attribute__((vector_size(4 * L)));
 typedef int32_t Ints __attribute__((vector_size(4 * L)));
 typedef const float* In;
 typedef float* Out;
+typedef int32_t* Index;
 
 inline Vec all(float x) { return x - Vec{}; }
 
