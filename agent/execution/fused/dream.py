@@ -99,154 +99,202 @@ class Kept:
         self.depth, self.residual = room(steps, size), given.deter.new_zeros(steps, size, cap)
 
 
+class Steps:
+    """What forward and backward share: sizes, and where everything lies."""
+
+    def __init__(self, given: Given, kept: Kept, sizes: Sizes):
+        self.given, self.kept, self.sizes, self.kind = given, kept, sizes, given.kind
+        self.steps, _, self.actions = given.noise.shape
+        self.extra, self.groups = given.kind.injected(sizes), sizes.latents // given.classes
+        self.run, self.at = SCOPE.kernels, {name: At(x) for name, x in vars(kept).items()}
+        self.at |= {"noise": At(given.noise), "levels": At(given.levels)}
+        self.w = {name: weight.data_ptr() for name, weight in given.named().items()}
+
+
+class Forward(Steps):
+    """The steps in their order."""
+
+    def __init__(self, given: Given, kept: Kept, sizes: Sizes, layers: Sequence[tuple[Any, ...]]):
+        super().__init__(given, kept, sizes)
+        w = given.named()
+        self.turned = {name: SCOPE.transposed(w[name]).data_ptr() for name in (*TURNED, *given.kind.turned)}
+        self.mlp = [
+            (weight.shape[1], len(weight), SCOPE.transposed(weight).data_ptr(), address(bias), address(gain))
+            for weight, bias, gain in layers
+        ]
+        gate = given.gate
+        self.gate = (None, None, None) if gate is None else tuple(x.data_ptr() for x in gate[:3])
+        self.threshold = 0.0 if gate is None else gate.threshold
+
+    def decide(self, t: int) -> None:
+        """The actor's action at state t, among the inputs of the core."""
+        run, at, size, latents = self.run, self.at, self.sizes.size, self.sizes.latents
+        x = at["feat"](t)
+        for i, (fan_in, fan_out, weight, bias, gain) in enumerate(self.mlp):
+            y = at[f"actor_y{i}"](t)
+            z, stats = (y, None) if gain is None else (at[f"actor_z{i}"](t), at[f"actor_stats{i}"](t))
+            run.layer_forward(size, fan_in, fan_out, x, weight, bias, False, gain, z, stats, y)
+            x = y
+        self.kept.inputs[t, :, :latents] = self.kept.stochs[t]
+        control, stride = at["inputs"](t) + 4 * latents, self.sizes.inputs
+        run.act_forward(size, self.actions, MIN_STD, x, at["noise"](t), at["actions"](t), control, stride)
+
+    def core(self, t: int) -> list[int]:
+        """Prelude, loops with exits, read-out. Returns how many samples went into each loop."""
+        run, at, w, turned, (size, width, inputs, units, *_) = self.run, self.at, self.w, self.turned, self.sizes
+        run.prelude_forward(
+            size, 1, width, inputs, units, at["deters"](t), at["inputs"](t), turned["w_in"], w["gain_in"],
+            turned["w_out"], w["gain_out"], turned["w_gate"], w["b_gate"], at["z"](t), at["hidden"](t), at["y"](t),
+            at["stats"](t), at["e"](t), at["gate"](t),
+        )  # fmt: skip
+        injected = at["injected"].of(0, t)
+        run.layer_forward(
+            size, width, self.extra, at["e"](t), turned[self.kind.reads], None, False, None, injected, None, injected
+        )  # fmt: skip
+        rows, r, x, cap, counts = size, 0, at["deters"](t), self.given.cap, []
+        while rows:
+            injected, new = at["injected"].of(r, t), at["new"].of(r, t)
+            after = min(r + 1, cap - 1)  # nothing goes on from the last one
+            counts.append(rows)
+            self.kind.forward(run, self.sizes, at, Loop(r, t, rows, x, injected, new), w, turned)
+            rows = run.exits(
+                rows, width, self.extra, r + 1, cap, self.threshold, x, new, injected, *self.gate, at["index"].of(r, t),
+                at["depth"](t), at["residual"](t), at["last"](t), at["x"].of(after, t), at["injected"].of(after, t),
+                at["index"].of(after, t),
+            )  # fmt: skip
+            r, x = after, at["x"].of(after, t)
+        run.readout_forward(
+            size, width, at["deters"](t), at["last"](t), at["gate"](t), turned["coda"], w["gain_coda"], at["coda_z"](t),
+            at["coda_out"](t), at["coda_stats"](t), at["deters"](t + 1),
+        )  # fmt: skip
+        return counts
+
+    def prior(self, t: int) -> None:
+        """Prior, sample and features of state t + 1."""
+        run, at, w, k, (size, width, *_, latents, post) = self.run, self.at, self.w, self.kept, self.sizes
+        run.layer_forward(
+            size, width, post, at["deters"](t + 1), self.turned["w_prior"], None, False, w["gain_prior"],
+            at["prior_z"](t), at["prior_stats"](t), at["prior_y"](t),
+        )  # fmt: skip
+        run.layer_forward(
+            size, post, latents, at["prior_y"](t), self.turned["w_logits"], w["b_logits"], False, None, at["logits"](t),
+            None, at["logits"](t),
+        )  # fmt: skip
+        groups, classes = size * self.groups, self.given.classes
+        run.categorical_forward(groups, classes, UNIMIX, at["logits"](t), at["probs"](t))
+        run.sample(groups, classes, at["probs"](t), at["levels"](t), at["stochs"](t + 1))
+        k.feat[t + 1, :, :width], k.feat[t + 1, :, width:] = k.deters[t + 1], k.stochs[t + 1]
+
+
+class Backward(Steps):
+    """The steps from the last to the first."""
+
+    def __init__(self, given: Given, kept: Kept, sizes: Sizes, outputs: str):
+        super().__init__(given, kept, sizes)
+        self.out = buffers(kept.feat, sizes, self.extra)
+        self.b, self.frozen = {name: x.data_ptr() for name, x in self.out.items()}, dict.fromkeys(self.w)
+        self.outputs = self.at[outputs]
+        self.dout = kept.feat.new_empty(self.steps, sizes.size, 2 * self.actions)  # of the actor's outputs
+
+    def prior(self, t: int, dfeat: Tensor) -> None:
+        """From features (B, F) of state t + 1, and what comes back from the step behind it, to its deter."""
+        run, at, w, b, out, (size, width, *_, latents, post) = (
+            self.run, self.at, self.w, self.b, self.out, self.sizes
+        )  # fmt: skip
+        out["ddeter"].copy_(dfeat[:, :width])
+        out["dstoch"].copy_(dfeat[:, width:])
+        if t < self.steps - 1:
+            out["ddeter"] += out["carry"]
+            out["dstoch"] += out["dinputs"][:, :latents]
+        # a sample passes its gradient straight on
+        run.categorical_backward(
+            size * self.groups, self.given.classes, UNIMIX, at["probs"](t), b["dstoch"], b["dlogits"]
+        )  # fmt: skip
+        run.layer_backward(
+            size, post, latents, at["prior_y"](t), w["w_logits"], None, None, None, b["dlogits"], None, b["dprior"],
+            None, None, None,
+        )  # fmt: skip
+        run.layer_backward(
+            size, width, post, at["deters"](t + 1), w["w_prior"], w["gain_prior"], at["prior_z"](t),
+            at["prior_stats"](t), b["dprior"], b["dz"], b["dx"], None, None, None,
+        )  # fmt: skip
+        out["ddeter"] += out["dx"]
+
+    def core(self, t: int, counts: list[int]) -> None:
+        """Read-out, loops and prelude: to the deter of state t, and to the inputs."""
+        run, at, w, b, out, (size, width, inputs, units, *_) = (
+            self.run, self.at, self.w, self.b, self.out, self.sizes
+        )  # fmt: skip
+        run.readout_backward(
+            size, width, at["deters"](t), at["last"](t), at["gate"](t), w["coda"], w["gain_coda"], at["coda_z"](t),
+            at["coda_out"](t), at["coda_stats"](t), b["ddeter"], b["scratch"], b["dbefore"], b["dstate"], b["dgate"],
+            None, None,
+        )  # fmt: skip
+        out["dinjected"].zero_()
+        for r in range(len(counts) - 1, -1, -1):
+            rows, index = counts[r], at["index"].of(r, t)
+            run.gather(rows, width, b["dstate"], index, b["dnew"])
+            x = at["x"].of(r, t) if r else at["deters"](t)
+            loop = Loop(r, t, rows, x, at["injected"].of(r, t), b["dnew"])
+            self.kind.backward(run, self.sizes, at, loop, b["dx"], b, w, self.frozen)
+            run.scatter(rows, width, b["dx"], index, b["dstate"])
+            run.scatter_add(rows, self.extra, b["dloop"], index, b["dinjected"])
+        run.layer_backward(
+            size, width, self.extra, at["e"](t), w[self.kind.reads], None, None, None, b["dinjected"], None, b["de"],
+            None, None, None,
+        )  # fmt: skip
+        run.prelude_backward(
+            size, 1, width, inputs, units, at["deters"](t), at["inputs"](t), w["w_in"], w["gain_in"], w["w_out"],
+            w["gain_out"], w["w_gate"], at["z"](t), at["hidden"](t), at["y"](t), at["stats"](t), at["gate"](t), b["de"],
+            b["dgate"], b["scratch"], b["carry"], b["dinputs"], *[None] * 6,
+        )  # fmt: skip
+        out["carry"] += out["dbefore"]
+        out["carry"] += out["dstate"]
+
+    def decide(self, t: int) -> None:
+        """To the outputs of the actor at state t."""
+        dcontrol, stride = self.b["dinputs"] + 4 * self.sizes.latents, self.sizes.inputs
+        self.run.act_backward(
+            self.sizes.size, self.actions, MIN_STD, self.outputs(t), self.at["noise"](t), self.at["actions"](t),
+            dcontrol, stride, self.dout.data_ptr() + t * 4 * self.dout[0].numel(),
+        )  # fmt: skip
+
+
 class Dream(Function):
     """The actor's weights, w, bias and gain (None: it has none) of each layer -> the fields of `Dreamed`."""
 
     @staticmethod
     def forward(ctx: Any, given: Given, *actor: Any) -> tuple[Tensor, ...]:
-        kind, w = given.kind, given.named()
-        layers = list(zip(actor[::3], actor[1::3], actor[2::3], strict=True))
-        (size, width), latents = given.deter.shape, given.stoch.shape[1]
-        steps, _, actions = given.noise.shape
-        inputs = w["w_in"].shape[1] - width
-        sizes = Sizes(
-            size, width, inputs, len(w["gain_in"]), w["w_down"].shape[1], latents, len(w["gain_prior"])
-        )  # fmt: skip
-        k, groups, extra = Kept(given, sizes, layers), latents // given.classes, kind.injected(sizes)
-        run, at = SCOPE.kernels, {name: At(x) for name, x in vars(k).items()}
-        p = {name: weight.data_ptr() for name, weight in w.items()}
-        turned = {name: SCOPE.transposed(w[name]).data_ptr() for name in (*TURNED, *kind.turned)}
-        mlp = [
-            (weight.shape[1], len(weight), SCOPE.transposed(weight).data_ptr(), *map(address, (bias, gain)))
-            for weight, bias, gain in layers
-        ]
-        gate = (None, None, None) if given.gate is None else tuple(x.data_ptr() for x in given.gate[:3])
-        threshold = 0.0 if given.gate is None else given.gate.threshold
-        noise, level = At(given.noise), At(given.levels)
-        counts: list[list[int]] = []
+        layers, w, (size, width) = list(zip(*[iter(actor)] * 3, strict=True)), given.named(), given.deter.shape
+        inputs, post = w["w_in"].shape[1] - width, len(w["gain_prior"])
+        sizes = Sizes(size, width, inputs, len(w["gain_in"]), w["w_down"].shape[1], given.stoch.shape[1], post)
+        k = Kept(given, sizes, layers)
+        run, counts = Forward(given, k, sizes, layers), []
         k.deters[0], k.stochs[0] = given.deter, given.stoch
         k.feat[0, :, :width], k.feat[0, :, width:] = given.deter, given.stoch
-        for t in range(steps):
-            x = at["feat"](t)
-            for i, (fan_in, fan_out, weight, bias, gain) in enumerate(mlp):
-                y = at[f"actor_y{i}"](t)
-                z, stats = (y, None) if gain is None else (at[f"actor_z{i}"](t), at[f"actor_stats{i}"](t))
-                run.layer_forward(size, fan_in, fan_out, x, weight, bias, False, gain, z, stats, y)
-                x = y
-            k.inputs[t, :, :latents] = k.stochs[t]
-            run.act_forward(
-                size, actions, MIN_STD, x, noise(t), at["actions"](t), at["inputs"](t) + 4 * latents, inputs
-            )  # fmt: skip
-            run.prelude_forward(
-                size, 1, width, inputs, sizes.units, at["deters"](t), at["inputs"](t), turned["w_in"], p["gain_in"],
-                turned["w_out"], p["gain_out"], turned["w_gate"], p["b_gate"], at["z"](t), at["hidden"](t), at["y"](t),
-                at["stats"](t), at["e"](t), at["gate"](t),
-            )  # fmt: skip
-            injected = at["injected"].of(0, t)
-            run.layer_forward(
-                size, width, extra, at["e"](t), turned[kind.reads], None, False, None, injected, None, injected
-            )  # fmt: skip
-            rows, r, x = size, 0, at["deters"](t)
-            counts.append([])
-            while rows:
-                injected, new = at["injected"].of(r, t), at["new"].of(r, t)
-                after = min(r + 1, given.cap - 1)  # nothing goes on from the last one
-                counts[-1].append(rows)
-                kind.forward(run, sizes, at, Loop(r, t, rows, x, injected, new), p, turned)
-                rows = run.exits(
-                    rows, width, extra, r + 1, given.cap, threshold, x, new, injected, *gate, at["index"].of(r, t),
-                    at["depth"](t), at["residual"](t), at["last"](t), at["x"].of(after, t), at["injected"].of(after, t),
-                    at["index"].of(after, t),
-                )  # fmt: skip
-                r, x = after, at["x"].of(after, t)
-            run.readout_forward(
-                size, width, at["deters"](t), at["last"](t), at["gate"](t), turned["coda"], p["gain_coda"],
-                at["coda_z"](t), at["coda_out"](t), at["coda_stats"](t), at["deters"](t + 1),
-            )  # fmt: skip
-            run.layer_forward(
-                size, width, sizes.post, at["deters"](t + 1), turned["w_prior"], None, False, p["gain_prior"],
-                at["prior_z"](t), at["prior_stats"](t), at["prior_y"](t),
-            )  # fmt: skip
-            run.layer_forward(
-                size, sizes.post, latents, at["prior_y"](t), turned["w_logits"], p["b_logits"], False, None,
-                at["logits"](t), None, at["logits"](t),
-            )  # fmt: skip
-            run.categorical_forward(size * groups, given.classes, UNIMIX, at["logits"](t), at["probs"](t))
-            run.sample(size * groups, given.classes, at["probs"](t), level(t), at["stochs"](t + 1))
-            k.feat[t + 1, :, :width], k.feat[t + 1, :, width:] = k.deters[t + 1], k.stochs[t + 1]
+        for t in range(run.steps):
+            run.decide(t)
+            counts.append(run.core(t))
+            run.prior(t)
         ctx.given, ctx.kept, ctx.sizes, ctx.counts = given, k, sizes, counts
         ctx.save_for_backward(*actor)
-        results = k.feat, k.actions, k.depth, k.residual
+        results = Dreamed(k.feat, k.actions, k.depth, k.residual)
         ctx.mark_non_differentiable(*results[1:])
         # An output that its own function holds would hold the function, and never be freed.
         for name, kept in vars(k).items():
             setattr(k, name, kept.detach())
-        return results
+        return tuple(results)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dfeat: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        given, k, sizes, counts = ctx.given, ctx.kept, ctx.sizes, ctx.counts
-        kind, (size, width, inputs, units, _, latents, post) = given.kind, sizes
-        steps, _, actions = given.noise.shape
-        extra, groups = kind.injected(sizes), latents // given.classes
-        run, at, noise = SCOPE.kernels, {name: At(x) for name, x in vars(k).items()}, At(given.noise)
-        w = {name: weight.data_ptr() for name, weight in given.named().items()}
-        frozen = dict.fromkeys(w)
-        out = buffers(dfeat, sizes, extra)
-        b = {name: x.data_ptr() for name, x in out.items()}
-        dout = dfeat.new_empty(steps, size, 2 * actions)
-        of_step = At(dout)
-        for t in range(steps - 1, -1, -1):
-            out["ddeter"].copy_(dfeat[t + 1, :, :width])
-            out["dstoch"].copy_(dfeat[t + 1, :, width:])
-            if t < steps - 1:
-                out["ddeter"] += out["carry"]
-                out["dstoch"] += out["dinputs"][:, :latents]
-            # a sample passes its gradient straight on
-            run.categorical_backward(
-                size * groups, given.classes, UNIMIX, at["probs"](t), b["dstoch"], b["dlogits"]
-            )  # fmt: skip
-            run.layer_backward(
-                size, post, latents, at["prior_y"](t), w["w_logits"], None, None, None, b["dlogits"], None, b["dprior"],
-                None, None, None,
-            )  # fmt: skip
-            run.layer_backward(
-                size, width, post, at["deters"](t + 1), w["w_prior"], w["gain_prior"], at["prior_z"](t),
-                at["prior_stats"](t), b["dprior"], b["dz"], b["dx"], None, None, None,
-            )  # fmt: skip
-            out["ddeter"] += out["dx"]
-            run.readout_backward(
-                size, width, at["deters"](t), at["last"](t), at["gate"](t), w["coda"], w["gain_coda"], at["coda_z"](t),
-                at["coda_out"](t), at["coda_stats"](t), b["ddeter"], b["scratch"], b["dbefore"], b["dstate"],
-                b["dgate"], None, None,
-            )  # fmt: skip
-            out["dinjected"].zero_()
-            for r in range(len(counts[t]) - 1, -1, -1):
-                rows, index = counts[t][r], at["index"].of(r, t)
-                run.gather(rows, width, b["dstate"], index, b["dnew"])
-                x = at["x"].of(r, t) if r else at["deters"](t)
-                loop = Loop(r, t, rows, x, at["injected"].of(r, t), b["dnew"])
-                kind.backward(run, sizes, at, loop, b["dx"], b, w, frozen)
-                run.scatter(rows, width, b["dx"], index, b["dstate"])
-                run.scatter_add(rows, extra, b["dloop"], index, b["dinjected"])
-            run.layer_backward(
-                size, width, extra, at["e"](t), w[kind.reads], None, None, None, b["dinjected"], None, b["de"], None,
-                None, None,
-            )  # fmt: skip
-            run.prelude_backward(
-                size, 1, width, inputs, units, at["deters"](t), at["inputs"](t), w["w_in"], w["gain_in"], w["w_out"],
-                w["gain_out"], w["w_gate"], at["z"](t), at["hidden"](t), at["y"](t), at["stats"](t), at["gate"](t),
-                b["de"], b["dgate"], b["scratch"], b["carry"], b["dinputs"], *[None] * 6,
-            )  # fmt: skip
-            out["carry"] += out["dbefore"]
-            out["carry"] += out["dstate"]
-            last = len(ctx.saved_tensors) // 3 - 1
-            run.act_backward(
-                size, actions, MIN_STD, at[f"actor_y{last}"](t), noise(t), at["actions"](t),
-                b["dinputs"] + 4 * latents, inputs, of_step(t),
-            )  # fmt: skip
-        return None, *actor_gradients(ctx.saved_tensors, k, dout)
+        actor = ctx.saved_tensors
+        run = Backward(ctx.given, ctx.kept, ctx.sizes, f"actor_y{len(actor) // 3 - 1}")
+        for t in range(run.steps - 1, -1, -1):
+            run.prior(t, dfeat[t + 1])
+            run.core(t, ctx.counts[t])
+            run.decide(t)
+        return None, *actor_gradients(actor, ctx.kept, run.dout)
 
 
 def actor_gradients(actor: tuple[Tensor | None, ...], k: Kept, dout: Tensor) -> list[Tensor | None]:
