@@ -25,6 +25,7 @@ import argparse
 import os
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -161,23 +162,22 @@ def floor_of(count: float, total: float, rate: float) -> str:
     return f"{work}: floor {floor:.1f} ms, ratio {total / floor:.2f}"
 
 
-def plain_in_turn(updates: int) -> None:
-    """Print medians of whole updates of `small` on walker_walk's sizes, with plain layers and with fused ones.
+def plain_in_turn(label: str, config: Config, gates: Mapping[str, float | None], updates: int) -> None:
+    """Print medians of whole updates on walker_walk's sizes, with plain layers and with fused ones, for each gate.
 
     One update of each in turn, at the same depths, so that what else runs slows both; and the time over the floor.
     """
-    config = preset("small")
     plain, fused = (plain_agent(config, WALKER) for _ in range(2))
     executions = {"plain layers": Eager(plain), "fused layers": make_execution(fused)}
-    print(f"{'median ms of an update':34s} {'one loop':>10s} {'with exits':>10s}   over the floor")
-    gates = -1.0, 1e3  # every dream exits after one loop, or none does
-    counts = [operations(config, gate, WALKER) for gate in gates]
-    times: dict[str, list[list[float]]] = {name: [[], []] for name in executions}
+    print(f"{label:34s} " + " ".join(f"{gate:>15s}" for gate in gates) + "   over the floor")
+    counts = [operations(config, gate, WALKER) for gate in gates.values()]
+    times: dict[str, list[list[float]]] = {name: [[] for _ in gates] for name in executions}
     rates = []
     for number in range(updates + FIRST):
-        for place, gate in enumerate(gates):
+        for place, gate in enumerate(gates.values()):
             for name, execution in executions.items():
-                execution.agent.world.core.rule.state.bias.data.fill_(gate)
+                if gate is not None:
+                    execution.agent.world.core.rule.state.bias.data.fill_(gate)
                 batch = random_batch(execution.agent, config.train.batch, config.train.length)
                 torch.manual_seed(number)  # the same depth
                 began = time.perf_counter()
@@ -188,7 +188,7 @@ def plain_in_turn(updates: int) -> None:
     for name, taken in times.items():
         medians = [1e3 * float(np.median(each[FIRST:])) for each in taken]
         ratios = ", ".join(f"{ms / floor:.2f}" for ms, floor in zip(medians, floors, strict=True))
-        print(f"{name:34s} " + " ".join(f"{ms:10.1f}" for ms in medians) + f"   {ratios}")
+        print(f"{name:34s} " + " ".join(f"{ms:15.1f}" for ms in medians) + f"   {ratios}")
     for count in counts:
         print(f"    {floor_of(count, float('nan'), float(np.median(rates))).partition(', ratio')[0]}")
 
@@ -241,6 +241,24 @@ def shared(config: Config, workers: int) -> Config:
     return replace(config, optimizer=replace(config.optimizer, workers=workers))
 
 
+def with_fixed_loops(config: Config) -> Config:
+    """Two in every step."""
+    loop = replace(config.model.loop, depth="fixed", exit="fixed", mean_loops=2)
+    return replace(config, model=replace(config.model, loop=loop))
+
+
+def reference_sizes(config: Config) -> dict[str, Config]:
+    """16 x 64 rows and 1,024 dreams of 15 steps, with the actor's gradient by REINFORCE and through the dynamics."""
+    fixed = with_fixed_loops(config)
+    wide = replace(fixed.model, units=160, loop=replace(fixed.model.loop, units=160))
+    train = replace(fixed.train, batch=16, length=64)
+    sizes = {}
+    for gradient in ("reinforce", "dynamics"):  # the first is what DreamerV3 does
+        behavior = replace(fixed.behavior, starts=1024, horizon=15, units=160, actor_gradient=gradient)
+        sizes[f"16 x 64, 1,024 dreams, {gradient}"] = replace(fixed, model=wide, behavior=behavior, train=train)
+    return sizes
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=Config().train.threads, help="intra-op threads; 0: tried out")
@@ -260,7 +278,10 @@ def main() -> None:
         in_turn(args.in_turn, args.updates)
         return
     if args.plain:
-        plain_in_turn(args.updates)
+        gates = {"all exit at one": -1.0, "none exits": 1e3}
+        plain_in_turn("small, median ms of an update", preset("small"), gates, args.updates)
+        for name, config in reference_sizes(Config()).items():
+            plain_in_turn(name, config, {"two fixed loops": None}, max(3, args.updates // 6))
         return
     names = ["world_model", "imagination", "actor_critic", "backward", "optimizer", "total"]
     if args.workers > 1:
@@ -275,21 +296,11 @@ def main() -> None:
             measure(label, config, args.updates, gate, IMAGES[args.images], args.device)
         return
     default = shared(Config(), args.workers)
-    fixed = replace(default.model, loop=replace(default.model.loop, depth="fixed", exit="fixed", mean_loops=2))
-    measure("default size, two fixed loops", replace(default, model=fixed), args.updates, None)
+    measure("default size, two fixed loops", with_fixed_loops(default), args.updates, None)
     measure("default size, all exit after one", default, args.updates, -1.0)
     measure("default size, none exits", default, args.updates, 1e3)
-    wide = replace(fixed, units=160, loop=replace(fixed.loop, units=160))
-    reference = replace(
-        default,
-        model=wide,
-        behavior=replace(default.behavior, starts=1024, horizon=15, units=160),
-        train=replace(default.train, batch=16, length=64),
-    )
-    for gradient in ("reinforce", "dynamics"):  # the first is what DreamerV3 does
-        behavior = replace(reference.behavior, actor_gradient=gradient)
-        name = f"16 x 64, 1,024 dreams, {gradient}"
-        measure(name, replace(reference, behavior=behavior), max(10, args.updates // 3), None)
+    for name, config in reference_sizes(default).items():
+        measure(name, config, max(10, args.updates // 3), None)
 
 
 if __name__ == "__main__":
