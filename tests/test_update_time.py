@@ -73,11 +73,15 @@ def test_two_checkouts_are_timed_in_turn(monkeypatch, capsys, tmp_path):
 
 
 def test_plain_layers_are_timed_beside_fused_ones(update_time, monkeypatch, capsys):
+    sizes = {"reference": update_time.with_fixed_loops(preset("debug"))}
     monkeypatch.setattr(update_time, "preset", lambda _: preset("debug"))
+    monkeypatch.setattr(update_time, "reference_sizes", lambda _: sizes)
     monkeypatch.setattr(sys, "argv", ["update_time.py", "--plain", "--updates", "2", "--threads", "1"])
     update_time.main()
-    _, header, plain, fused, *floors = capsys.readouterr().out.splitlines()
+    _, header, plain, fused, *floors, last, its_plain, its_fused, _ = capsys.readouterr().out.splitlines()
     assert header.endswith("over the floor")
+    assert last.split() == ["reference", "two", "fixed", "loops", "over", "the", "floor"]
+    assert all(re.search(r"layers +[\d.]+ +[\d.]+$", row) for row in (its_plain, its_fused))
     assert [row[:34].strip() for row in (plain, fused)] == ["plain layers", "fused layers"]
     assert all(re.search(r" [\d.]+ +[\d.]+ +[\d.]+, [\d.]+$", row) for row in (plain, fused))
     assert all(re.search(r"GFLOP of products at \d+ GFLOP/s: floor [\d.]+ ms$", line) for line in floors)
