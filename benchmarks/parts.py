@@ -32,7 +32,7 @@ PARTS: dict[str, tuple[str, str]] = {
     "loops": ("train_agent.py", "--model.loop.mean-loops 1 --model.loop.depth fixed --model.loop.exit fixed"),
     "core": ("train_agent.py", "--model.core gru --model.match params"),
     "exploration": ("benchmarks/without_exploration.py", ""),
-    "planning": ("train_agent.py", "--behavior.plan 64"),
+    "planning": ("train_agent.py", "--behavior.decisions both"),
 }
 """{part: (program, options)}. One loop; a GRU of equal size; without exploration; planning, which the default lacks."""
 
