@@ -1,0 +1,58 @@
+"""benchmarks/choices.py: returns of agents and what models know, a line for each value of a setting."""
+
+import json
+import sys
+
+import pytest
+import yaml
+from conftest import benchmark
+
+
+def run_of(folder, task, seed, objective, returns):
+    """An agent with one evaluation of these episodes."""
+    folder.mkdir(parents=True)
+    settings = {"task": task, "seed": seed, "model": {"objective": objective}, "agent": "dreamer"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "meta.json").write_text(json.dumps({"task": task, "finished": True}))
+    rows = [f"50000,{number},{100 + number},{value},1000,1.0" for number, value in enumerate(returns)]
+    (folder / "eval.csv").write_text("\n".join(["step,episode,seed,return,length,mean_loops", *rows, ""]))
+    (folder / "episodes.csv").write_text("step,return,length\n")
+    line = {"step": 50000, "wall": 600.0, "speed/updates": 20.0 + seed}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+
+
+def model_of(folder, seed, objective, values):
+    run_of(folder, "dmc:a", seed, objective, [])
+    (folder / "probe.csv").write_text("update,probe,probe_deter,probe_5,probe_15\n1,0,0,0,0\n" + values + "\n")
+    (folder / "metrics.jsonl").write_text(json.dumps({"stability/embedding_rank": 0.6}) + "\n")
+
+
+@pytest.fixture
+def choices(tmp_path):
+    for number, (task, seed, objective, value) in enumerate(
+        [("dmc:a", 11, "sigreg", 5.0), ("dmc:a", 10, "sigreg", 3.0), ("dmc:b", 10, "reconstruct", 9.0)]
+    ):
+        run_of(tmp_path / "agents" / str(number), task, seed, objective, [value - 1, value + 1])
+    model_of(tmp_path / "models" / "0", 10, "sigreg", "2,0.81,0.5,0.62,0.3")
+    return benchmark("choices")
+
+
+def test_a_line_for_each_value_holds_the_seeds_side_by_side(choices, tmp_path, monkeypatch, capsys):
+    words = ["model.objective", str(tmp_path / "agents"), "--models", str(tmp_path / "models"), "--csv"]
+    monkeypatch.setattr(sys, "argv", ["choices.py", *words, str(tmp_path / "rows.csv")])
+    assert choices.main() == 0
+    head, _, *lines = capsys.readouterr().out.splitlines()
+    names = ["dmc:a", "dmc:b", "R^2 now", "R^2 after 5 steps", "after 15", "rank", "updates per second"]
+    assert head == "| | " + " | ".join(names) + " |"
+    assert "| sigreg | 3, 5 |  | 0.81 | 0.62 | 0.30 | 0.60 | 30.5 |" in lines
+    assert "| reconstruct |  | 9 |  |  |  |  | 30.0 |" in lines
+    rows = (tmp_path / "rows.csv").read_text().splitlines()
+    assert rows[0].startswith("value,task,seed,step,return,minutes")
+    assert len(rows) == 5
+
+
+def test_a_setting_that_no_run_has_is_an_error(choices, tmp_path, monkeypatch, capsys):
+    words = ["model.nothing", str(tmp_path / "agents"), "--models", str(tmp_path / "models"), "--csv", "x.csv"]
+    monkeypatch.setattr(sys, "argv", ["choices.py", *words])
+    assert choices.main() == 2
+    assert "model.nothing" in capsys.readouterr().err
