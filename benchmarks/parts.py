@@ -2,6 +2,7 @@
 
     python benchmarks/parts.py runs/parts --csv results/suite/parts --jobs 2
     python benchmarks/parts.py runs/parts --csv results/suite/parts --without loops --tasks dmc:walker_walk --seeds 10
+    python benchmarks/parts.py runs/parts --csv results/suite/parts --without fusing --seeds 10 11 12
     python benchmarks/parts.py --table results/suite/parts results/suite/dmc18
 
 A run is that of 100,000 steps, ended after the evaluation at 50,000, where the decay of learning rates would begin: so
@@ -13,6 +14,7 @@ FOLDER of --csv gets PART/TASK-sSEED.csv, the eval.csv of each. --table prints t
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import signal
 import subprocess
@@ -33,8 +35,11 @@ PARTS: dict[str, tuple[str, str]] = {
     "core": ("train_agent.py", "--model.core gru --model.match params"),
     "exploration": ("benchmarks/without_exploration.py", ""),
     "planning": ("train_agent.py", "--behavior.decisions both"),
+    "fusing": ("train_agent.py", ""),
 }
-"""{part: (program, options)}. One loop; a GRU of equal size; without exploration; planning, which the default lacks."""
+"""{part: (program, options)}. One loop; a GRU of equal size; without exploration; planning, which the default lacks; and
+the whole agent with plain layers, as where there is no compiler."""
+ENVIRONMENTS = {"fusing": {"CXX": "/nowhere"}}
 
 
 def evaluated(folder: Path) -> int:
@@ -54,6 +59,7 @@ class Run:
         self.command = [sys.executable, str(PROJECT / program)]
         self.words = [task, "--seed", str(seed), "--run-dir", str(self.folder), "--no-video", "--train.threads", "1"]
         self.words += options.split()
+        self.environment = {**os.environ, **ENVIRONMENTS.get(part, {})}
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -64,7 +70,8 @@ class Run:
             shutil.rmtree(self.folder)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with self.folder.with_suffix(".log").open("ab") as log:
-            self.process = subprocess.Popen([*self.command, *self.words], stdout=log, stderr=log, process_group=0)
+            command = [*self.command, *self.words]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, process_group=0, env=self.environment)
 
     def over(self) -> bool:
         """Has it the evaluation at STEPS, or ended without? Then it is stopped, and its evaluations are kept."""
@@ -125,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="?", help="folder of the runs")
     parser.add_argument("--csv", type=Path, help="folder of the evaluations")
-    parser.add_argument("--without", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
+    parser.add_argument("--without", nargs="+", choices=PARTS, default=list(PARTS)[:4], metavar="PART")
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[10, 11])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
