@@ -37,8 +37,8 @@ PARTS: dict[str, tuple[str, str]] = {
     "planning": ("train_agent.py", "--behavior.decisions both"),
     "fusing": ("train_agent.py", ""),
 }
-"""{part: (program, options)}. One loop; a GRU of equal size; without exploration; planning, which the default lacks; and
-the whole agent with plain layers, as where there is no compiler."""
+"""{part: (program, options)}. One loop; a GRU of equal size; without exploration; planning, which the default lacks;
+and the whole agent with plain layers, as where there is no compiler."""
 ENVIRONMENTS = {"fusing": {"CXX": "/nowhere"}}
 
 
