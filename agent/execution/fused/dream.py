@@ -39,11 +39,14 @@ class Gate(NamedTuple):
 
 
 class Given(NamedTuple):
-    """All but the actor: how loops run and up to which cap R, the states at the start (B, D) and (B, L), normal noise
-    (H, B, A), levels (H, B, S, 1), classes K, weights by BEFORE, `kind.weights` and BEHIND, and the gate."""
+    """All but the actor: how loops run and up to which cap R, how many decisions a step covers and at most could, the
+    states at the start (B, D) and (B, L), normal noise (H, B, A), levels (H, B, S, 1), classes K, weights by BEFORE,
+    `kind.weights` and BEHIND, and the gate."""
 
     kind: Rows
     cap: int
+    held: int
+    longest: int
     deter: Tensor
     stoch: Tensor
     noise: Tensor
@@ -80,6 +83,9 @@ class Kept:
         self.actions = room(steps, size, given.noise.shape[2])
         self.deters, self.stochs = room(steps + 1, size, width), room(steps + 1, size, latents)
         self.inputs = room(steps, size, inputs)
+        if given.longest > 1:  # as `world_model.jumps.pack`: actions that are not done are 0, then the number that are
+            self.inputs.zero_()
+            self.inputs[..., inputs - given.longest + given.held - 1] = 1.0
         self.z, self.hidden, self.y = room(steps, size, units), room(steps, size, units), room(steps, size, width)
         self.stats = room(steps, 2 * size, 2)
         self.e, self.gate, self.last = (room(steps, size, width) for _ in range(3))
@@ -137,7 +143,9 @@ class Forward(Steps):
             x = y
         self.kept.inputs[t, :, :latents] = self.kept.stochs[t]
         control, stride = at["inputs"](t) + 4 * latents, self.sizes.inputs
-        run.act_forward(size, self.actions, MIN_STD, x, at["noise"](t), at["actions"](t), control, stride)
+        run.act_forward(
+            size, self.actions, self.given.held, MIN_STD, x, at["noise"](t), at["actions"](t), control, stride
+        )  # fmt: skip
 
     def core(self, t: int) -> list[int]:
         """Prelude, loops with exits, read-out. Returns how many samples went into each loop."""
@@ -255,8 +263,8 @@ class Backward(Steps):
         """To the outputs of the actor at state t."""
         dcontrol, stride = self.b["dinputs"] + 4 * self.sizes.latents, self.sizes.inputs
         self.run.act_backward(
-            self.sizes.size, self.actions, MIN_STD, self.outputs(t), self.at["noise"](t), self.at["actions"](t),
-            dcontrol, stride, self.dout.data_ptr() + t * 4 * self.dout[0].numel(),
+            self.sizes.size, self.actions, self.given.held, MIN_STD, self.outputs(t), self.at["noise"](t),
+            self.at["actions"](t), dcontrol, stride, self.dout.data_ptr() + t * 4 * self.dout[0].numel(),
         )  # fmt: skip
 
 

@@ -294,22 +294,24 @@ void scatter_add(int64_t rows, int64_t width, In from, Index index, Out to) {  /
 
 // ---------------------------------------------------------------------- continuous actions
 
-// out (rows, 2 actions): a mean before its tanh, and a deviation before its sigmoid. action = mean + deviation noise,
-// and in control, whose rows lie `stride` apart, the same with a size of at most 1.
-void act_forward(int64_t rows, int64_t actions, float least, In out, In noise, Out action, Out control, int64_t stride) {
+// out (rows, 2 actions): a mean before its tanh, and a deviation before its sigmoid. action = mean + deviation noise;
+// control, whose rows lie `stride` apart, gets the same with a size of at most 1, as many times as the action is held.
+void act_forward(int64_t rows, int64_t actions, int64_t held, float least, In out, In noise, Out action, Out control, int64_t stride) {
   for (int64_t r = 0; r < rows; ++r, out += 2 * actions, noise += actions, action += actions, control += stride)
     vectors(actions, [&](int64_t i, auto get, auto put) {
       Vec mean = 2.0f * sigmoid(2.0f * get(out + i)) - 1.0f, deviation = (1.0f - least) * sigmoid(get(out + actions + i) + 2.0f) + least;
       Vec a = mean + deviation * get(noise + i), size = a < 0.0f ? -a : a;
       put(action + i, a);
-      put(control + i, a / (size > 1.0f ? size : all(1.0f)));
+      for (int64_t j = 0; j < held; ++j) put(control + j * actions + i, a / (size > 1.0f ? size : all(1.0f)));
     });
 }
 
-void act_backward(int64_t rows, int64_t actions, float least, In out, In noise, In action, In dcontrol, int64_t stride, Out dout) {
+void act_backward(int64_t rows, int64_t actions, int64_t held, float least, In out, In noise, In action, In dcontrol, int64_t stride, Out dout) {
   for (int64_t r = 0; r < rows; ++r, out += 2 * actions, dout += 2 * actions, noise += actions, action += actions, dcontrol += stride)
     vectors(actions, [&](int64_t i, auto get, auto put) {
-      Vec a = get(action + i), size = a < 0.0f ? -a : a, d = get(dcontrol + i) / (size > 1.0f ? size : all(1.0f));
+      Vec a = get(action + i), size = a < 0.0f ? -a : a, d{};
+      for (int64_t j = 0; j < held; ++j) d += get(dcontrol + j * actions + i);
+      d = d / (size > 1.0f ? size : all(1.0f));
       Vec mean = 2.0f * sigmoid(2.0f * get(out + i)) - 1.0f, share = sigmoid(get(out + actions + i) + 2.0f);
       put(dout + i, d * (1.0f - mean * mean));
       put(dout + actions + i, d * get(noise + i) * (1.0f - least) * share * (1.0f - share));

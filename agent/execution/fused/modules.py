@@ -172,20 +172,20 @@ class FusedWorldModel(WorldModel):
         """No gradient of an update reaches the world model's weights through dreams, but the policy's."""
         with frozen_weights(fusible(start.deter)):
             if not (args or options.keys() - {"grad", "jump"}) and self.one_operation(start, policy, **options):
-                return self.dream(start, policy.__self__.actor, horizon, alive)
+                return self.dream(start, policy.__self__.actor, horizon, alive, options.get("jump", 1))
             return super().imagine(start, unfrozen(policy), horizon, alive, *args, **options)
 
-    def one_operation(self, start: LatentState, policy: Any, grad: bool = False, jump: int = 1) -> bool:
+    def one_operation(self, start: LatentState, policy: Any, grad: bool = False, **_: Any) -> bool:
         """Whether a dream is a `Dream`: of an update, with the actor's gradient through the dynamics."""
         core, behavior = self.core, getattr(policy, "__self__", None)
-        if not (grad and fusible(start.deter) and isinstance(behavior, ActorCritic) and self.cfg.jump == jump == 1):
+        if not (grad and fusible(start.deter) and isinstance(behavior, ActorCritic)):
             return False
         if not isinstance(core, FusedLoopedCore | FusedCertifiedCore) or core.cfg.tokens > 1:
             return False
         nets = self.prior, behavior.actor.net
         return type(core.rule) in (Gate, ExitRule) and all(isinstance(net, FusedMLP) for net in nets)
 
-    def dream(self, start: LatentState, actor: Actor, horizon: int, alive: Tensor | None) -> Rollout:
+    def dream(self, start: LatentState, actor: Actor, horizon: int, alive: Tensor | None, jump: int) -> Rollout:
         """`imagine` with one operation for all steps."""
         core, size = self.core, len(start.deter)
         assert isinstance(core, FusedLoopedCore | FusedCertifiedCore)
@@ -203,8 +203,8 @@ class FusedWorldModel(WorldModel):
         weights = (*core.shell_weights(), w_prior, gain_prior, w_logits, b_logits)
         weights = (*weights[:6], *of_loops, *weights[6:])
         given = dream.Given(
-            kind, core.cfg.run_cap, start.deter.flatten(1).contiguous(), start.stoch.flatten(1).contiguous(), noise,
-            levels, self.cfg.classes, weights, gate,
+            kind, core.cfg.run_cap, jump, self.cfg.jump, start.deter.flatten(1).contiguous(),
+            start.stoch.flatten(1).contiguous(), noise, levels, self.cfg.classes, weights, gate,
         )  # fmt: skip
         layers = itertools.chain.from_iterable(actor.net.layers())
         feat, actions, depth, residual = dream.Dream.apply(given, *layers)
