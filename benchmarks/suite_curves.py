@@ -83,7 +83,7 @@ def draw(curves: Curves, columns: int = 6) -> Figure:
         axis.set_title(task, fontsize=9)
         axis.set_ylim(0, 1040)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].legend(frameon=False, fontsize=7)
+    max(axes.flat[: len(curves)], key=lambda axis: len(axis.lines)).legend(frameon=False, fontsize=7)
     axes[-1, 0].set_xlabel("1,000 steps")
     return figure
 
