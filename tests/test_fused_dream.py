@@ -84,6 +84,7 @@ def test_dreams_beside_the_updates_stay_plain(monkeypatch):
             (agent.behavior.policy, {}),
             (agent.behavior.policy, {"grad": True, "max_loops": 1}),
             (agent.behavior.policy, {"grad": True, "sample": False}),
+            (agent.behavior.actor.act, {"grad": True}),
             (lambda feat: torch.zeros(3, 3), {"grad": True}),
             (torch.zeros(3, 2, 3), {"grad": True}),
         ):

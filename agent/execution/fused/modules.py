@@ -178,12 +178,13 @@ class FusedWorldModel(WorldModel):
     def one_operation(self, start: LatentState, policy: Any, grad: bool = False, **_: Any) -> bool:
         """Whether a dream is a `Dream`: of an update, with the actor's gradient through the dynamics."""
         core, behavior = self.core, getattr(policy, "__self__", None)
-        if not (grad and fusible(start.deter) and isinstance(behavior, ActorCritic)):
+        if not (grad and fusible(start.deter) and type(behavior) is ActorCritic and type(behavior.actor) is Actor):
             return False
         if not isinstance(core, FusedLoopedCore | FusedCertifiedCore) or core.cfg.tokens > 1:
             return False
         nets = self.prior, behavior.actor.net
-        return type(core.rule) in (Gate, ExitRule) and all(isinstance(net, FusedMLP) for net in nets)
+        ours = policy.__func__ is ActorCritic.policy and all(isinstance(net, FusedMLP) for net in nets)
+        return ours and type(core.rule) in (Gate, ExitRule)
 
     def dream(self, start: LatentState, actor: Actor, horizon: int, alive: Tensor | None, jump: int) -> Rollout:
         """`imagine` with one operation for all steps."""
