@@ -3,7 +3,6 @@
 import copy
 import shutil
 import threading
-import weakref
 from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 
@@ -12,7 +11,7 @@ import torch
 from small_fused import CASES, COMPILERS, PLAIN_SCANS, batch_of, compiler, make, one_update
 
 from agent.execution import Eager, make_execution
-from agent.execution.fused import build, fuse, fused_layers, scan, scope
+from agent.execution.fused import build, fuse, fused_layers, scope
 from agent.execution.fused.functions import chain
 from agent.execution.fused.modules import FusedLoopedCore, FusedMLP, FusedWorldModel
 
@@ -190,23 +189,3 @@ def test_the_scan_is_one_operation_where_it_can_be(monkeypatch):
         with fused_layers(), suppress(TypeError):  # nothing was computed
             agent.world.observe_sequence(batch_of(agent), 2)
         assert bool(scans) == one, case
-
-
-@compiler
-def test_a_scan_is_freed_with_its_update():
-    """Its outputs are not held by what made them: nothing collects such a circle."""
-    agent = make(*CASES["vectors"])
-    execution = make_execution(agent)
-    alive = []
-    with pytest.MonkeyPatch.context() as patch:
-        kept = scan.Kept.__init__
-
-        def watched(self, *given):
-            kept(self, *given)
-            alive.append(weakref.ref(self))
-
-        patch.setattr(scan.Kept, "__init__", watched)
-        for _ in range(3):
-            execution.update(batch_of(agent))
-    assert len(alive) == 3
-    assert not any(reference() for reference in alive)

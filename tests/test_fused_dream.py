@@ -9,7 +9,7 @@ import torch
 from small_fused import CASES, CHOICES_OF_CERTIFIED, PLAIN_SCANS, batch_of, compiler, make
 
 from agent.execution import Eager, make_execution
-from agent.execution.fused import dream, fuse, fused_layers
+from agent.execution.fused import dream, fuse, fused_layers, scan
 from agent.execution.fused.modules import FusedWorldModel
 from world_model import LatentState
 
@@ -91,18 +91,20 @@ def test_dreams_beside_the_updates_stay_plain(monkeypatch):
             assert agent.world.imagine(start, policy, 2, **options).rewards.shape == (3, 2)
 
 
-def test_a_dream_is_freed_with_its_update():
+@pytest.mark.parametrize("module", [scan, dream])
+def test_scan_and_dream_are_freed_with_their_update(module):
+    """Their outputs are not held by what made them: nothing collects such a circle."""
     agent = make(*CASES["vectors"])
     execution = make_execution(agent)
     alive = []
     with pytest.MonkeyPatch.context() as patch:
-        kept = dream.Kept.__init__
+        kept = module.Kept.__init__
 
         def watched(self, *given):
             kept(self, *given)
             alive.append(weakref.ref(self))
 
-        patch.setattr(dream.Kept, "__init__", watched)
+        patch.setattr(module.Kept, "__init__", watched)
         for _ in range(3):
             execution.update(batch_of(agent))
     assert len(alive) == 3
