@@ -95,7 +95,9 @@ class Run:
 
 
 def train(waiting: list[Run], jobs: int) -> None:
-    """All runs, `jobs` at a time; Ctrl-C saves those that are at work."""
+    """All runs, `jobs` at a time; Ctrl-C and SIGTERM save those that are at work, also where a shell ignores Ctrl-C."""
+    signals = signal.SIGINT, signal.SIGTERM
+    before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
     working: list[Run] = []
     try:
         while waiting or working:
@@ -107,6 +109,8 @@ def train(waiting: list[Run], jobs: int) -> None:
     finally:
         for run in working:
             run.stop()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def score(curve: dict[int, float]) -> float:

@@ -1,5 +1,6 @@
 """benchmarks/parts.py: runs that end in their middle, and the table of what each part is worth."""
 
+import signal
 import sys
 
 import pytest
@@ -64,14 +65,23 @@ def test_a_run_that_ends_before_its_middle_is_named_and_leaves_no_evaluations(mo
     assert not (tmp_path / "csv").exists()
 
 
-def test_ctrl_c_saves_what_is_at_work(monkeypatch, parts, tmp_path):
+@pytest.fixture
+def handlers():
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_what_is_at_work_even_if_it_was_ignored(handlers, number, monkeypatch, parts, tmp_path):
     run = parts.Run("loops", "dmc:a", 1, tmp_path / "runs", tmp_path / "csv")
     monkeypatch.setattr(parts, "STEPS", 90_000)
     monkeypatch.setattr(parts.time, "sleep", lambda _: interrupt_when((run.folder / "eval.csv").exists()))
 
     def interrupt_when(begun):
         if begun:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
 
     with pytest.raises(KeyboardInterrupt):
         parts.train([run], jobs=1)
