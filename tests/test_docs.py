@@ -179,9 +179,9 @@ def filled(words, run):
     """The words of a command, with RUN and FILE replaced by the folder of a finished run and its config.yaml.
 
     Other names in capitals (DIR, FOLDER) stay: they are new folders. That run has ended, so --resume is given more
-    steps where the command names none.
+    steps where the command names none. A file that takes what is printed is left out.
     """
-    words = [re.sub(r"^RUN\b", str(run), word) for word in shlex.split(words)]
+    words = [re.sub(r"^RUN\b", str(run), word) for word in shlex.split(words.partition("'>'")[0])]
     words = [str(run / "config.yaml") if word == "FILE" else word for word in words]
     words = ["toy:cue5" if word == "TASK" else word for word in words]
     return [*words, "--steps", "1200"] if "--resume" in words and "--steps" not in words else words
