@@ -26,6 +26,10 @@ def config_of(tokens=1, width=24, units=20, jump=1, core="looped", **loop):
     return replace(debug, model=model, behavior=replace(debug.behavior, units=units, jump=jump))
 
 
+def through_dynamics(config):
+    return replace(config, behavior=replace(config.behavior, actor_gradient="dynamics"))
+
+
 def make(config, spaces):
     torch.manual_seed(0)
     agent = Dreamer(config.model, config.behavior, config.optimizer, spaces)
@@ -57,6 +61,7 @@ CASES = {
     "vectors": (config_of(), VECTOR),
     "widths of whole vectors": (config_of(width=32, units=48), VECTOR),
     "choices": (config_of(), CHOICE),
+    "choices, through the dynamics": (through_dynamics(config_of()), CHOICE),
     "images": (config_of(), IMAGE),
     "two tokens": (config_of(tokens=2), VECTOR),
     "more tokens than are written out": (config_of(tokens=9, width=8), CHOICE),

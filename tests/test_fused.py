@@ -46,6 +46,27 @@ def test_an_update_is_the_same(case):
 
 
 @compiler
+@pytest.mark.parametrize("case", ["vectors", "certified", "two tokens"])
+def test_all_loops_are_read_out_at_once(case):
+    """States of the loops (R, B, N, D) beside one deter and one gate (B, N, D), as early read-outs are trained."""
+    config, spaces = CASES[case]
+    plain, fused = make(config, spaces).world.core, make(config, spaces)
+    fuse(fused)
+    core, loop = fused.world.core, config.model.loop
+    torch.manual_seed(0)
+    given = [torch.randn(*shape, loop.tokens, loop.width) for shape in ((5,), (3, 5), (5,))]
+    results = []
+    for module in (plain, core):
+        deter, x, gate = (part.clone().requires_grad_() for part in given)
+        with fused_layers():
+            out = module.readout(deter, x, gate)
+        wanted = deter, x, gate, module.coda
+        results.append((out, *torch.autograd.grad((out * torch.arange(3.0)[:, None, None, None]).sum(), wanted)))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@compiler
 def test_a_copy_has_its_own_weights_and_acting_is_not_fused(monkeypatch):
     agent = make(*CASES["vectors"])
     make_execution(agent)
@@ -140,6 +161,16 @@ def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
     with pytest.warns(UserWarning, match="twice as long: no such header$"):
         assert build.load.__wrapped__() is None
     assert not list(tmp_path.glob("**/*.so"))
+
+
+@compiler
+def test_a_compiler_may_be_several_words_and_a_user_without_a_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", f"env {next(filter(shutil.which, COMPILERS))}")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(build.os.path, "expanduser", lambda path: path)  # as of a user that the system does not know
+    monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path))
+    assert build.load.__wrapped__() is not None
+    assert len(list(tmp_path.glob("looped-dreamer-*/kernels-*.so"))) == 1
 
 
 @compiler

@@ -63,7 +63,7 @@ def test_a_dream_whose_samples_stop_after_different_loops_is_the_same(case):
 def test_a_dream_is_one_operation_where_it_can_be(monkeypatch):
     dreams = []
     monkeypatch.setattr(FusedWorldModel, "dream", lambda self, *given: dreams.append(given))
-    plain = PLAIN_SCANS | {"choices", "exits that ask the prior", CHOICES_OF_CERTIFIED}
+    plain = PLAIN_SCANS | {"choices", "choices, through the dynamics", "exits that ask the prior", CHOICES_OF_CERTIFIED}
     for case in CASES:
         agent = make(*CASES[case])
         fuse(agent)

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -52,15 +53,17 @@ def compiled() -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # two processes may compile at once
             made = Path(folder) / path.name
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+            command = [*shlex.split(compiler), *FLAGS, str(SOURCE), "-o", str(made)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
             made.replace(path)
     return path
 
 
 def cache() -> Path:
-    """The folder of compiled files."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    """The folder of compiled files: of a user without a home, in the system's folder for temporary ones."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if home.startswith("~"):
+        return Path(tempfile.gettempdir()) / f"looped-dreamer-{os.getuid()}"
     return Path(home) / "looped-dreamer"
 
 

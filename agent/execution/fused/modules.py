@@ -56,7 +56,7 @@ class FusedGatedCore(GatedCore):
     def readout(self, deter: Tensor, x: Tensor, gate: Tensor) -> Tensor:
         if not fusible(x):
             return super().readout(deter, x, gate)
-        return readout(deter, x, gate, self.coda, self.coda_norm.gain)
+        return readout(deter.expand_as(x), x, gate.expand_as(x), self.coda, self.coda_norm.gain)
 
     def shell_weights(self) -> tuple[Tensor, ...]:
         """Six of prelude and outer gate, two of the read-out, in the order of scans and dreams."""
@@ -179,6 +179,8 @@ class FusedWorldModel(WorldModel):
         """Whether a dream is a `Dream`: of an update, with the actor's gradient through the dynamics."""
         core, behavior = self.core, getattr(policy, "__self__", None)
         if not (grad and fusible(start.deter) and type(behavior) is ActorCritic and type(behavior.actor) is Actor):
+            return False
+        if behavior.spec.discrete:
             return False
         if not isinstance(core, FusedLoopedCore | FusedCertifiedCore) or core.cfg.tokens > 1:
             return False
