@@ -18,6 +18,7 @@ from agent.evaluation.rollout_error import (
     realised_return,
     rollout_errors,
 )
+from agent.evaluation.rollout_plots import draw_truth, example_dream
 from envs import make_vector_env
 from world_model import LatentState
 
@@ -171,6 +172,18 @@ def test_the_norm_of_the_state_is_measured_for_a_thousand_steps(measured):
     assert {row["loops"] for row in results.norms} == {"exit", "1", "3"}
     assert max(row["step"] for row in results.norms) == 1000
     assert all(0 < row["mean"] <= row["largest"] < 100 for row in results.norms)
+
+
+def test_dreams_are_drawn_in_the_units_of_the_recording():
+    agent = untrained()
+    world, recording = agent.averaged.world, record(agent, agent.spaces, counters, range(2))
+    world.observation_model.standardise.mean.fill_(2.0)
+    world.observation_model.standardise.var.fill_(9.0)
+    example = example_dream(world, recording, 4)
+    axis = draw_truth(world, recording, example).axes[0]
+    drawn = axis.lines[1].get_ydata()  # behind the recorded values: the mean of the dreams
+    decoded = next(iter(world.decode(example.dream.states).values()))[:, 1:]  # (SAMPLES, H, O)
+    assert any(np.allclose(drawn, decoded.mean(0)[:, i].numpy(), rtol=1e-4) for i in range(decoded.shape[-1]))
 
 
 def test_the_command_writes_tables_and_pictures(finished, script, tmp_path):

@@ -93,9 +93,10 @@ def probe_states(world: WorldModel, recording: Recording, steps: Sequence[int] =
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         states, _ = posterior_states(world, episodes)
-        real = torch.arange(length) < episodes.length[:, None]  # (E, T)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-        half = torch.zeros(count, dtype=torch.bool)
+        device = episodes.length.device
+        real = torch.arange(length, device=device) < episodes.length[:, None]  # (E, T)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(device)
+        half = torch.zeros(count, dtype=torch.bool, device=device)
         half[order[: count // 2]] = True
         fitted, judged = half[:, None] & real, ~half[:, None] & real
         feat, deter = states.feat(), states.deter.flatten(-2)

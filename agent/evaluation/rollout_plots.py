@@ -14,7 +14,7 @@ from agent.evaluation.plots import GIF_FPS, comparison_clip, frame_strip, image_
 from agent.evaluation.recording import Recording
 from agent.evaluation.rollout_error import NAIVE, RolloutErrors, loops_in_words
 from agent.logs.video import write_video
-from world_model import Rollout, WorldModel, symexp
+from world_model import Rollout, WorldModel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,8 +113,9 @@ def draw_truth(world: WorldModel, recording: Recording, example: Example, entrie
     episodes, observation_model, (pick, row, dream) = recording.episodes, world.observation_model, example
     horizon = dream.rewards.shape[1]
     if observation_model.decoder:
-        dreamed = symexp(observation_model.decoder(dream.feat[1:])).transpose(0, 1).numpy()  # (SAMPLES, H, O)
-        recorded = observation_model.flatten(episodes.obs)[pick, : row + 1 + horizon].numpy()
+        decoded = observation_model.flatten(observation_model.decode(dream.feat[1:]))  # (H, SAMPLES, O)
+        dreamed = decoded.transpose(0, 1).numpy(force=True)
+        recorded = observation_model.flatten(episodes.obs)[pick, : row + 1 + horizon].numpy(force=True)
     else:  # images alone, which `save_clips` shows
         dreamed, recorded = np.zeros((SAMPLES, horizon, 0)), np.zeros((row + 1 + horizon, 0))
     names = [f"{name}[{i}]" for name, size in observation_model.vectors.items() for i in range(size)]
