@@ -54,7 +54,7 @@ def of_agents(run: RunRecord, field: str) -> dict[str, Any]:
     """What one agent returns, and what it cost."""
     row = {"value": str(run.setting(field)), "task": run.task, "seed": run.settings["seed"], "step": run.last_step}
     row |= {"return": run.final_return, "minutes": run.seconds_at(run.last_step) / 60}
-    speed = run.metrics.get("speed/updates")
+    speed = run.updates_per_second
     return row | ({"updates_per_second": speed} if speed is not None else {})
 
 
@@ -91,7 +91,9 @@ def main() -> int:
     args = parser.parse_args()
     try:
         runs, left_out = load_runs(find_runs(args.agents))
-        rows = [of_agents(run, args.field) for run in runs]
+        unfinished = [str(run.path) for run in runs if not run.finished]
+        left_out += [f"left out: {path} is not finished, let it go on with --resume" for path in unfinished]
+        rows = [of_agents(run, args.field) for run in runs if run.finished]
         rows += [of_models(folder, args.field) for folder in (find_runs(args.models) if args.models else [])]
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

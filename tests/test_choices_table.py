@@ -8,12 +8,12 @@ import yaml
 from conftest import benchmark
 
 
-def run_of(folder, task, seed, objective, returns):
+def run_of(folder, task, seed, objective, returns, finished=True):
     """An agent with one evaluation of these episodes."""
     folder.mkdir(parents=True)
     settings = {"task": task, "seed": seed, "model": {"objective": objective}, "agent": "dreamer"}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    (folder / "meta.json").write_text(json.dumps({"task": task, "finished": True}))
+    (folder / "meta.json").write_text(json.dumps({"task": task, "finished": finished}))
     rows = [f"50000,{number},{100 + number},{value},1000,1.0" for number, value in enumerate(returns)]
     (folder / "eval.csv").write_text("\n".join(["step,episode,seed,return,length,mean_loops", *rows, ""]))
     (folder / "episodes.csv").write_text("step,return,length\n")
@@ -33,6 +33,7 @@ def choices(tmp_path):
         [("dmc:a", 11, "sigreg", 5.0), ("dmc:a", 10, "sigreg", 3.0), ("dmc:b", 10, "reconstruct", 9.0)]
     ):
         run_of(tmp_path / "agents" / str(number), task, seed, objective, [value - 1, value + 1])
+    run_of(tmp_path / "agents" / "3", "dmc:a", 12, "sigreg", [1.0], finished=False)
     model_of(tmp_path / "models" / "0", 10, "sigreg", "2,0.81,0.5,0.62,0.3")
     return benchmark("choices")
 
@@ -41,7 +42,8 @@ def test_a_line_for_each_value_holds_the_seeds_side_by_side(choices, tmp_path, m
     words = ["model.objective", str(tmp_path / "agents"), "--models", str(tmp_path / "models"), "--csv"]
     monkeypatch.setattr(sys, "argv", ["choices.py", *words, str(tmp_path / "rows.csv")])
     assert choices.main() == 0
-    head, _, *lines = capsys.readouterr().out.splitlines()
+    note, head, _, *lines = capsys.readouterr().out.splitlines()
+    assert note == f"left out: {tmp_path / 'agents' / '3'} is not finished, let it go on with --resume"
     names = ["dmc:a", "dmc:b", "R^2 now", "R^2 after 5 steps", "after 15", "rank", "updates per second"]
     assert head == "| | " + " | ".join(names) + " |"
     assert "| sigreg | 3, 5 |  | 0.81 | 0.62 | 0.30 | 0.60 | 30.5 |" in lines

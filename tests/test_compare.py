@@ -156,6 +156,16 @@ def test_what_a_run_says(tmp_path):
     assert return_at_seconds(run, 50.0) is None
 
 
+def test_the_speed_of_a_run_is_that_of_its_updates_and_not_of_its_evaluations(tmp_path):
+    run = write_run(tmp_path / "a")
+    speeds = 0.0, 20.0, 22.0, 24.0, 5.0  # random actions come first, the final evaluation last
+    lines = [{"step": 500 * i, "wall": 50.0 * i, "speed/updates": speed} for i, speed in enumerate(speeds)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert load_run(run).updates_per_second == 21.0
+    (run / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    assert load_run(run).updates_per_second is None
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

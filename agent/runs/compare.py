@@ -152,7 +152,7 @@ class Comparison:
         errors = [run.rollout_errors() for run in runs]
         for name in ROLLOUT_ERRORS:
             row[name] = _mean([error.get(name) for error in errors])
-        row["updates_per_second"] = _mean([run.metrics.get("speed/updates") for run in runs])
+        row["updates_per_second"] = _mean([run.updates_per_second for run in runs])
         return row
 
     def time_budgets(self) -> dict[str, float]:

@@ -34,6 +34,9 @@ class RunRecord:
     metrics: dict[str, float] = field(default_factory=dict)
     """The last line of metrics.jsonl."""
 
+    updates_per_second: float | None = None
+    """Median over the lines of metrics.jsonl between which there were updates: evaluations slow down few of them."""
+
     @property
     def name(self) -> str:
         return self.path.name
@@ -202,6 +205,7 @@ def load_run(path: Path) -> RunRecord:
         logged = np.array([[float(line["step"]), float(line["wall"])] for line in lines]).reshape(-1, 2)
         last = lines[-1] if lines else {}
         metrics = {name: float(value) for name, value in last.items() if isinstance(value, float | int)}
+        speeds = [speed for line in lines if (speed := float(line.get("speed/updates", 0.0))) > 0.0]
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, csv.Error) as error:
         what = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise UsageError(f"{path} cannot be read as a run: {' '.join(str(what).split())}") from error
@@ -213,7 +217,8 @@ def load_run(path: Path) -> RunRecord:
     if not evaluations:
         raise UsageError(f"{path} has no evaluation yet: let it run on (--resume), or leave it out")
     wall_clock = logged[:, 0], logged[:, 1]
-    return RunRecord(path, task, settings, meta, evaluations, training_episodes, wall_clock, metrics)
+    typical = float(np.median(speeds)) if speeds else None
+    return RunRecord(path, task, settings, meta, evaluations, training_episodes, wall_clock, metrics, typical)
 
 
 def _step(text: str) -> int:
