@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -60,10 +61,13 @@ def outcome(folder: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     for name, start in (("loop_norm", "stability/norm_"), ("dream_norm", "stability/dream_norm_")):
         found = [value for line in lines for key, value in line.items() if key.startswith(start)]
-        row[name] = max(found, default=float("nan"))
+        numbers = [float("nan") if value is None else float(value) for value in found]  # null is not a number
+        row[name] = max(filter(math.isfinite, numbers), default=float("nan"))
     errors = last_errors(folder / "open_loop.csv")
-    finished = json.loads((folder / "meta.json").read_text(encoding="utf-8")).get("finished", False)
-    row["diverged"] = int(not (finished and errors.get(1, np.inf) <= 1.0))
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    if not (meta.get("finished") or meta.get("not_finite")):
+        raise UsageError(f"{folder} was interrupted: remove it, and give the command of the sweep again")
+    row["diverged"] = int(not (meta.get("finished") and errors.get(1, np.inf) <= 1.0))
     return row | {f"error_{h}": errors.get(h, float("nan")) for h in HORIZONS}
 
 
@@ -140,6 +144,8 @@ def main() -> int:
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate of the runs that are measured by depth")
     parser.add_argument("--picture", type=Path, help="PNG of the errors by depth")
     args = parser.parse_args()
+    if args.picture and not args.depths:
+        parser.error("--picture draws errors by depth: give --depths too")
     set_threads(1)
     try:
         if args.depths:

@@ -193,6 +193,21 @@ def test_a_world_model_learns_a_fixed_data_set(tmp_path, core):
     assert any("stability/norm_1" in line for line in lines)
 
 
+def test_a_limit_of_time_ends_the_training_of_a_model(tmp_path, monkeypatch):
+    dataset, config = metronome_dataset(tmp_path), preset("debug")
+    torch.manual_seed(0)
+    agent = Dreamer(config.model, config.behavior, config.optimizer, dataset.spaces)
+    logger = Logger(tmp_path / "run", 400, console=False)
+    cfg, rest = OfflineConfig(updates=400, eval_every=100), ((4, 8), 0, "uniform", 1.0)
+    trainer = OfflineTrainer(cfg, agent, Eager(agent), dataset, logger, lambda *_: None, *rest)
+    passed = iter(range(0, 10_000, 10))
+    monkeypatch.setattr(trainer.progress, "now", lambda: trainer.progress.start + next(passed))
+    trainer.run()
+    logger.close()
+    assert trainer.finished
+    assert trainer.step == 6  # ten seconds each
+
+
 def test_the_commands_export_train_and_explain(finished, tmp_path, script):
     """evaluate.py dataset RUN, then train_agent.py --dataset --model-only on it."""
     data, out = tmp_path / "data", tmp_path / "run"
@@ -208,6 +223,10 @@ def test_the_commands_export_train_and_explain(finished, tmp_path, script):
     assert trained.returncode == 0, trained.stderr
     assert load_yaml(out / "config.yaml").optimizer.workers == 1  # a model alone is made by one process
     assert "core         gru" in trained.stdout
+    elsewhere = "--train.slice", "1", "--run-dir", tmp_path / "other"
+    sliced = script("train_agent.py", "toy:cue5", *common, *small, *elsewhere)
+    assert sliced.returncode == 2
+    assert "leave --train.slice out" in sliced.stderr
     other = script("train_agent.py", "toy:cue", "--dataset", data, "--model-only", "--preset", "debug")
     assert other.returncode == 2
     assert "toy:cue5" in other.stderr

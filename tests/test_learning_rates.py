@@ -13,16 +13,16 @@ def rates():
     return benchmark("learning_rates")
 
 
-def run_of(folder, seed, errors, norms, core="looped", retention="constrained", finished=True):
+def run_of(folder, seed, errors, norms, core="looped", retention="constrained", meta=None):
     """A run whose measurements have these errors one step ahead, and whose metrics these norms."""
     folder.mkdir(parents=True)
     model = {"core": core, "loop": {"retention": retention}}
     settings = {"model": model, "optimizer": {"lr": 0.003}, "seed": seed}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    (folder / "meta.json").write_text(json.dumps({"finished": finished}))
+    (folder / "meta.json").write_text(json.dumps(meta or {"finished": True}))
     rows = [f"{update},exit,1.5,{h},{error}" for update, error in enumerate(errors) for h in (1, 5, 15)]
     (folder / "open_loop.csv").write_text("\n".join(["update,depth,loops,horizon,error", *rows, "9,2,2,1,77.0", ""]))
-    lines = [{"stability/norm_1": norm, "stability/dream_norm_5": 2 * norm} for norm in norms]
+    lines = [{"stability/norm_1": x, "stability/dream_norm_5": 2 * x if isinstance(x, float) else x} for x in norms]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -30,7 +30,8 @@ def test_the_table_counts_what_diverged_and_averages_the_rest(rates, tmp_path, m
     run_of(tmp_path / "runs" / "a", 10, [0.5, 0.2], [3.0, 1.0])
     run_of(tmp_path / "runs" / "b", 11, [0.4], [2.0])
     run_of(tmp_path / "runs" / "c", 12, [1.2], [9.0])  # worse than the mean
-    run_of(tmp_path / "runs" / "d", 13, [0.3], [5.0], finished=False)  # ended by a loss that was not finite
+    ended = {"finished": False, "not_finite": "world/kl"}
+    run_of(tmp_path / "runs" / "d", 13, [0.3], [5.0, None, "Infinity"], meta=ended)
     run_of(tmp_path / "runs" / "e", 10, [0.1], [1.0], retention="free")
     run_of(tmp_path / "runs" / "f", 10, [0.6], [1.0], core="certified")
     words = str(tmp_path / "runs"), "--csv", str(tmp_path / "rates.csv")
@@ -44,6 +45,18 @@ def test_the_table_counts_what_diverged_and_averages_the_rest(rates, tmp_path, m
     rows = (tmp_path / "rates.csv").read_text().splitlines()
     assert rows[0] == "core,lr,seed,loop_norm,dream_norm,diverged,error_1,error_5,error_15"
     assert rows[1:3] == ["constrained,0.003,10,3,6,0,0.2,0.2,0.2", "constrained,0.003,11,2,4,0,0.4,0.4,0.4"]
+
+
+def test_a_run_that_was_interrupted_has_not_diverged(rates, tmp_path, monkeypatch, capsys):
+    run_of(tmp_path / "runs" / "a", 10, [0.5], [3.0], meta={"finished": False})
+    words = str(tmp_path / "runs"), "--csv", str(tmp_path / "rates.csv")
+    monkeypatch.setattr(sys, "argv", ["learning_rates.py", *words])
+    assert rates.main() == 2
+    assert "was interrupted" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--picture", "x.png"])
+    with pytest.raises(SystemExit):
+        rates.main()
+    assert "give --depths too" in capsys.readouterr().err
 
 
 def test_errors_by_depth_are_those_of_a_real_model(rates, tmp_path, monkeypatch, finished, script):

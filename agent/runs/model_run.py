@@ -23,6 +23,8 @@ def train_model(config: Config, task: str, slug: str, device: torch.device) -> i
 
     slug: the task's name in folder names. Returns the exit status; raises UsageError.
     """
+    if config.train.slice:
+        raise UsageError("a run of the world model alone cannot go on after it was stopped: leave --train.slice out")
     dataset = load_dataset(config.dataset or "")
     check_dataset(dataset, task)
     check_lengths(dataset, config.train.length, config.model.jump)
@@ -42,8 +44,9 @@ def train_model(config: Config, task: str, slug: str, device: torch.device) -> i
     ):
         batch, execution = (config.train.batch, config.train.length), make_execution(agent)
         trainer = OfflineTrainer(
-            config.offline, agent, execution, dataset, run.logger, run.store, batch, config.seed, config.train.sampling
-        )
+            config.offline, agent, execution, dataset, run.logger, run.store, batch, config.seed, config.train.sampling,
+            config.train.minutes,
+        )  # fmt: skip
         run.trainer = trainer
         run.meta.update(core={"params": params, "flops": flops})
         print(f"task         {task}, {updates:,} updates of the world model on {config.dataset}")
@@ -52,6 +55,7 @@ def train_model(config: Config, task: str, slug: str, device: torch.device) -> i
         try:
             trainer.run()
         except NonFiniteError as error:
+            run.meta.update(not_finite=str(error))
             print(f"error: {error} is not finite at update {trainer.step:,}", file=sys.stderr)
             return 1
     run.meta.update(results=trainer.results)

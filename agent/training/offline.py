@@ -22,7 +22,7 @@ from agent.execution.fused import fused_layers
 from agent.learning.dreamer import Dreamer, Update, check_finite
 from agent.learning.sampling import rows_needed, sample
 from agent.logs.logger import Logger
-from agent.training.schedule import Every
+from agent.training.schedule import Every, Progress
 from world_model import Batch, ExitRule, stability
 
 LOG_EVERY = 100  # updates between two lines of metrics
@@ -82,7 +82,8 @@ def update_world(agent: Dreamer, batch: Batch, progress: float) -> Update:
 class OfflineTrainer:
     """Trains the world model of `agent` on `dataset` and measures it on the held-out episodes.
 
-    execution: the agent's, for what must not be compiled; batch: B sequences of T rows.
+    execution: the agent's, for what must not be compiled; batch: B sequences of T rows; minutes: a limit,
+    or 0.
     """
 
     def __init__(
@@ -96,7 +97,9 @@ class OfflineTrainer:
         batch: tuple[int, int],
         seed: int,
         sampling: str = "uniform",
+        minutes: float = 0.0,
     ):
+        self.progress = Progress(cfg.updates, minutes)
         self.cfg, self.agent, self.execution, self.batch = cfg, agent, execution, batch
         self.logger, self.store = logger, store
         loop, model = agent.world.cfg.loop, agent.world.cfg
@@ -117,9 +120,9 @@ class OfflineTrainer:
         log, measure = Every(LOG_EVERY), Every(self.cfg.eval_every)
         self.agent.fit_image_normaliser(self.replay.sample)
         clock, done = time.perf_counter(), 0
-        while self.step < self.cfg.updates:
+        while (progress := self.progress(self.step)) < 1.0:
             batch, where = sample(self.agent, self.replay, *self.batch)
-            update = update_world(self.agent, batch, self.step / self.cfg.updates)
+            update = update_world(self.agent, batch, progress)
             self.replay.write_back(where, update.states, update.errors)
             self.step += 1
             self.logger.add(update.metrics)
