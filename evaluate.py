@@ -86,6 +86,8 @@ def policy(args: PolicyArgs, write: Write) -> None:
     if config.agent != "dreamer" and args.exit:
         raise UsageError(f"{args.run} is a run of {config.agent}, which has no loops: leave --exit out")
     agent = load_agent(saved, args.device) if args.sb3 is None else load_sb3_agent(args.sb3, saved)
+    if args.max_loops and not (isinstance(agent, Dreamer) and agent.world.core.looping):
+        raise UsageError(f"the agent of {args.run} has no loops: leave --max-loops out")
     cfg, max_loops = args.eval_config(config.eval), args.loop_cap(config)
     if args.exit and max_loops and isinstance(agent, Dreamer):
         try:

@@ -8,24 +8,28 @@ import os
 import reprlib
 import types
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from agent.errors import UsageError
+
+MOST_DIGITS = 300
+"""Of a number that is written with an exponent."""
 
 
 def parse_count(text: str) -> int:
     """Read a whole number as people write it: 100000, 100_000, 1e5, 100k, 0.5M. Raises ValueError."""
     body = text.strip().lower()
-    factor = {"k": 1e3, "m": 1e6}.get(body[-1:], 1.0)
+    factor = {"k": 1_000, "m": 1_000_000}.get(body[-1:], 1)
     try:
-        return int(body)  # exact, however large
+        return int(body)  # however large
     except ValueError:
         pass
     try:
-        value = float(body[:-1] if factor > 1.0 else body) * factor
-    except ValueError:
-        value = float("nan")
-    if not value.is_integer():  # nor are infinity and NaN
+        value = Decimal(body[:-1] if factor > 1 else body) * factor  # exact: as floats 16.1 * 1e3 is no whole number
+    except ArithmeticError:
+        value = Decimal("nan")
+    if not (value.is_finite() and value.adjusted() < MOST_DIGITS and value == value.to_integral_value()):
         raise ValueError(f"{shown(text)} is not a whole number; write 100000, 100_000, 1e5 or 100k")
     return int(value)
 

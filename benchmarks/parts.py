@@ -27,7 +27,7 @@ from suite_curves import Curves, read
 
 from agent.runtime import PROJECT
 
-STEPS = 50_000
+STEPS, EVERY = 50_000, 10_000
 TUNED = ("cartpole_swingup", "walker_walk", "finger_spin", "pendulum_swingup", "cheetah_run", "finger_turn_easy")
 TASKS = tuple(f"dmc:{name}" for name in TUNED)
 PARTS: dict[str, tuple[str, str]] = {
@@ -61,6 +61,7 @@ class Run:
         self.words += options.split()
         self.environment = {**os.environ, **ENVIRONMENTS.get(part, {})}
         self.process: subprocess.Popen[bytes] | None = None
+        self.failed = False
 
     def start(self) -> None:
         """Start the training, or go on with it."""
@@ -80,6 +81,7 @@ class Run:
             if self.process.poll() is None:
                 return False
             print(f"failed: {self.folder}, see {self.folder.with_suffix('.log')}", flush=True)
+            self.failed = True
             return True
         self.stop()
         self.copy.parent.mkdir(parents=True, exist_ok=True)
@@ -114,8 +116,8 @@ def train(waiting: list[Run], jobs: int) -> None:
 
 
 def score(curve: dict[int, float]) -> float:
-    """Mean of the last two evaluations up to STEPS."""
-    return float(np.mean([value for step, value in curve.items() if step <= STEPS][-2:]))
+    """Mean of the last two evaluations up to STEPS; NaN where one is missing."""
+    return float(np.mean([curve.get(step, np.nan) for step in (STEPS - EVERY, STEPS)]))
 
 
 def table(parts: dict[str, Curves], whole: Curves) -> list[str]:
@@ -132,7 +134,7 @@ def table(parts: dict[str, Curves], whole: Curves) -> list[str]:
     return [*lines, f"| mean | | {means} |"]
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="?", help="folder of the runs")
     parser.add_argument("--csv", type=Path, help="folder of the evaluations")
@@ -145,13 +147,14 @@ def main() -> None:
     if args.table:
         found = {part: read(args.table[0] / part) for part in PARTS if (args.table[0] / part).is_dir()}
         print("\n".join(table(found, read(args.table[1]))))
-        return
+        return 0
     if args.runs is None or args.csv is None:
         parser.error("give the folder of the runs, and --csv FOLDER for what is kept of them")
     cells = ((part, task, seed) for part in args.without for task in args.tasks for seed in args.seeds)
     runs = [Run(*cell, args.runs, args.csv) for cell in cells]
     train([run for run in runs if not run.copy.exists()], args.jobs)
+    return int(any(run.failed for run in runs))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,6 +6,7 @@ from small_behavior import GAMMA, LAM, losses, make, make_rollout
 from torch import Tensor
 
 from agent.learning.actor_critic import REPLAY_VALUE_SCALE, lambda_return
+from world_model import Batch
 
 
 def test_slow_critic_is_never_trained():
@@ -80,6 +81,15 @@ def test_replay_loss_ignores_what_lies_behind_an_end():
     (other,) = torch.autograd.grad(ac.replay_loss(feat, reward, terminal, last, boot), feat)
     assert torch.equal(grad[0, :2], other[0, :2])
     assert not torch.equal(grad[0, 3:], other[0, 3:])
+
+
+def test_an_episode_that_was_cut_off_ends_where_another_one_begins():
+    """Of several environments one may be stopped at the first row of an episode: no last row is written."""
+    no = torch.zeros(2, 5, dtype=torch.bool)
+    first, last = no.clone(), no.clone()
+    first[0, 0] = first[0, 3] = first[1, 1] = last[0, 1] = True
+    batch = Batch({}, torch.zeros(2, 5, 1), torch.zeros(2, 5), first, last, no)
+    assert batch.ends().tolist() == [[False, True, True, False, False], [True, False, False, False, False]]
 
 
 def test_replay_loss_of_one_row_is_zero():

@@ -167,6 +167,13 @@ def test_what_training_refuses_leaves_runs_alone(finished, refused, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_loops_of_an_agent_without_loops_are_refused(script, refused, tmp_path):
+    run = tmp_path / "gru"
+    words = "--preset", "debug", "--steps", "260", "--model.core", "gru", "--no-video", "--run-dir", run
+    assert script("train_agent.py", "toy:cue5", *words).returncode == 0
+    assert "has no loops: leave --max-loops out" in refused("evaluate.py", "policy", run, "--max-loops", "3")
+
+
 def test_a_run_can_be_extended(finished, script, tmp_path, monkeypatch):
     run, _ = finished
     copy = shutil.copytree(run, tmp_path / "copy")

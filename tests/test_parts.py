@@ -37,7 +37,7 @@ def parts(monkeypatch, tmp_path):
 
 def call(monkeypatch, parts, *words):
     monkeypatch.setattr(sys, "argv", ["parts.py", *map(str, words)])
-    parts.main()
+    return parts.main()
 
 
 def test_a_run_is_saved_and_ended_at_its_middle_and_its_evaluations_are_kept(monkeypatch, parts, tmp_path, capsys):
@@ -60,7 +60,7 @@ def test_a_run_is_saved_and_ended_at_its_middle_and_its_evaluations_are_kept(mon
 
 def test_a_run_that_ends_before_its_middle_is_named_and_leaves_no_evaluations(monkeypatch, parts, tmp_path, capsys):
     (tmp_path / "training.py").write_text("raise SystemExit('no such task')")
-    call(monkeypatch, parts, tmp_path / "runs", "--csv", tmp_path / "csv", "--tasks", "dmc:a", "--seeds", 1)
+    assert call(monkeypatch, parts, tmp_path / "runs", "--csv", tmp_path / "csv", "--tasks", "dmc:a", "--seeds", 1) == 1
     assert "failed:" in capsys.readouterr().out
     assert not (tmp_path / "csv").exists()
 
@@ -91,7 +91,11 @@ def test_a_signal_saves_what_is_at_work_even_if_it_was_ignored(handlers, number,
 
 def test_the_table_compares_by_the_seeds_that_all_have(parts):
     curve = {30_000: 0.0, 40_000: 4.0, 50_000: 6.0, 60_000: 99.0}
-    whole = {"a": {10: curve, 12: {50_000: 900.0}}, "b": {10: {50_000: 1.0}}}
-    loops = {"a": {10: {40_000: 2.0, 50_000: 2.0}}, "b": {10: {50_000: 3.0}}}
-    found = {"loops": loops, "core": {"a": {10: {50_000: 8.0}}}}
+
+    def level(value):
+        return {40_000: value, 50_000: value}
+
+    whole = {"a": {10: curve, 12: level(900.0)}, "b": {10: level(1.0)}}
+    loops = {"a": {10: level(2.0)}, "b": {10: level(3.0)}}
+    found = {"loops": loops, "core": {"a": {10: level(8.0)}, "b": {10: {30_000: 8.0, 50_000: 8.0}}}}  # one is missing
     assert parts.table(found, whole)[2:] == ["| a | 10 | 5 | 2 | 8 |", "| b | 10 | 1 | 3 |  |", "| mean | | 3 | 2 |  |"]

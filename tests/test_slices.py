@@ -40,6 +40,11 @@ def test_the_final_evaluation_wants_half_a_slice(monkeypatch):
 def test_without_slices_a_folder_is_not_gone_on_with(script, tmp_path):
     command = "train_agent.py", "toy:cue5", "--preset", "debug", "--steps", "260", "--run-dir", "run"
     assert script(*command, "--train.slice", "60").returncode == 0
-    refused = script(*command)
-    assert refused.returncode == 2
-    assert "is not empty" in refused.stderr
+    for words in ((), ("--train.slice", "0")):
+        refused = script(*command, *words)
+        assert refused.returncode == 2
+        assert "is not empty" in refused.stderr
+    (tmp_path / "sliced.yaml").write_text("train: {slice: 60.0}\n")
+    goes_on = script(*command, "--config", "sliced.yaml")
+    assert goes_on.returncode == 2
+    assert "is complete" in goes_on.stderr

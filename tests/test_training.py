@@ -5,7 +5,9 @@ import json
 import math
 import signal
 from dataclasses import replace
+from functools import partial
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -111,10 +113,24 @@ def test_the_same_seed_gives_the_same_run(make_trainer, tmp_path):
     assert metrics(tmp_path / "a") != metrics(tmp_path / "c")
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(make_trainer, tmp_path):
+class Choices(Metronome):
+    """The beats are chosen."""
+
+    def __init__(self):
+        super().__init__()
+        self.action_space = gym.spaces.Discrete(2)
+
+    def step(self, action):
+        return super().step(np.array([0.5 - action], np.float32))
+
+
+@pytest.mark.parametrize("prefill", [20, 230])
+@pytest.mark.parametrize("kind", [Metronome, Choices])
+def test_a_resumed_run_is_the_uninterrupted_one(make_trainer, tmp_path, kind, prefill):
     """Stopped between two episodes of a world without chance: bit for bit the same weights."""
-    stop, options = 200, {"steps": 300, "log_every": 50, "save_every": 40, "eval_every": 120}
-    whole = make_trainer(tmp_path / "whole", **options)
+    stop, options = 200, {"steps": 300, "log_every": 50, "save_every": 40, "eval_every": 120, "prefill": prefill}
+    make_envs = partial(metronomes, kind=kind)
+    whole = make_trainer(tmp_path / "whole", make_envs, **options)
     contents = {}
     inner = whole.store
 
@@ -131,7 +147,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(make_trainer, tmp_path):
     copy.parent.mkdir(parents=True)
     copy.write_bytes(contents["latest"])
     saved = read_checkpoint(find_checkpoint(folder))
-    part = make_trainer(folder, saved=saved, **options)
+    part = make_trainer(folder, make_envs, saved=saved, **options)
     assert part.step == stop
     assert part.run()
     assert torch.equal(weights(part.agent), weights(whole.agent))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from world_model.core import LoopStats, Traces
@@ -33,6 +34,10 @@ class Batch(NamedTuple):
     is_terminal: Tensor
     start: LatentState | None = None
     taken: Tensor | None = None
+
+    def ends(self) -> Tensor:
+        """(B, T) rows that nothing of their episode follows: the last ones, and those that were cut off."""
+        return self.is_last | F.pad(self.is_first[:, 1:], (0, 1))
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Batch:
         """`fn` of every tensor, always in the same order."""

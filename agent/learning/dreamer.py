@@ -121,7 +121,7 @@ class Dreamer:
         actor_loss, critic_loss, behavior_metrics = behavior.losses(rollout, returns, values, logits, execution.average)
         bootstrap = returns[:, 0].detach().view_as(is_terminal)  # (B, L)
         replay_loss = behavior.replay_loss(
-            starts.feat(), batch.reward[:, rows], is_terminal, batch.is_last[:, rows], bootstrap,
+            starts.feat(), batch.reward[:, rows], is_terminal, batch.ends()[:, rows], bootstrap,
             None if batch.taken is None else batch.taken[:, rows],
         )  # fmt: skip
         metrics |= behavior_metrics | {
@@ -146,8 +146,8 @@ class Dreamer:
     def start_rows(self, size: int, length: int, processes: int) -> slice:
         """The last L rows of each of `size` sequences, at which imagined rollouts start: all with `starts` 0, and two
         at least, or the critic would learn nothing from replayed rewards."""
-        starts = self.behavior.starts // processes or size * length
-        return slice(-min(length, max(2, starts // size)), None)
+        per_sequence = self.behavior.starts // (processes * size) if self.behavior.starts else length
+        return slice(-min(length, max(2, per_sequence)), None)
 
     def optimizer_step(self, metrics: Metrics, execution: Execution) -> None:
         """Clip the gradients, take the optimisers' steps; the slow critic and the averaged weights follow."""

@@ -67,13 +67,13 @@ def parse_cli(
     if path is not None and run is not None:
         raise UsageError("--config starts a new run and --resume goes on with an old one: give one of the two")
     run_dir = _path("run_dir", first.run_dir or "")
-    if run is None and getattr(first, "train.slice") and run_dir and _begun(run_dir):
+    values = {} if path is None else _read_config_file(path)
+    if run is None and run_dir and _sliced(getattr(first, "train.slice"), values) and _begun(run_dir):
         run = run_dir
     if run is not None:
         _run_folder(run)
         saved = read_checkpoint(find_checkpoint(run))
         return _parse_resumed(argv, saved, run), saved
-    values = {} if path is None else _read_config_file(path)
     words = [word for word in (*argv, values.get("task")) if isinstance(word, str)]
     default = "pixels" if any(map(shows_images, words)) else "small"
     if first.device != "cpu" and torch.cuda.is_available():
@@ -119,6 +119,16 @@ def _read_config_file(path: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UsageError(f"--config {path} must hold names with values, as the config.yaml of a run does")
     return {name: value for name, value in values.items() if name not in ("run_dir", "resume")}
+
+
+def _sliced(word: str | None, values: dict[str, Any]) -> bool:
+    """Whether --train.slice, or else the file of settings, asks for slices; a word that is no number is no use here."""
+    train = values.get("train")
+    value = word if word is not None else train.get("slice") if isinstance(train, dict) else None
+    try:
+        return float(value or 0.0) > 0.0
+    except (TypeError, ValueError):
+        return False
 
 
 def _begun(run_dir: str) -> bool:

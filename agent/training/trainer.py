@@ -150,15 +150,22 @@ class Trainer:
         """
         if self.row and not self.row["is_first"].all():
             _, self.memory, _ = self.act()
+            if self.prefilling:  # the random numbers of a run that never stopped
+                _, self.memory = self.agent.act_randomly(self.memory)
             self.replay.add({**self.row, "is_last": ~self.row["is_first"]}, self.memory.state)
         count = self.envs.num_envs
         # Mixed, so that runs with neighbouring seeds share no episode; a resumed run sees new ones.
-        seed = np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0] % TRAINING.size
+        seed = np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0] % (TRAINING.size - count)
         obs, _ = self.stepper.reset(int(seed))
         none = np.zeros(count, bool)
         action = np.zeros((count, self.agent.spaces.action.size), np.float32)
         self.row = self.make_row(obs, action, np.zeros(count, np.float32), ~none, none, none)
         self.counter.begin()
+
+    @property
+    def prefilling(self) -> bool:
+        """Whether actions are still random."""
+        return self.step // self.repeat < self.cfg.prefill
 
     def act(self) -> tuple[np.ndarray, Memory, np.ndarray]:
         """`agent.act` on the row at hand."""
@@ -174,7 +181,7 @@ class Trainer:
         row = self.row
         with self.clock.timed("act"):
             action, memory, _ = self.act()
-            if self.step // self.repeat < self.cfg.prefill:
+            if self.prefilling:
                 action, memory = self.agent.act_randomly(memory)
         with self.clock.timed("env"):
             self.stepper.send(action)
