@@ -119,7 +119,8 @@ class AdvantageScale(nn.Module):
     DreamerV3 divides by the 5-95 % range of returns. That range also holds how much better one start state is than
     another: when some rollouts start upright and some fallen, it grows, and the entropy bonus outweighs the advantages
     (results/walker.md). The mean starts at 0, so that the bonus counts little in the first 200 updates. The floor has
-    the role of DreamerV3's max(1, range) beside an entropy weight of 3e-4. """
+    the role of DreamerV3's max(1, range) beside an entropy weight of 3e-4.
+    """
 
     size: Tensor
 
