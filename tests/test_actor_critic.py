@@ -58,7 +58,7 @@ def sensitivities(ac: ActorCritic, rollout: Rollout, monkeypatch) -> Tensor:
     size, horizon = rollout.rewards.shape
     logp = torch.zeros(size, horizon, requires_grad=True)
     zero = torch.zeros(size, horizon)
-    monkeypatch.setattr(ac.actor, "evaluate", lambda feat, action: (logp.t(), zero.t(), zero.t(), zero.mean()))
+    monkeypatch.setattr(ac.actor, "evaluate", lambda feat, action, out: (logp.t(), zero.t(), zero.t(), zero.mean()))
     return torch.autograd.grad(losses(ac, rollout)[0], logp)[0]
 
 
@@ -211,7 +211,7 @@ def test_entropy_weighs_the_same_per_dimension_however_many_there_are(monkeypatc
         rollout = make_rollout(spec)._replace(rewards=torch.zeros(4, 5), continues=torch.ones(4, 5))
         torch.nn.init.zeros_(ac.critic.net.out.weight)
         one = torch.ones(5, 4)  # time first
-        monkeypatch.setattr(ac.actor, "evaluate", lambda feat, action, one=one: (one, one, 0 * one, one.mean()))
+        monkeypatch.setattr(ac.actor, "evaluate", lambda feat, action, out, one=one: (one, one, 0 * one, one.mean()))
         weight = rollout_weights(rollout.alive, rollout.continues, GAMMA).mean()
         assert -losses(ac, rollout)[0] == pytest.approx(expected * weight.item())
 

@@ -11,9 +11,12 @@ import torch
 from small_fused import CASES, COMPILERS, PLAIN_SCANS, batch_of, compiler, make, one_update
 
 from agent.execution import Eager, make_execution
-from agent.execution.fused import build, fuse, fused_layers, scope
+from agent.execution.fused import build, fuse, fuse_modules, fused_layers, scope
 from agent.execution.fused.functions import chain
 from agent.execution.fused.modules import FusedLoopedCore, FusedMLP, FusedWorldModel
+from agent.execution.fused.scope import SCOPE
+from agent.learning.actor_critic import LAYERS
+from world_model import TwoHot
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +67,57 @@ def test_all_loops_are_read_out_at_once(case):
         results.append((out, *torch.autograd.grad((out * torch.arange(3.0)[:, None, None, None]).sum(), wanted)))
     for mine, theirs in zip(*results, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@compiler
+@pytest.mark.parametrize("bins", [95, 33, 7])
+def test_two_hot_values_are_the_same(bins):
+    plain, fused = TwoHot(bins, 50.0), TwoHot(bins, 50.0)
+    fuse_modules(fused)
+    torch.manual_seed(0)
+    logits, target = 4.0 * torch.randn(6, 9, bins), 30.0 * torch.randn(6, 9)
+    target[0, :5] = torch.tensor([0.0, 50.0, -50.0, 1e6, -1e6])
+    logits[1] -= 300.0
+    second, weight = torch.randn(6, 9), torch.randn(6, 9)
+    for of in (
+        lambda values, x: values.mean(x),
+        lambda values, x: values.loss(x, target),
+        lambda values, x: values.loss(x, target, second, 0.7),
+    ):
+        results = []
+        for values in (plain, fused):
+            x = logits.clone().requires_grad_()
+            with fused_layers():
+                out = of(values, x)
+            results.append((out, *torch.autograd.grad((out * weight).sum(), x)))
+        assert "TwoHot" in type(results[1][0].grad_fn).__name__
+        for mine, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    with fused_layers():
+        assert fused.mean(torch.full((3, bins), 7.3)).tolist() == [0.0] * 3
+        assert fused.loss(logits[0, 0], torch.tensor(float("nan"))).isnan()
+
+
+@compiler
+def test_logits_and_values_of_a_rollout_are_computed_once(monkeypatch):
+    agent = make(*CASES["vectors"])
+    execution, counts = make_execution(agent), []
+    forward, values = SCOPE.kernels.layer_forward, agent.behavior.values
+
+    def counted(*given):
+        counts[-1] += 1
+        return forward(*given)
+
+    def watched(rollout):
+        counts.append(0)
+        monkeypatch.setattr(SCOPE.kernels, "layer_forward", counted)
+        result = values(rollout)
+        monkeypatch.setattr(SCOPE.kernels, "layer_forward", forward)
+        return result
+
+    monkeypatch.setattr(agent.behavior, "values", watched)
+    execution.update(batch_of(agent))
+    assert counts == [LAYERS + 1]
 
 
 @compiler

@@ -89,6 +89,7 @@ class Rollout(NamedTuple):
     loops     depth (B, H) and residual (B, H, R)
     alive     (B,)             1 - is_terminal of the start row
     feat      (H+1, B, F)      features of s_0 .. s_H, time first: all but the first or last need no copy
+    outputs   (H, B, ...)      of the policy's network at s_0 .. s_{H-1}, time first, where they were kept
     """
 
     states: LatentState
@@ -98,3 +99,4 @@ class Rollout(NamedTuple):
     loops: LoopStats
     alive: Tensor
     feat: Tensor
+    outputs: Tensor | None = None

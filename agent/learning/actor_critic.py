@@ -168,9 +168,14 @@ class Actor(nn.Module):
             return sample_onehot(first, torch.rand_like(first[..., :1]) if sample else None)
         return torch.addcmul(first, std, torch.randn_like(first)) if sample else first
 
-    def evaluate(self, feat: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """-> log-probability, entropy, saturation (...), and the mean standard deviation or entropy, 0-d."""
-        out = self.net(feat)
+    def evaluate(
+        self, feat: Tensor, action: Tensor, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """-> log-probability, entropy, saturation (...), and the mean standard deviation or entropy, 0-d.
+
+        out: the outputs of the network, where they are known.
+        """
+        out = self.net(feat) if out is None else out
         first, std = self.distribution(out)
         if self.spec.discrete:
             logp = torch.log(first)
@@ -246,7 +251,8 @@ class ActorCritic(nn.Module):
         scale = self.scale.update(advantage, average)
         advantage = advantage / scale
         # (H, B)
-        logp, entropy, saturation, spread = self.actor.evaluate(feat, rollout.actions.detach().transpose(0, 1))
+        actions = rollout.actions.detach().transpose(0, 1)
+        logp, entropy, saturation, spread = self.actor.evaluate(feat, actions, rollout.outputs)
         objective = returns / scale if self.dynamics_backprop else logp.t() * advantage
         bonus = self.entropy_weight * entropy - SATURATION_WEIGHT * saturation
         actor_loss = -(weight * (objective + bonus.t())).mean()

@@ -1,4 +1,4 @@
-"""Compile kernels.cpp and vectors.h for this processor, once, and load it."""
+"""Compile layers.cpp and distributions.cpp for this processor, once, and load them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("layers.cpp", "distributions.cpp")]
 HEADER = Path(__file__).with_name("vectors.h")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared")
 TYPES = {
@@ -46,14 +46,14 @@ def compiled() -> Path:
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "c++", "clang++")), None)
     if compiler is None:
         raise OSError("there is no C++ compiler (on Debian and Ubuntu: apt install g++)")
-    code = SOURCE.read_bytes() + HEADER.read_bytes()
+    code = b"".join(path.read_bytes() for path in (*SOURCES, HEADER))
     about = hashlib.sha256(code + " ".join((compiler, *FLAGS, processor())).encode()).hexdigest()
     path = cache() / f"kernels-{about[:16]}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # two processes may compile at once
             made = Path(folder) / path.name
-            command = [*shlex.split(compiler), *FLAGS, str(SOURCE), "-o", str(made)]
+            command = [*shlex.split(compiler), *FLAGS, *map(str, SOURCES), "-o", str(made)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
             made.replace(path)
     return path
@@ -78,7 +78,7 @@ def processor() -> str:
 
 def declare(library: ctypes.PyDLL) -> ctypes.PyDLL:
     """Tell ctypes the arguments of every function, as the source has them."""
-    exported = SOURCE.read_text("utf-8").partition('extern "C"')[2]
+    exported = "".join(path.read_text("utf-8").partition('extern "C"')[2] for path in SOURCES)
     for kind, name, words in re.findall(r"^(void|int64_t) (\w+)\(([^)]*)\)", exported, re.MULTILINE):
         function = getattr(library, name)
         function.argtypes = [TYPES[word.split()[0]] for word in words.split(", ")]

@@ -60,9 +60,11 @@ class Given(NamedTuple):
 
 
 class Dreamed(NamedTuple):
-    """Features (H+1, B, F), actions (H, B, A), loops (H, B) and their residuals (H, B, R)."""
+    """Features (H+1, B, F), outputs of the actor's network (H, B, 2A), actions (H, B, A), loops (H, B) and their
+    residuals (H, B, R)."""
 
     feat: Tensor
+    outputs: Tensor
     actions: Tensor
     depth: Tensor
     residual: Tensor
@@ -131,6 +133,20 @@ class Forward(Steps):
         gate = given.gate
         self.gate = (None, None, None) if gate is None else tuple(x.data_ptr() for x in gate[:3])
         self.threshold = 0.0 if gate is None else gate.threshold
+        width, latents = sizes.width, sizes.latents
+        kept_rows = kept.inputs[..., :latents], kept.deters, kept.stochs, kept.feat[..., :width], kept.feat[..., width:]
+        self.read, self.deters, self.stochs, self.feat_deters, self.feat_stochs = (x.unbind(0) for x in kept_rows)
+
+    def begin(self) -> None:
+        """The state that is given."""
+        for begun, state in ((self.deters, self.given.deter), (self.stochs, self.given.stoch)):
+            begun[0].copy_(state)
+        self.describe(0)
+
+    def describe(self, t: int) -> None:
+        """Features of state t."""
+        self.feat_deters[t].copy_(self.deters[t])
+        self.feat_stochs[t].copy_(self.stochs[t])
 
     def decide(self, t: int) -> None:
         """The actor's action at state t, among the inputs of the core."""
@@ -141,7 +157,7 @@ class Forward(Steps):
             z, stats = (y, None) if gain is None else (at[f"actor_z{i}"](t), at[f"actor_stats{i}"](t))
             run.layer_forward(size, fan_in, fan_out, x, weight, bias, False, gain, z, stats, y)
             x = y
-        self.kept.inputs[t, :, :latents] = self.kept.stochs[t]
+        self.read[t].copy_(self.stochs[t])
         control, stride = at["inputs"](t) + 4 * latents, self.sizes.inputs
         run.act_forward(
             size, self.actions, self.given.held, MIN_STD, x, at["noise"](t), at["actions"](t), control, stride
@@ -179,7 +195,7 @@ class Forward(Steps):
 
     def prior(self, t: int) -> None:
         """Prior, sample and features of state t + 1."""
-        run, at, w, k, (size, width, *_, latents, post) = self.run, self.at, self.w, self.kept, self.sizes
+        run, at, w, (size, width, *_, latents, post) = self.run, self.at, self.w, self.sizes
         run.layer_forward(
             size, width, post, at["deters"](t + 1), self.turned["w_prior"], None, False, w["gain_prior"],
             at["prior_z"](t), at["prior_stats"](t), at["prior_y"](t),
@@ -191,26 +207,27 @@ class Forward(Steps):
         groups, classes = size * self.groups, self.given.classes
         run.categorical_forward(groups, classes, UNIMIX, at["logits"](t), at["probs"](t))
         run.sample(groups, classes, at["probs"](t), at["levels"](t), at["stochs"](t + 1))
-        k.feat[t + 1, :, :width], k.feat[t + 1, :, width:] = k.deters[t + 1], k.stochs[t + 1]
+        self.describe(t + 1)
 
 
 class Backward(Steps):
     """The steps from the last to the first."""
 
-    def __init__(self, given: Given, kept: Kept, sizes: Sizes, outputs: str):
+    def __init__(self, given: Given, kept: Kept, sizes: Sizes, outputs: str, dfeat: Tensor):
         super().__init__(given, kept, sizes)
+        self.ddeters, self.dstochs = (part.unbind(0) for part in dfeat.split([sizes.width, sizes.latents], -1))
         self.out = buffers(kept.feat, sizes, self.extra)
         self.b, self.frozen = {name: x.data_ptr() for name, x in self.out.items()}, dict.fromkeys(self.w)
         self.outputs = self.at[outputs]
         self.dout = kept.feat.new_empty(self.steps, sizes.size, 2 * self.actions)  # of the actor's outputs
 
-    def prior(self, t: int, dfeat: Tensor) -> None:
-        """From features (B, F) of state t + 1, and what comes back from the step behind it, to its deter."""
+    def prior(self, t: int) -> None:
+        """From features of state t + 1, and what comes back from the step behind it, to its deter."""
         run, at, w, b, out, (size, width, *_, latents, post) = (
             self.run, self.at, self.w, self.b, self.out, self.sizes
         )  # fmt: skip
-        out["ddeter"].copy_(dfeat[:, :width])
-        out["dstoch"].copy_(dfeat[:, width:])
+        out["ddeter"].copy_(self.ddeters[t + 1])
+        out["dstoch"].copy_(self.dstochs[t + 1])
         if t < self.steps - 1:
             out["ddeter"] += out["carry"]
             out["dstoch"] += out["dinputs"][:, :latents]
@@ -278,16 +295,15 @@ class Dream(Function):
         sizes = Sizes(size, width, inputs, len(w["gain_in"]), w["w_down"].shape[1], given.stoch.shape[1], post)
         k = Kept(given, sizes, layers)
         run, counts = Forward(given, k, sizes, layers), []
-        k.deters[0], k.stochs[0] = given.deter, given.stoch
-        k.feat[0, :, :width], k.feat[0, :, width:] = given.deter, given.stoch
+        run.begin()
         for t in range(run.steps):
             run.decide(t)
             counts.append(run.core(t))
             run.prior(t)
         ctx.given, ctx.kept, ctx.sizes, ctx.counts = given, k, sizes, counts
         ctx.save_for_backward(*actor)
-        results = Dreamed(k.feat, k.actions, k.depth, k.residual)
-        ctx.mark_non_differentiable(*results[1:])
+        results = Dreamed(k.feat, getattr(k, last_outputs(layers)), k.actions, k.depth, k.residual)
+        ctx.mark_non_differentiable(*results[2:])
         # An output that its own function holds would hold the function, and never be freed.
         for name, kept in vars(k).items():
             setattr(k, name, kept.detach())
@@ -295,14 +311,20 @@ class Dream(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dfeat: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dfeat: Tensor, doutputs: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         actor = ctx.saved_tensors
-        run = Backward(ctx.given, ctx.kept, ctx.sizes, f"actor_y{len(actor) // 3 - 1}")
+        run = Backward(ctx.given, ctx.kept, ctx.sizes, last_outputs(actor[::3]), dfeat)
         for t in range(run.steps - 1, -1, -1):
-            run.prior(t, dfeat[t + 1])
+            run.prior(t)
             run.core(t, ctx.counts[t])
             run.decide(t)
+        run.dout += doutputs
         return None, *actor_gradients(actor, ctx.kept, run.dout)
+
+
+def last_outputs(layers: Sequence[Any]) -> str:
+    """What `Kept` calls the outputs of the actor's last layer."""
+    return f"actor_y{len(layers) - 1}"
 
 
 def actor_gradients(actor: tuple[Tensor | None, ...], k: Kept, dout: Tensor) -> list[Tensor | None]:

@@ -1,5 +1,5 @@
 """The kernels as differentiable functions. Symbols as in `world_model/types.py`; M rows; what a function keeps for its
-gradient and does not return lies in one tensor, as kernels.cpp says."""
+gradient and does not return lies in one tensor, as layers.cpp says."""
 
 from __future__ import annotations
 
@@ -45,14 +45,20 @@ class Chain(Function):
     """x (..., I) -> (..., O) through layers one behind the other.
 
     Of each layer w, bias and gain follow (None: it has none): linear, and with a gain norm and silu. base (..., O) is
-    added to the first product. With classes K the outputs are logits, and become probabilities (..., S, K).
+    added to the first product. With classes K the outputs are logits, and become probabilities (..., S, K). known: an
+    empty list takes what is computed; given again with the same x, it is not computed again.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, base: Tensor | None, classes: int, turned: list[Tensor], *tensors: Tensor | None
-    ) -> Tensor:
+        ctx: Any, x: Tensor, base: Tensor | None, classes: int, turned: list[Tensor], known: list[Any] | None,
+        *tensors: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         ctx.shape, ctx.classes = x.shape, classes
+        if known:
+            kept, out = known
+            ctx.save_for_backward(*tensors, *kept)
+            return out.view(ctx.shape[:-1] + out.shape[1:])
         x, added = x.contiguous(), None if base is None else base.contiguous()
         rows, kept = x.numel() // x.shape[-1], []
         for w, bias, gain, t in zip(tensors[::3], tensors[1::3], tensors[2::3], turned, strict=True):
@@ -68,23 +74,25 @@ class Chain(Function):
             x, added = y, None
         out, probs = x, None
         if classes:
-            out = probs = torch.empty_like(x)
+            out = probs = x.new_empty(rows, x.shape[-1] // classes, classes)
             SCOPE.kernels.categorical_forward(x.numel() // classes, classes, UNIMIX, at(x), at(probs))
-        ctx.save_for_backward(*tensors, *kept, probs)
-        last = (out.shape[-1] // classes, classes) if classes else out.shape[-1:]
-        return out.view(*ctx.shape[:-1], *last)
+        kept.append(probs)
+        if known is not None:
+            known += kept, out
+        ctx.save_for_backward(*tensors, *kept)
+        return out.view(ctx.shape[:-1] + out.shape[1:])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         *saved, probs = ctx.saved_tensors
-        want_x, want_base, _, _, *want = ctx.needs_input_grad
+        want_x, want_base, _, _, _, *want = ctx.needs_input_grad
         count = len(want)
         gradients: list[Tensor | None] = [None] * count
         gradient: Tensor | None = dy.contiguous()  # of what a layer gives on
         dz: Any = None
         if ctx.classes:
-            dlogits = torch.empty_like(probs)
+            dlogits = torch.empty_like(probs).flatten(1)
             groups = probs.numel() // ctx.classes
             SCOPE.kernels.categorical_backward(groups, ctx.classes, UNIMIX, at(probs), at(gradient), at(dlogits))
             gradient = dlogits
@@ -102,18 +110,21 @@ class Chain(Function):
             gradient = dx
         dx = gradient.view(ctx.shape) if want_x and gradient is not None else None
         dbase = dz.view(*ctx.shape[:-1], dz.shape[-1]) if want_base else None
-        return dx, dbase, None, None, *gradients
+        return dx, dbase, None, None, None, *gradients
 
 
 LayerWeights = tuple[Tensor, Tensor | None, Tensor | None]
 """w, bias and gain."""
 
 
-def chain(x: Tensor, layers: Sequence[LayerWeights], base: Tensor | None = None, classes: int = 0) -> Tensor:
+def chain(
+    x: Tensor, layers: Sequence[LayerWeights], base: Tensor | None = None, classes: int = 0,
+    known: list[Any] | None = None,
+) -> Tensor:  # fmt: skip
     turned = [SCOPE.transposed(w) for w, _, _ in layers]
     if base is not None:
         base = base.expand(*x.shape[:-1], len(layers[0][0]))
-    return Chain.apply(x, base, classes, turned, *given(itertools.chain.from_iterable(layers)))
+    return Chain.apply(x, base, classes, turned, known, *given(itertools.chain.from_iterable(layers)))
 
 
 class Prelude(Function):
@@ -295,3 +306,49 @@ class Sample(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return grad, None
+
+
+class TwoHotMean(Function):
+    """logits (..., bins), centers (bins,) -> mean (...)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, centers: Tensor) -> Tensor:
+        logits = logits.contiguous()
+        probs, mean = torch.empty_like(logits), logits.new_empty(logits.shape[:-1])
+        SCOPE.kernels.twohot_mean_forward(mean.numel(), len(centers), *map(at, (logits, centers, probs, mean)))
+        ctx.save_for_backward(probs, centers, mean)
+        return mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        probs, centers, mean = ctx.saved_tensors
+        grad, dlogits = grad.contiguous(), torch.empty_like(probs)
+        given = probs, centers, mean, grad, dlogits
+        SCOPE.kernels.twohot_mean_backward(mean.numel(), len(centers), *map(at, given))
+        return dlogits, None
+
+
+class TwoHotLoss(Function):
+    """logits (..., bins), centers (bins,), targets (...), second targets (...) or None, their weight -> loss (...)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, centers: Tensor, target: Tensor, second: Tensor | None, scale: float
+    ) -> Tensor:
+        logits, target = logits.contiguous(), target.contiguous()
+        second = None if second is None else second.contiguous()
+        log_sum, loss = torch.empty_like(target), torch.empty_like(target)
+        given = logits, centers, target, second, log_sum
+        SCOPE.kernels.twohot_loss_forward(target.numel(), len(centers), scale, *map(at, (*given, loss)))
+        ctx.save_for_backward(*given)
+        ctx.scale = scale
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        given = ctx.saved_tensors
+        grad, dlogits = grad.contiguous(), torch.empty_like(given[0])
+        SCOPE.kernels.twohot_loss_backward(grad.numel(), len(given[1]), ctx.scale, *map(at, (*given, grad, dlogits)))
+        return dlogits, None, None, None, None

@@ -10,13 +10,23 @@ from torch import Tensor, nn
 
 from agent.execution.fused import dream
 from agent.execution.fused.build import load
-from agent.execution.fused.functions import LayerWeights, Sample, certified_loop, chain, loop, prelude, readout
+from agent.execution.fused.functions import (
+    LayerWeights,
+    Sample,
+    TwoHotLoss,
+    TwoHotMean,
+    certified_loop,
+    chain,
+    loop,
+    prelude,
+    readout,
+)
 from agent.execution.fused.scan import Given, Scan
 from agent.execution.fused.scan_loops import CertifiedRows, LoopedRows, Rows
 from agent.execution.fused.scope import Scope, frozen_weights, fusible
 from agent.learning.actor_critic import Actor, ActorCritic, Critic
 from agent.learning.dreamer import Dreamer
-from world_model import Batch, LatentState, Rollout, WorldModel
+from world_model import Batch, LatentState, Rollout, TwoHot, WorldModel
 from world_model.block import Block
 from world_model.certified import CertifiedCore, CertifiedDynamics, CertifiedLoop
 from world_model.controls.stacked import Layer, StackedCore
@@ -40,6 +50,20 @@ class FusedMLP(MLP):
 
     def forward(self, x: Tensor) -> Tensor:
         return chain(x, self.layers()) if fusible(x) else super().forward(x)
+
+
+class FusedTwoHot(TwoHot):
+    """Mean and loss are one operation each."""
+
+    def mean(self, logits: Tensor) -> Tensor:
+        return TwoHotMean.apply(logits, self.bins) if fusible(logits) else super().mean(logits)
+
+    def loss(self, logits: Tensor, target: Tensor, second: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        targets = [target] if second is None else [target, second]
+        if not fusible(logits) or any(given.dtype != torch.float32 for given in targets):
+            return super().loss(logits, target, second, scale)
+        shaped = [given.detach().expand(logits.shape[:-1]) for given in targets]
+        return TwoHotLoss.apply(logits, self.bins, shaped[0], shaped[1] if second is not None else None, scale)
 
 
 class FusedGatedCore(GatedCore):
@@ -178,9 +202,9 @@ class FusedWorldModel(WorldModel):
     def one_operation(self, start: LatentState, policy: Any, grad: bool = False, **_: Any) -> bool:
         """Whether a dream is a `Dream`: of an update, with the actor's gradient through the dynamics."""
         core, behavior = self.core, getattr(policy, "__self__", None)
-        if not (grad and fusible(start.deter) and type(behavior) is ActorCritic and type(behavior.actor) is Actor):
+        if not (grad and fusible(start.deter) and type(behavior) is FusedActorCritic):
             return False
-        if behavior.spec.discrete:
+        if behavior.spec.discrete or type(behavior.actor) is not Actor:
             return False
         if not isinstance(core, FusedLoopedCore | FusedCertifiedCore) or core.cfg.tokens > 1:
             return False
@@ -210,7 +234,7 @@ class FusedWorldModel(WorldModel):
             start.stoch.flatten(1).contiguous(), noise, levels, self.cfg.classes, weights, gate,
         )  # fmt: skip
         layers = itertools.chain.from_iterable(actor.net.layers())
-        feat, actions, depth, residual = dream.Dream.apply(given, *layers)
+        feat, outputs, actions, depth, residual = dream.Dream.apply(given, *layers)
         return Rollout(
             states=self.unflatten(feat.transpose(0, 1)),
             actions=actions.transpose(0, 1),
@@ -219,6 +243,7 @@ class FusedWorldModel(WorldModel):
             loops=LoopStats(depth.t().long(), residual.transpose(0, 1)),
             alive=torch.ones_like(feat[0, :, 0]) if alive is None else alive,
             feat=feat,
+            outputs=outputs,
         )
 
 
@@ -232,6 +257,20 @@ def unfrozen(policy: Any) -> Any:
     return policy if isinstance(policy, Tensor) else act
 
 
+class FusedActorCritic(ActorCritic):
+    """Logits and values of a rollout are computed once: those have the gradient of weights, these that of features."""
+
+    def values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        net = self.critic.net
+        if not (self.dynamics_backprop and fusible(rollout.feat) and isinstance(net, FusedMLP)):
+            return super().values(rollout)
+        known: list[Any] = []
+        logits = chain(rollout.feat.detach(), net.layers(), known=known)
+        with frozen_weights():
+            same = chain(rollout.feat, net.layers(), known=known)
+        return logits, self.critic.twohot.mean(same).t()
+
+
 class FusedCritic(Critic):
     """The gradient of a value is the actor's: it ends at the inputs."""
 
@@ -242,6 +281,7 @@ class FusedCritic(Critic):
 
 KINDS: dict[type[nn.Module], type[nn.Module]] = {
     MLP: FusedMLP,
+    TwoHot: FusedTwoHot,
     LoopedCore: FusedLoopedCore,
     CertifiedCore: FusedCertifiedCore,
     CertifiedLoop: FusedCertifiedLoop,
@@ -249,6 +289,7 @@ KINDS: dict[type[nn.Module], type[nn.Module]] = {
     Layer: FusedLayer,
     WorldModel: FusedWorldModel,
     Critic: FusedCritic,
+    ActorCritic: FusedActorCritic,
 }
 
 

@@ -87,14 +87,16 @@ class Scan(Function):
         run, at, embed = SCOPE.kernels, {name: At(x) for name, x in vars(k).items()}, At(embeds)
         level = At(given.levels)
         k.inputs[:, :, latents:] = given.actions
+        before, read, deters, stochs = (x.unbind(0) for x in (k.before, k.inputs[:, :, :latents], k.deter, k.stoch))
         for t in range(rows):
             if given.resets[t]:
                 keep = given.keeps[t][:, None]
-                torch.lerp(start, deter, keep, out=k.before[t])
-                k.inputs[t, :, :latents] = stoch * keep
+                torch.lerp(start, deter, keep, out=before[t])
+                torch.mul(stoch, keep, out=read[t])
                 k.inputs[t, :, latents:] *= keep
             else:
-                k.before[t], k.inputs[t, :, :latents] = deter, stoch
+                before[t].copy_(deter)
+                read[t].copy_(stoch)
             run.prelude_forward(
                 size, 1, width, inputs, units, at["before"](t), at["inputs"](t), turned["w_in"], p["gain_in"],
                 turned["w_out"], p["gain_out"], turned["w_gate"], p["b_gate"], at["z"](t), at["hidden"](t), at["y"](t),
@@ -123,7 +125,7 @@ class Scan(Function):
             )  # fmt: skip
             run.categorical_forward(size * groups, given.classes, UNIMIX, at["logits"](t), at["probs"](t))
             run.sample(size * groups, given.classes, at["probs"](t), level(t), at["stoch"](t))
-            deter, stoch = k.deter[t], k.stoch[t]
+            deter, stoch = deters[t], stochs[t]
         k.states[0] = k.before
         ctx.given, ctx.kept, ctx.sizes = given, k, sizes
         ctx.save_for_backward(start, *tensors)
@@ -146,15 +148,16 @@ class Scan(Function):
         run, at = SCOPE.kernels, {name: At(x) for name, x in vars(k).items()}
         groups, rows = latents // given.classes, len(given.keeps)
         ddeters = ddeters.contiguous()
-        dprobs = (dprobs + dstochs).contiguous()  # samples pass their gradient straight on
+        each_deter = ddeters.unbind(0)
+        each_prob = (dprobs + dstochs).contiguous().unbind(0)  # samples pass their gradient straight on
         dembeds, dstart = torch.empty_like(k.post_z), torch.zeros_like(start)
         out = Buffers(ddeters, sizes, kind.injected(sizes))
         b = {name: x.data_ptr() for name, x in vars(out).items()}
-        embed = At(dembeds)
+        embed, dread = At(dembeds), out.dinputs[:, :latents]
         for t in range(rows - 1, -1, -1):
-            ddeter, dprob = ddeters[t], dprobs[t]
+            ddeter, dprob = each_deter[t], each_prob[t]
             if t < rows - 1:
-                ddeter, dprob = ddeter + out.carry, dprob + out.dinputs[:, :latents]
+                ddeter, dprob = ddeter + out.carry, dprob + dread
             run.categorical_backward(
                 size * groups, given.classes, UNIMIX, at["probs"](t), dprob.data_ptr(), b["dlogits"]
             )
@@ -196,7 +199,7 @@ class Scan(Function):
                 dstart += ((1.0 - keep) * out.carry).sum(0)
                 out.carry *= keep
                 out.dinputs *= keep
-        return None, out.carry, out.dinputs[:, :latents], dstart, dembeds, *gradients
+        return None, out.carry, dread, dstart, dembeds, *gradients
 
 
 class Buffers:

@@ -24,11 +24,10 @@ class Sizes(NamedTuple):
 
 
 class At:
-    """Where the numbers of each row t begin in a tensor (T, ...), or of loop r and row t in (R, T, ...)."""
+    """Where the numbers of each row t begin in a contiguous tensor (T, ...), or of loop r and row t in (R, T, ...)."""
 
     def __init__(self, x: Tensor):
-        self.begin, self.row = x.data_ptr(), 4 * x[0].numel()
-        self.inner = 4 * x[0, 0].numel() if x.dim() > 1 else 4
+        self.begin, self.row, self.inner = x.data_ptr(), 4 * x.stride(0), 4 * x.stride(1)
 
     def __call__(self, t: int) -> int:
         return self.begin + t * self.row

@@ -292,32 +292,6 @@ void scatter_add(int64_t rows, int64_t width, In from, Index index, Out to) {  /
     });
 }
 
-// ---------------------------------------------------------------------- continuous actions
-
-// out (rows, 2 actions): a mean before its tanh, and a deviation before its sigmoid. action = mean + deviation noise;
-// control, whose rows lie `stride` apart, gets the same with a size of at most 1, as many times as the action is held.
-void act_forward(int64_t rows, int64_t actions, int64_t held, float least, In out, In noise, Out action, Out control, int64_t stride) {
-  for (int64_t r = 0; r < rows; ++r, out += 2 * actions, noise += actions, action += actions, control += stride)
-    vectors(actions, [&](int64_t i, auto get, auto put) {
-      Vec mean = 2.0f * sigmoid(2.0f * get(out + i)) - 1.0f, deviation = (1.0f - least) * sigmoid(get(out + actions + i) + 2.0f) + least;
-      Vec a = mean + deviation * get(noise + i), size = a < 0.0f ? -a : a;
-      put(action + i, a);
-      for (int64_t j = 0; j < held; ++j) put(control + j * actions + i, a / (size > 1.0f ? size : all(1.0f)));
-    });
-}
-
-void act_backward(int64_t rows, int64_t actions, int64_t held, float least, In out, In noise, In action, In dcontrol, int64_t stride, Out dout) {
-  for (int64_t r = 0; r < rows; ++r, out += 2 * actions, dout += 2 * actions, noise += actions, action += actions, dcontrol += stride)
-    vectors(actions, [&](int64_t i, auto get, auto put) {
-      Vec a = get(action + i), size = a < 0.0f ? -a : a, d{};
-      for (int64_t j = 0; j < held; ++j) d += get(dcontrol + j * actions + i);
-      d = d / (size > 1.0f ? size : all(1.0f));
-      Vec mean = 2.0f * sigmoid(2.0f * get(out + i)) - 1.0f, share = sigmoid(get(out + actions + i) + 2.0f);
-      put(dout + i, d * (1.0f - mean * mean));
-      put(dout + actions + i, d * get(noise + i) * (1.0f - least) * share * (1.0f - share));
-    });
-}
-
 // ---------------------------------------------------------------------- read-out: coda, norm, outer gate
 
 // y = deter + gate (norm(C x) - deter). Kept: z, out (rows, width); stats (rows, 2).
@@ -340,50 +314,5 @@ void readout_backward(int64_t rows, int64_t width, In deter, In x, In gate, In w
   });
   norm_backward(rows, width, z, gain, false, stats, scratch, scratch, dgain);
   backward(rows, width, width, x, w, scratch, dx, dw);
-}
-
-// ---------------------------------------------------------------------- categorical latents
-
-// logits (groups, classes) -> softmax mixed with `unimix` of the uniform distribution.
-void categorical_forward(int64_t groups, int64_t classes, float unimix, In logits, Out probs) {
-  for (int64_t g = 0; g < groups; ++g) {
-    In from = logits + g * classes;
-    float top = from[0];
-    for (int64_t k = 1; k < classes; ++k) top = from[k] > top ? from[k] : top;
-    for (int64_t k = 0; k < classes; ++k) probs[g * classes + k] = from[k] - top;
-  }
-  vectors(groups * classes, [&](int64_t i, auto get, auto put) { put(probs + i, exp(get(probs + i))); });
-  for (int64_t g = 0; g < groups; ++g) {
-    Out p = probs + g * classes;
-    float total = 0.0f;
-    for (int64_t k = 0; k < classes; ++k) total += p[k];
-    float scale = (1.0f - unimix) / total, floor = unimix / classes;
-    for (int64_t k = 0; k < classes; ++k) p[k] = floor + scale * p[k];
-  }
-}
-
-void categorical_backward(int64_t groups, int64_t classes, float unimix, In probs, In dprobs, Out dlogits) {
-  float floor = unimix / classes;
-  for (int64_t g = 0; g < groups; ++g, probs += classes, dprobs += classes, dlogits += classes) {
-    float mean = 0.0f, share = 1.0f / (1.0f - unimix);
-    for (int64_t k = 0; k < classes; ++k) mean += (probs[k] - floor) * dprobs[k];
-    mean *= share;
-    for (int64_t k = 0; k < classes; ++k) dlogits[k] = (probs[k] - floor) * (dprobs[k] - mean);
-  }
-}
-
-// One-hot of the class in which the cumulative probability passes the level of the group.
-void sample(int64_t groups, int64_t classes, In probs, In level, Out onehot) {
-  for (int64_t g = 0; g < groups; ++g, probs += classes, onehot += classes) {
-    float total = 0.0f, before = 0.0f;
-    for (int64_t k = 0; k < classes; ++k) total += probs[k];
-    float limit = level[g] * total;
-    int64_t at = 0;
-    for (int64_t k = 0; k < classes - 1; ++k) {
-      before += probs[k];
-      at += before <= limit;
-    }
-    for (int64_t k = 0; k < classes; ++k) onehot[k] = k == at;
-  }
 }
 }
