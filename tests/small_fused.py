@@ -71,6 +71,7 @@ CASES = {
     "exits that ask the prior": (config_of(exit="kl"), VECTOR),
     "stacked layers": (config_of(core="stacked"), VECTOR),
     "gru": (config_of(core="gru"), VECTOR),
+    "gru, tokens, and blocks of whole vectors": (config_of(core="gru", tokens=2, width=64, units=32), CHOICE),
     "certified": (config_of(core="certified"), VECTOR),
     "certified, a hidden width of no whole vectors": (config_of(core="certified", width=12, expand=1.9), CHOICE),
     "certified, tokens": (config_of(core="certified", tokens=2), VECTOR),
@@ -78,5 +79,5 @@ CASES = {
 }
 CHOICES_OF_CERTIFIED = "certified, a hidden width of no whole vectors"
 MANY_TOKENS = {"two tokens", "more tokens than are written out", "certified, tokens"}
-PLAIN_SCANS = MANY_TOKENS | {"stacked layers", "gru", "contracting"}
+PLAIN_SCANS = MANY_TOKENS | {"stacked layers", *(case for case in CASES if "gru" in case), "contracting"}
 """Cases whose rows are computed one by one."""

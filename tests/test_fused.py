@@ -13,7 +13,7 @@ from small_fused import CASES, COMPILERS, PLAIN_SCANS, batch_of, compiler, make,
 from agent.execution import Eager, make_execution
 from agent.execution.fused import build, fuse, fuse_modules, fused_layers, scope
 from agent.execution.fused.functions import chain
-from agent.execution.fused.modules import FusedLoopedCore, FusedMLP, FusedWorldModel
+from agent.execution.fused.modules import FusedGRUCore, FusedLoopedCore, FusedMLP, FusedWorldModel
 from agent.execution.fused.scope import SCOPE
 from agent.learning.actor_critic import LAYERS
 from world_model import TwoHot
@@ -35,6 +35,7 @@ def test_an_update_is_the_same(case):
     assert isinstance(fused.world, FusedWorldModel)
     assert isinstance(fused.behavior.critic.net, FusedMLP)
     assert isinstance(fused.world.core, FusedLoopedCore) == (config.model.core == "looped")
+    assert isinstance(fused.world.core, FusedGRUCore) == (config.model.core == "gru")
     assert torch.equal(random, same), "other random numbers were drawn"
     for name, value in expected.metrics.items():
         torch.testing.assert_close(update.metrics[name], value, rtol=1e-5, atol=1e-6, msg=name)

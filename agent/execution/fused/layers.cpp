@@ -7,62 +7,6 @@
 
 #include "vectors.h"
 
-namespace {
-
-// ---------------------------------------------------------------------- parts of layers
-
-void add_rows(int64_t rows, int64_t width, In x, Out total) {  // total (width) += the sum of the rows
-  for (int64_t r = 0; r < rows; ++r)
-    vectors(width, [&](int64_t i, auto get, auto put) { put(total + i, get(total + i) + get(x + r * width + i)); });
-}
-
-// y = silu(norm(z)), or without silu; stats (rows, 2): mean and 1 / deviation.
-void norm_forward(int64_t rows, int64_t width, In z, In gain, bool silu, Out stats, Out y) {
-  for (int64_t r = 0; r < rows; ++r, z += width, y += width, stats += 2) {
-    Vec first{}, second{};
-    vectors(width, [&](int64_t i, auto get, auto) { first += get(z + i); });
-    float mean = sum(first) / width;
-    vectors(width, [&](int64_t i, auto get, auto) {
-      Vec d = get(z + i) - mean;
-      second += d * d;
-    });
-    float over = (width + L - 1) / L * L - width;  // what the numbers behind the end have added
-    float variance = (sum(second) - over * mean * mean) / width, inverse = 1.0f / __builtin_sqrtf(variance + EPS);
-    stats[0] = mean, stats[1] = inverse;
-    vectors(width, [&](int64_t i, auto get, auto put) {
-      Vec n = (get(z + i) - mean) * inverse * get(gain + i);
-      put(y + i, silu ? n * sigmoid(n) : n);
-    });
-  }
-}
-
-// dz from dy, and dgain (width) += its part; dz may be dy, and with `add` is added to.
-void norm_backward(int64_t rows, int64_t width, In z, In gain, bool silu, In stats, In dy, Out dz, Out dgain, bool add = false) {
-  Out scratch = static_cast<Out>(__builtin_alloca(4 * width));
-  for (int64_t r = 0; r < rows; ++r, z += width, dy += width, dz += width, stats += 2) {
-    float mean = stats[0], inverse = stats[1];
-    Vec first{}, second{};
-    vectors(width, [&](int64_t i, auto get, auto put) {
-      Vec hat = (get(z + i) - mean) * inverse, g = get(gain + i), d = get(dy + i);
-      if (silu) {
-        Vec n = hat * g, s = sigmoid(n);
-        d = d * s * (1.0f + n * (1.0f - s));
-      }
-      if (dgain) put(dgain + i, get(dgain + i) + d * hat);
-      d = d * g;
-      put(scratch + i, d);
-      first += d, second += d * hat;
-    });
-    float one = sum(first) / width, two = sum(second) / width;
-    vectors(width, [&](int64_t i, auto get, auto put) {
-      Vec hat = (get(z + i) - mean) * inverse, d = (get(scratch + i) - one - hat * two) * inverse;
-      put(dz + i, add ? get(dz + i) + d : d);
-    });
-  }
-}
-
-}  // namespace
-
 extern "C" {
 
 void transpose(int64_t rows, int64_t cols, In x, Out y) {  // (rows, cols) -> (cols, rows)
@@ -241,6 +185,85 @@ void certified_backward(int64_t rows, int64_t width, int64_t hidden, In x, In in
       put(dx + at, get(dout + at) * get(decay + i) + d * get(coupling + i));
       if (dcoupling) put(dcoupling + i, get(dcoupling + i) + d * get(x + at));
     });
+}
+
+// ---------------------------------------------------------------------- a step of the block GRU, the control
+
+// deter (rows, width) in `blocks` parts, input (rows, latents + actions). Three layers read deter, latents and action:
+// of each t, bias and gain. w_hidden (blocks, part + 3 units, part) and w_gates (blocks, part, 3 part) are (inputs,
+// outputs), and their transposes, for gradients, (outputs, inputs).
+// Kept: z, read (3, rows, units); stats (4 rows, 2); z_hidden, hidden (rows, width); gates (rows, 3 width).
+void gru_forward(int64_t rows, int64_t width, int64_t blocks, int64_t latents, int64_t actions, int64_t units, In deter, In input, In t_deter, In b_deter, In gain_deter, In t_stoch, In b_stoch, In gain_stoch, In t_action, In b_action, In gain_action, In w_hidden, In b_hidden, In gain_hidden, In w_gates, In b_gates, Out z, Out read, Out stats, Out z_hidden, Out hidden, Out gates, Out out, Out update) {
+  int64_t part = width / blocks, fan_in = part + 3 * units;
+  In x[] = {deter, input, input + latents}, t[] = {t_deter, t_stoch, t_action};
+  In bias[] = {b_deter, b_stoch, b_action}, gain[] = {gain_deter, gain_stoch, gain_action};
+  int64_t count[] = {width, latents, actions}, stride[] = {width, latents + actions, latents + actions};
+  for (int64_t r = 0; r < rows; ++r) {
+    std::memcpy(z_hidden + r * width, b_hidden, 4 * width);
+    std::memcpy(gates + 3 * r * width, b_gates, 12 * width);
+  }
+  for (int i = 0; i < 3; ++i, z += rows * units, read += rows * units, stats += 2 * rows) {
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(z + r * units, bias[i], 4 * units);
+    product(rows, units, count[i], x[i], stride[i], 1, t[i], units, z, units, true);
+    norm_forward(rows, units, z, gain[i], true, stats, read);
+    for (int64_t b = 0; b < blocks; ++b)
+      product(rows, part, units, read, units, 1, w_hidden + (b * fan_in + part + i * units) * part, part, z_hidden + b * part, width, true);
+  }
+  for (int64_t b = 0; b < blocks; ++b)
+    product(rows, part, part, deter + b * part, width, 1, w_hidden + b * fan_in * part, part, z_hidden + b * part, width, true);
+  norm_forward(rows, width, z_hidden, gain_hidden, true, stats, hidden);
+  for (int64_t b = 0; b < blocks; ++b)
+    product(rows, 3 * part, part, hidden + b * part, width, 1, w_gates + 3 * b * part * part, 3 * part, gates + 3 * b * part, 3 * width, true);
+  for (int64_t at = 0; at < rows * blocks; ++at)
+    vectors(part, [&](int64_t i, auto get, auto put) {
+      In g = gates + 3 * at * part + i;
+      Vec x = get(deter + at * part + i), u = sigmoid(get(g + 2 * part) - 1.0f);
+      Vec candidate = 2.0f * sigmoid(2.0f * sigmoid(get(g)) * get(g + part)) - 1.0f;
+      put(out + at * part + i, x + u * (candidate - x));
+      put(update + at * part + i, u);
+    });
+}
+
+// scratch (rows, 5 width + 2 units). Gradients of weights: null where they are frozen.
+void gru_backward(int64_t rows, int64_t width, int64_t blocks, int64_t latents, int64_t actions, int64_t units, In deter, In input, In w_deter, In gain_deter, In w_stoch, In gain_stoch, In w_action, In gain_action, In t_hidden, In gain_hidden, In t_gates, In z, In read, In stats, In z_hidden, In hidden, In gates, In dout, Out scratch, Out ddeter, Out dinput, Out dw_deter, Out db_deter, Out dgain_deter, Out dw_stoch, Out db_stoch, Out dgain_stoch, Out dw_action, Out db_action, Out dgain_action, Out dw_hidden, Out db_hidden, Out dgain_hidden, Out dw_gates, Out db_gates) {
+  int64_t part = width / blocks, fan_in = part + 3 * units;
+  In x[] = {deter, input, input + latents}, w[] = {w_deter, w_stoch, w_action}, gain[] = {gain_deter, gain_stoch, gain_action};
+  Out dw[] = {dw_deter, dw_stoch, dw_action}, db[] = {db_deter, db_stoch, db_action}, dgain[] = {dgain_deter, dgain_stoch, dgain_action};
+  Out dx[] = {ddeter, dinput, dinput + latents};
+  int64_t count[] = {width, latents, actions}, stride[] = {width, latents + actions, latents + actions};
+  Out dgates = scratch, dhidden = dgates + 3 * rows * width, dz_hidden = dhidden + rows * width;
+  Out dread = dz_hidden + rows * width, dz = dread + rows * units;
+  for (int64_t at = 0; at < rows * blocks; ++at)
+    vectors(part, [&](int64_t i, auto get, auto put) {
+      In g = gates + 3 * at * part + i;
+      Out dg = dgates + 3 * at * part + i;
+      Vec d = get(dout + at * part + i), u = sigmoid(get(g + 2 * part) - 1.0f), reset = sigmoid(get(g)), c = get(g + part);
+      Vec candidate = 2.0f * sigmoid(2.0f * reset * c) - 1.0f, inner = d * u * (1.0f - candidate * candidate);
+      put(dg, inner * c * reset * (1.0f - reset));
+      put(dg + part, inner * reset);
+      put(dg + 2 * part, d * (candidate - get(deter + at * part + i)) * u * (1.0f - u));
+      put(ddeter + at * part + i, d * (1.0f - u));
+    });
+  for (int64_t b = 0; b < blocks; ++b) {
+    product(rows, part, 3 * part, dgates + 3 * b * part, 3 * width, 1, t_gates + 3 * b * part * part, part, dhidden + b * part, width, false);
+    if (dw_gates) product(part, 3 * part, rows, hidden + b * part, 1, width, dgates + 3 * b * part, 3 * width, dw_gates + 3 * b * part * part, 3 * part, true);
+  }
+  norm_backward(rows, width, z_hidden, gain_hidden, true, stats + 6 * rows, dhidden, dz_hidden, dgain_hidden);
+  if (db_gates) add_rows(rows, 3 * width, dgates, db_gates), add_rows(rows, width, dz_hidden, db_hidden);
+  for (int64_t b = 0; b < blocks; ++b) {
+    product(rows, part, part, dz_hidden + b * part, width, 1, t_hidden + b * fan_in * part, fan_in, ddeter + b * part, width, true);
+    if (dw_hidden) product(part, part, rows, deter + b * part, 1, width, dz_hidden + b * part, width, dw_hidden + b * fan_in * part, part, true);
+  }
+  for (int i = 0; i < 3; ++i, z += rows * units, read += rows * units, stats += 2 * rows) {
+    for (int64_t b = 0; b < blocks; ++b) {
+      int64_t begin = part + i * units;
+      product(rows, units, part, dz_hidden + b * part, width, 1, t_hidden + b * fan_in * part + begin, fan_in, dread, units, b > 0);
+      if (dw_hidden) product(units, part, rows, read, 1, units, dz_hidden + b * part, width, dw_hidden + (b * fan_in + begin) * part, part, true);
+    }
+    norm_backward(rows, units, z, gain[i], true, stats, dread, dz, dgain[i]);
+    product(rows, count[i], units, dz, units, 1, w[i], count[i], dx[i], stride[i], i == 0);
+    if (dw[i]) product(units, count[i], rows, dz, 1, units, x[i], stride[i], dw[i], count[i], true), add_rows(rows, units, dz, db[i]);
+  }
 }
 
 // ---------------------------------------------------------------------- exits: which samples go on to the next loop

@@ -21,6 +21,7 @@ from agent.execution.fused.functions import (
     prelude,
     readout,
 )
+from agent.execution.fused.gru import gru_step
 from agent.execution.fused.scan import Given, Scan
 from agent.execution.fused.scan_loops import CertifiedRows, LoopedRows, Rows
 from agent.execution.fused.scope import Scope, frozen_weights, fusible
@@ -29,8 +30,9 @@ from agent.learning.dreamer import Dreamer
 from world_model import Batch, LatentState, Rollout, TwoHot, WorldModel
 from world_model.block import Block
 from world_model.certified import CertifiedCore, CertifiedDynamics, CertifiedLoop
+from world_model.controls.gru import GRUCore
 from world_model.controls.stacked import Layer, StackedCore
-from world_model.core import LoopStats, Traces
+from world_model.core import LoopStats, Trace, Traces
 from world_model.exits import ExitRule, Gate
 from world_model.jumps import control
 from world_model.looped import GatedCore, LoopedCore
@@ -149,6 +151,20 @@ class FusedLayer(Layer):
         if not fusible(x):
             return super().forward(x, e, dynamics)
         return one_loop(self.block, self.norm, x, chain(e, [(dynamics.injection, None, None)]), dynamics.decay)
+
+
+class FusedGRUCore(GRUCore):
+    """A step is one operation."""
+
+    def forward(self, deter: Tensor, inputs: Tensor, loops: int, prepared: None) -> tuple[Tensor, Trace]:
+        if not fusible(deter):
+            return super().forward(deter, inputs, loops, prepared)
+        weights: list[Tensor] = []
+        for read in (self.read_deter, self.read_stoch, self.read_action):
+            weights += read.linear.weight, read.linear.bias, read.norm.gain
+        weights += self.hidden.weight, self.hidden.bias, self.hidden_norm.gain, self.gates.weight, self.gates.bias
+        new, gate = gru_step(deter.flatten(1), inputs, self.latents, weights)
+        return new.view_as(deter), Trace([deter, new.view_as(deter)], deter, gate.view_as(deter))
 
 
 class FusedWorldModel(WorldModel):
@@ -286,6 +302,7 @@ KINDS: dict[type[nn.Module], type[nn.Module]] = {
     CertifiedCore: FusedCertifiedCore,
     CertifiedLoop: FusedCertifiedLoop,
     StackedCore: FusedStackedCore,
+    GRUCore: FusedGRUCore,
     Layer: FusedLayer,
     WorldModel: FusedWorldModel,
     Critic: FusedCritic,
@@ -299,7 +316,7 @@ def fuse(agent: Dreamer) -> None:
 
 
 def fuse_modules(net: nn.Module) -> None:
-    """Let a network use the kernels inside of `fused_layers`; a GRU, and cores of one's own, keep what they have.
+    """Let a network use the kernels inside of `fused_layers`; cores of one's own keep what they have.
 
     Compiles the kernels, the first time on a machine; where that fails, nothing is changed.
     """

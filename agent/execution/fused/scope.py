@@ -22,11 +22,13 @@ class Scope(threading.local):
         self.weights: dict[int, tuple[Tensor, Tensor]] = {}
 
     def transposed(self, weight: Tensor) -> Tensor:
-        """(O, I) -> (I, O), computed once."""
+        """(O, I) -> (I, O), or the same of each of several blocks (g, O, I), computed once."""
         found = self.weights.get(id(weight))
         if found is None:
-            t = weight.new_empty(weight.shape[1], weight.shape[0])
-            self.kernels.transpose(*weight.shape, weight.data_ptr(), t.data_ptr())
+            *blocks, outputs, inputs = weight.shape
+            t = weight.new_empty(*blocks, inputs, outputs)
+            for one, other in zip(weight, t, strict=True) if blocks else [(weight, t)]:
+                self.kernels.transpose(outputs, inputs, one.data_ptr(), other.data_ptr())
             found = self.weights[id(weight)] = weight, t  # the weight is held: no other tensor gets its id
         return found[1]
 

@@ -1,4 +1,4 @@
-// Vectors of float32 as wide as the processor has them, and products of matrices made of them.
+// Vectors of float32 as wide as the processor has them; products of matrices and norms made of them.
 
 #pragma once
 
@@ -147,6 +147,58 @@ void forward(int64_t rows, int64_t inputs, int64_t outputs, In x, In t, Out y, b
 void backward(int64_t rows, int64_t inputs, int64_t outputs, In x, In w, In dy, Out dx, Out dw, bool add = false) {
   if (dx) product(rows, inputs, outputs, dy, outputs, 1, w, inputs, dx, inputs, add);
   if (dw) product(outputs, inputs, rows, dy, 1, outputs, x, inputs, dw, inputs, true);
+}
+
+// ---------------------------------------------------------------------- norms
+
+void add_rows(int64_t rows, int64_t width, In x, Out total) {  // total (width) += the sum of the rows
+  for (int64_t r = 0; r < rows; ++r)
+    vectors(width, [&](int64_t i, auto get, auto put) { put(total + i, get(total + i) + get(x + r * width + i)); });
+}
+
+// y = silu(norm(z)), or without silu; stats (rows, 2): mean and 1 / deviation.
+void norm_forward(int64_t rows, int64_t width, In z, In gain, bool silu, Out stats, Out y) {
+  for (int64_t r = 0; r < rows; ++r, z += width, y += width, stats += 2) {
+    Vec first{}, second{};
+    vectors(width, [&](int64_t i, auto get, auto) { first += get(z + i); });
+    float mean = sum(first) / width;
+    vectors(width, [&](int64_t i, auto get, auto) {
+      Vec d = get(z + i) - mean;
+      second += d * d;
+    });
+    float over = (width + L - 1) / L * L - width;  // what the numbers behind the end have added
+    float variance = (sum(second) - over * mean * mean) / width, inverse = 1.0f / __builtin_sqrtf(variance + EPS);
+    stats[0] = mean, stats[1] = inverse;
+    vectors(width, [&](int64_t i, auto get, auto put) {
+      Vec n = (get(z + i) - mean) * inverse * get(gain + i);
+      put(y + i, silu ? n * sigmoid(n) : n);
+    });
+  }
+}
+
+// dz from dy, and dgain (width) += its part; dz may be dy, and with `add` is added to.
+void norm_backward(int64_t rows, int64_t width, In z, In gain, bool silu, In stats, In dy, Out dz, Out dgain, bool add = false) {
+  Out scratch = static_cast<Out>(__builtin_alloca(4 * width));
+  for (int64_t r = 0; r < rows; ++r, z += width, dy += width, dz += width, stats += 2) {
+    float mean = stats[0], inverse = stats[1];
+    Vec first{}, second{};
+    vectors(width, [&](int64_t i, auto get, auto put) {
+      Vec hat = (get(z + i) - mean) * inverse, g = get(gain + i), d = get(dy + i);
+      if (silu) {
+        Vec n = hat * g, s = sigmoid(n);
+        d = d * s * (1.0f + n * (1.0f - s));
+      }
+      if (dgain) put(dgain + i, get(dgain + i) + d * hat);
+      d = d * g;
+      put(scratch + i, d);
+      first += d, second += d * hat;
+    });
+    float one = sum(first) / width, two = sum(second) / width;
+    vectors(width, [&](int64_t i, auto get, auto put) {
+      Vec hat = (get(z + i) - mean) * inverse, d = (get(scratch + i) - one - hat * two) * inverse;
+      put(dz + i, add ? get(dz + i) + d : d);
+    });
+  }
 }
 
 }  // namespace
