@@ -18,11 +18,11 @@ COMPILERS = "g++", "c++", "clang++"
 compiler = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="no C++ compiler")
 
 
-def config_of(tokens=1, width=24, units=20, jump=1, core="looped", **loop):
+def config_of(tokens=1, width=24, units=20, jump=1, core="looped", latents="categorical", **loop):
     """Small networks whose widths fill no vector of numbers."""
     debug = preset("debug")
     sizes = replace(debug.model.loop, tokens=tokens, width=width, units=units, **loop)
-    model = replace(debug.model, loop=sizes, units=units, groups=3, classes=5, jump=jump, core=core)
+    model = replace(debug.model, loop=sizes, units=units, groups=3, classes=5, jump=jump, core=core, latents=latents)
     return replace(debug, model=model, behavior=replace(debug.behavior, units=units, jump=jump))
 
 
@@ -76,8 +76,11 @@ CASES = {
     "certified, a hidden width of no whole vectors": (config_of(core="certified", width=12, expand=1.9), CHOICE),
     "certified, tokens": (config_of(core="certified", tokens=2), VECTOR),
     "contracting": (config_of(core="contracting"), VECTOR),
+    "simplicial latents": (config_of(latents="simplicial"), VECTOR),
+    "gaussian latents": (config_of(latents="gaussian"), VECTOR),
 }
 CHOICES_OF_CERTIFIED = "certified, a hidden width of no whole vectors"
 MANY_TOKENS = {"two tokens", "more tokens than are written out", "certified, tokens"}
-PLAIN_SCANS = MANY_TOKENS | {"stacked layers", *(case for case in CASES if "gru" in case), "contracting"}
+GRUS = {case for case in CASES if "gru" in case}
+PLAIN_SCANS = MANY_TOKENS | GRUS | {"stacked layers", "contracting", "gaussian latents"}
 """Cases whose rows are computed one by one."""

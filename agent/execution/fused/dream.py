@@ -2,7 +2,7 @@
 
 Forward and backward go through the steps with the kernels of single layers, without autograd between them. The
 gradient reaches the actor's weights alone, through the dynamics; the world model's are not learned from dreams. For one
-token and categorical latents, of the looped core or the certified one, with the gate as exit rule or none.
+token and latents of classes, of the looped core or the certified one, with the gate as exit rule or none.
 
 Symbols as in `world_model/types.py`; t counts the H steps, L = S*K, and of every loop the first rows are those of the
 samples that are still looping.
@@ -40,8 +40,8 @@ class Gate(NamedTuple):
 
 class Given(NamedTuple):
     """All but the actor: how loops run and up to which cap R, how many decisions a step covers and at most could, the
-    states at the start (B, D) and (B, L), normal noise (H, B, A), levels (H, B, S, 1), classes K, weights by BEFORE,
-    `kind.weights` and BEHIND, and the gate."""
+    states at the start (B, D) and (B, L), normal noise (H, B, A), levels (H, B, S, 1), classes K, whether latents are
+    drawn, or are their probabilities, weights by BEFORE, `kind.weights` and BEHIND, and the gate."""
 
     kind: Rows
     cap: int
@@ -52,6 +52,7 @@ class Given(NamedTuple):
     noise: Tensor
     levels: Tensor
     classes: int
+    drawn: bool
     weights: tuple[Any, ...]
     gate: Gate | None
 
@@ -134,8 +135,9 @@ class Forward(Steps):
         self.gate = (None, None, None) if gate is None else tuple(x.data_ptr() for x in gate[:3])
         self.threshold = 0.0 if gate is None else gate.threshold
         width, latents = sizes.width, sizes.latents
-        kept_rows = kept.inputs[..., :latents], kept.deters, kept.stochs, kept.feat[..., :width], kept.feat[..., width:]
-        self.read, self.deters, self.stochs, self.feat_deters, self.feat_stochs = (x.unbind(0) for x in kept_rows)
+        self.read, self.probs = kept.inputs[..., :latents].unbind(0), kept.probs.unbind(0)
+        self.deters, self.stochs = kept.deters.unbind(0), kept.stochs.unbind(0)
+        self.feat_deters, self.feat_stochs = (part.unbind(0) for part in kept.feat.split([width, latents], -1))
 
     def begin(self) -> None:
         """The state that is given."""
@@ -206,7 +208,10 @@ class Forward(Steps):
         )  # fmt: skip
         groups, classes = size * self.groups, self.given.classes
         run.categorical_forward(groups, classes, UNIMIX, at["logits"](t), at["probs"](t))
-        run.sample(groups, classes, at["probs"](t), at["levels"](t), at["stochs"](t + 1))
+        if self.given.drawn:
+            run.sample(groups, classes, at["probs"](t), at["levels"](t), at["stochs"](t + 1))
+        else:
+            self.stochs[t + 1].copy_(self.probs[t])
         self.describe(t + 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from world_model.controls.stacked import Layer, StackedCore
 from world_model.core import LoopStats, Trace, Traces
 from world_model.exits import ExitRule, Gate
 from world_model.jumps import control
+from world_model.latents import Categorical, Gaussian, Simplicial
 from world_model.looped import GatedCore, LoopedCore
 from world_model.nets import MLP, Norm
 from world_model.retention import Dynamics
@@ -171,15 +173,16 @@ class FusedWorldModel(WorldModel):
     """The scan over the rows is one operation, or posterior, prior and samples are one each."""
 
     def scan(self, state: LatentState, batch: Batch, embeds: Tensor, levels: Tensor, loops: int) -> Scanned:
-        core = self.core
-        if not fusible(embeds) or not isinstance(core, FusedLoopedCore | FusedCertifiedCore) or core.cfg.tokens > 1:
+        core = self.whole_core()
+        if core is None or not fusible(embeds):
             return super().scan(state, batch, embeds, levels, loops)
         (kind, of_loops), shell = core.loop_weights(), core.shell_weights()
         posterior = self.post_deter.weight, self.post_norm.gain, self.post_out.weight, self.post_out.bias
         weights = (*shell[:6], *of_loops, *shell[6:], *posterior)
         actions = control(batch.prev_action, batch.taken, self.cfg.jump).transpose(0, 1).contiguous()
         keeps = (1.0 - batch.is_first.to(levels.dtype)).t().contiguous()
-        given = Given(kind, actions, keeps, batch.is_first.any(0).tolist(), levels, loops, self.cfg.classes)
+        resets, drawn = batch.is_first.any(0).tolist(), type(self.latents) is Categorical
+        given = Given(kind, actions, keeps, resets, levels, loops, self.cfg.classes, drawn)
         deter, stoch, probs, *beside = Scan.apply(
             given, state.deter.flatten(1).contiguous(), state.stoch.flatten(1).contiguous(), core.start.flatten(),
             embeds.transpose(0, 1), *weights,
@@ -190,19 +193,32 @@ class FusedWorldModel(WorldModel):
         trace = Traces(states, before, gate, e)
         return Scanned(rows, probs.unflatten(-1, latents).transpose(0, 1), trace, list(rows.deter.unbind(1)))
 
+    def whole_core(self) -> FusedLoopedCore | FusedCertifiedCore | None:
+        """The core, where it and the latents are such that `Scan` and `Dream` compute them."""
+        core = self.core
+        if not isinstance(core, FusedLoopedCore | FusedCertifiedCore) or core.cfg.tokens > 1:
+            return None
+        return core if type(self.latents) in (Categorical, Simplicial) else None
+
+    def described(self, x: Tensor, layers: Sequence[LayerWeights], base: Tensor | None = None) -> Tensor:
+        """`latents.distribution` of what the layers give."""
+        if isinstance(self.latents, Gaussian):
+            return self.latents.distribution(chain(x, layers, base))
+        return chain(x, layers, base, self.cfg.classes)
+
     def posterior(self, deter: Tensor, embed: Tensor) -> Tensor:
         if not fusible(deter):
             return super().posterior(deter, embed)
         layers = (self.post_deter.weight, None, self.post_norm.gain), (self.post_out.weight, self.post_out.bias, None)
-        return chain(deter.flatten(-2), layers, embed, self.cfg.classes)
+        return self.described(deter.flatten(-2), layers, embed)
 
     def prior_probs(self, deter: Tensor) -> Tensor:
         if not fusible(deter) or not isinstance(self.prior, FusedMLP):
             return super().prior_probs(deter)
-        return chain(deter.flatten(-2), self.prior.layers(), classes=self.cfg.classes)
+        return self.described(deter.flatten(-2), self.prior.layers())
 
     def draw(self, probs: Tensor, level: Tensor | None) -> Tensor:
-        if level is None or not fusible(probs):
+        if level is None or not fusible(probs) or type(self.latents) is not Categorical:
             return super().draw(probs, level)
         return Sample.apply(probs, level)
 
@@ -217,21 +233,20 @@ class FusedWorldModel(WorldModel):
 
     def one_operation(self, start: LatentState, policy: Any, grad: bool = False, **_: Any) -> bool:
         """Whether a dream is a `Dream`: of an update, with the actor's gradient through the dynamics."""
-        core, behavior = self.core, getattr(policy, "__self__", None)
+        behavior = getattr(policy, "__self__", None)
         if not (grad and fusible(start.deter) and type(behavior) is FusedActorCritic):
             return False
         if behavior.spec.discrete or type(behavior.actor) is not Actor:
             return False
-        if not isinstance(core, FusedLoopedCore | FusedCertifiedCore) or core.cfg.tokens > 1:
-            return False
         nets = self.prior, behavior.actor.net
         ours = policy.__func__ is ActorCritic.policy and all(isinstance(net, FusedMLP) for net in nets)
-        return ours and type(core.rule) in (Gate, ExitRule)
+        core = self.whole_core()
+        return ours and core is not None and type(core.rule) in (Gate, ExitRule)
 
     def dream(self, start: LatentState, actor: Actor, horizon: int, alive: Tensor | None, jump: int) -> Rollout:
         """`imagine` with one operation for all steps."""
-        core, size = self.core, len(start.deter)
-        assert isinstance(core, FusedLoopedCore | FusedCertifiedCore)
+        core, size = self.whole_core(), len(start.deter)
+        assert core is not None
         assert isinstance(self.prior, FusedMLP)
         assert isinstance(actor.net, FusedMLP)
         drawn = [(torch.randn(size, actor.spec.size), self.latents.level((size,), start.deter)) for _ in range(horizon)]
@@ -247,7 +262,8 @@ class FusedWorldModel(WorldModel):
         weights = (*weights[:6], *of_loops, *weights[6:])
         given = dream.Given(
             kind, core.cfg.run_cap, jump, self.cfg.jump, start.deter.flatten(1).contiguous(),
-            start.stoch.flatten(1).contiguous(), noise, levels, self.cfg.classes, weights, gate,
+            start.stoch.flatten(1).contiguous(), noise, levels, self.cfg.classes, type(self.latents) is Categorical,
+            weights, gate,
         )  # fmt: skip
         layers = itertools.chain.from_iterable(actor.net.layers())
         feat, outputs, actions, depth, residual = dream.Dream.apply(given, *layers)
@@ -324,7 +340,5 @@ def fuse_modules(net: nn.Module) -> None:
     if Scope.kernels is None:
         return
     for module in net.modules():
-        if isinstance(module, WorldModel) and module.cfg.latents != "categorical":
-            continue
         if type(module) in KINDS:
             module.__class__ = KINDS[type(module)]

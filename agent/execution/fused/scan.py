@@ -1,7 +1,7 @@
 """The scan over the rows of a batch as one differentiable function: posterior states of `WorldModel.observe_sequence`.
 
 Forward and backward go through the rows with the kernels of single layers, without autograd between them, and gradients
-of weights are added up where they are. For one token and categorical latents; the core is looped or certified.
+of weights are added up where they are. For one token and latents of classes; the core is looped or certified.
 
 Symbols as in `world_model/types.py`; I inputs of the core beside deter, h hidden units of the gated MLP.
 """
@@ -26,7 +26,7 @@ TURNED = "w_in", "w_out", "w_gate", "coda", "w_deter", "w_post"
 
 class Given(NamedTuple):
     """What has no gradient: how loops run, actions (T, B, A), keeps (T, B), which rows hold a first one, levels
-    (T, B, S, 1), loops R and classes K."""
+    (T, B, S, 1), loops R, classes K, and whether latents are drawn, or are their probabilities."""
 
     kind: Rows
     actions: Tensor
@@ -35,6 +35,7 @@ class Given(NamedTuple):
     levels: Tensor
     loops: int
     classes: int
+    drawn: bool
 
 
 class Kept:
@@ -87,7 +88,8 @@ class Scan(Function):
         run, at, embed = SCOPE.kernels, {name: At(x) for name, x in vars(k).items()}, At(embeds)
         level = At(given.levels)
         k.inputs[:, :, latents:] = given.actions
-        before, read, deters, stochs = (x.unbind(0) for x in (k.before, k.inputs[:, :, :latents], k.deter, k.stoch))
+        each = k.before, k.inputs[:, :, :latents], k.deter, k.stoch, k.probs
+        before, read, deters, stochs, probs = (x.unbind(0) for x in each)
         for t in range(rows):
             if given.resets[t]:
                 keep = given.keeps[t][:, None]
@@ -124,7 +126,10 @@ class Scan(Function):
                 at["logits"](t),
             )  # fmt: skip
             run.categorical_forward(size * groups, given.classes, UNIMIX, at["logits"](t), at["probs"](t))
-            run.sample(size * groups, given.classes, at["probs"](t), level(t), at["stoch"](t))
+            if given.drawn:
+                run.sample(size * groups, given.classes, at["probs"](t), level(t), at["stoch"](t))
+            else:
+                stochs[t].copy_(probs[t])
             deter, stoch = deters[t], stochs[t]
         k.states[0] = k.before
         ctx.given, ctx.kept, ctx.sizes = given, k, sizes
