@@ -3,6 +3,7 @@
     python benchmarks/parts.py runs/parts --csv results/suite/parts --jobs 2
     python benchmarks/parts.py runs/parts --csv results/suite/parts --without loops --tasks dmc:walker_walk --seeds 10
     python benchmarks/parts.py runs/parts --csv results/suite/parts --without fusing --seeds 10 11 12
+    python benchmarks/parts.py runs/parts --csv results/suite/exploration --without nothing noise --seeds 0 1 2
     python benchmarks/parts.py --table results/suite/parts results/suite/dmc18
 
 A run is that of 100,000 steps, ended after the evaluation at 50,000, where the decay of learning rates would begin: so
@@ -36,9 +37,12 @@ PARTS: dict[str, tuple[str, str]] = {
     "exploration": ("benchmarks/without_exploration.py", ""),
     "planning": ("train_agent.py", "--behavior.decisions both"),
     "fusing": ("train_agent.py", ""),
+    **{part: (f"benchmarks/without_exploration.py --take-back {part}", "") for part in ("noise", "entropy", "floor")},
+    "nothing": ("train_agent.py", ""),
 }
 """{part: (program, options)}. One loop; a GRU of equal size; without exploration; planning, which the default lacks;
-and the whole agent with plain layers, as where there is no compiler."""
+the whole agent with plain layers, as where there is no compiler; the parts of exploration; and the whole agent, for
+seeds of which there is no longer run."""
 ENVIRONMENTS = {"fusing": {"CXX": "/nowhere"}}
 
 
@@ -55,8 +59,8 @@ class Run:
     def __init__(self, part: str, task: str, seed: int, runs: Path, out: Path):
         name = f"{task.rpartition(':')[2]}-s{seed}"
         self.folder, self.copy = runs / f"{part}-{name}", out / part / f"{name}.csv"
-        program, options = PARTS[part]
-        self.command = [sys.executable, str(PROJECT / program)]
+        (program, *flags), options = PARTS[part][0].split(), PARTS[part][1]
+        self.command = [sys.executable, str(PROJECT / program), *flags]
         self.words = [task, "--seed", str(seed), "--run-dir", str(self.folder), "--no-video", "--train.threads", "1"]
         self.words += options.split()
         self.environment = {**os.environ, **ENVIRONMENTS.get(part, {})}

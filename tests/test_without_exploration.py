@@ -8,10 +8,15 @@ from agent.runtime import PROJECT
 
 TAKEN_BACK = """
 import torch
+from agent.learning import actor_critic
 from small_behavior import make
-from benchmarks.without_exploration import take_back
+from benchmarks.without_exploration import PARTS, take_back
 
-take_back()
+before = actor_critic.truncated_entropy
+take_back("floor")
+assert actor_critic.truncated_entropy is before
+assert make().scale.update(torch.full((4, 5), 1e-3)) == 1.0
+take_back(*PARTS)
 from agent.learning.noise import begin_noise, next_noise, noise_of
 
 torch.manual_seed(0)
