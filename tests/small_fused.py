@@ -26,8 +26,10 @@ def config_of(tokens=1, width=24, units=20, jump=1, core="looped", latents="cate
     return replace(debug, model=model, behavior=replace(debug.behavior, units=units, jump=jump))
 
 
-def through_dynamics(config):
-    return replace(config, behavior=replace(config.behavior, actor_gradient="dynamics"))
+def by(gradient, **sizes):
+    """The actor learns by this gradient."""
+    config = config_of(**sizes)
+    return replace(config, behavior=replace(config.behavior, actor_gradient=gradient))
 
 
 def make(config, spaces):
@@ -61,11 +63,13 @@ CASES = {
     "vectors": (config_of(), VECTOR),
     "widths of whole vectors": (config_of(width=32, units=48), VECTOR),
     "choices": (config_of(), CHOICE),
-    "choices, through the dynamics": (through_dynamics(config_of()), CHOICE),
+    "choices, through the dynamics": (by("dynamics"), CHOICE),
+    "REINFORCE": (by("reinforce"), VECTOR),
     "images": (config_of(), IMAGE),
     "two tokens": (config_of(tokens=2), VECTOR),
     "more tokens than are written out": (config_of(tokens=9, width=8), CHOICE),
     "jumps": (config_of(jump=3), VECTOR),
+    "jumps of choices": (config_of(jump=3), CHOICE),
     "fixed loops": (config_of(depth="fixed", exit="fixed", mean_loops=3), VECTOR),
     "free retention": (config_of(retention="free", gain="leaky"), VECTOR),
     "exits that ask the prior": (config_of(exit="kl"), VECTOR),
@@ -79,7 +83,6 @@ CASES = {
     "simplicial latents": (config_of(latents="simplicial"), VECTOR),
     "gaussian latents": (config_of(latents="gaussian"), VECTOR),
 }
-CHOICES_OF_CERTIFIED = "certified, a hidden width of no whole vectors"
 MANY_TOKENS = {"two tokens", "more tokens than are written out", "certified, tokens"}
 GRUS = {case for case in CASES if "gru" in case}
 PLAIN_SCANS = MANY_TOKENS | GRUS | {"stacked layers", "contracting", "gaussian latents"}

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_fused import CASES, CHOICES_OF_CERTIFIED, PLAIN_SCANS, batch_of, compiler, make
+from small_fused import CASES, PLAIN_SCANS, batch_of, compiler, make
 
 from agent.execution import Eager, make_execution
 from agent.execution.fused import dream, fuse, fused_layers, scan
@@ -62,8 +62,8 @@ def test_a_dream_whose_samples_stop_after_different_loops_is_the_same(case):
 
 def test_a_dream_is_one_operation_where_it_can_be(monkeypatch):
     dreams = []
-    monkeypatch.setattr(FusedWorldModel, "dream", lambda self, *given: dreams.append(given))
-    plain = PLAIN_SCANS | {"choices", "choices, through the dynamics", "exits that ask the prior", CHOICES_OF_CERTIFIED}
+    monkeypatch.setattr(FusedWorldModel, "dream", lambda self, *given, **_: dreams.append(given))
+    plain = PLAIN_SCANS | {"choices, through the dynamics", "exits that ask the prior"}
     for case in CASES:
         agent = make(*CASES[case])
         fuse(agent)
@@ -74,14 +74,13 @@ def test_a_dream_is_one_operation_where_it_can_be(monkeypatch):
 
 
 def test_dreams_beside_the_updates_stay_plain(monkeypatch):
-    """Those without gradient, of a number of loops, or of a policy of one's own."""
-    monkeypatch.setattr(FusedWorldModel, "dream", lambda *_: pytest.fail("it was fused"))
+    """Those of a number of loops, or of a policy of one's own; and all that are outside of an update."""
+    monkeypatch.setattr(FusedWorldModel, "dream", lambda *_, **options: pytest.fail("it was fused"))
     agent = make(*CASES["vectors"])
     fuse(agent)
     start = agent.world.initial(3)
     with fused_layers():
         for policy, options in (
-            (agent.behavior.policy, {}),
             (agent.behavior.policy, {"grad": True, "max_loops": 1}),
             (agent.behavior.policy, {"grad": True, "sample": False}),
             (agent.behavior.actor.act, {"grad": True}),
@@ -89,6 +88,33 @@ def test_dreams_beside_the_updates_stay_plain(monkeypatch):
             (torch.zeros(3, 2, 3), {"grad": True}),
         ):
             assert agent.world.imagine(start, policy, 2, **options).rewards.shape == (3, 2)
+    assert agent.world.imagine(start, agent.behavior.policy, 2).rewards.shape == (3, 2)
+
+
+@pytest.mark.parametrize("case", ["choices", "REINFORCE", "jumps of choices"])
+def test_a_dream_without_gradient_is_the_same(case):
+    plain, fused = (make(*CASES[case]) for _ in range(2))
+    fuse(fused)
+    results = []
+    for agent in (plain, fused):
+        torch.manual_seed(5)
+        with torch.no_grad():
+            agent.behavior.actor.net.out.weight.normal_()
+            agent.world.reward.out.weight.normal_()
+        with fused_layers():
+            torch.manual_seed(3)
+            state, jump = agent.world.initial(9), max(1, agent.world.cfg.jump - 1)
+            start = LatentState(torch.randn_like(state.deter), torch.zeros_like(state.stoch))
+            results.append(agent.world.imagine(start, agent.behavior.policy, 4, jump=jump))
+    expected, rollout = results
+    assert not rollout.feat.requires_grad
+    assert rollout.outputs is None
+    assert torch.equal(rollout.loops.depth, expected.loops.depth)
+    for name in ("actions", "feat", "rewards", "continues"):
+        torch.testing.assert_close(getattr(rollout, name), getattr(expected, name), rtol=1e-4, atol=1e-5, msg=name)
+    if case != "REINFORCE":
+        assert len(rollout.actions.argmax(-1).unique()) > 1
+        assert set(rollout.actions.unique().tolist()) == {0.0, 1.0}
 
 
 @pytest.mark.parametrize("module", [scan, dream])

@@ -1,8 +1,7 @@
-"""Dreams of an update as one differentiable function: `WorldModel.imagine` under the actor of continuous actions.
+"""Dreams of an update as one operation: `WorldModel.imagine` under the actor, step by step with the kernels of layers.
 
-Forward and backward go through the steps with the kernels of single layers, without autograd between them. The
-gradient reaches the actor's weights alone, through the dynamics; the world model's are not learned from dreams. For one
-token and latents of classes, of the looped core or the certified one, with the gate as exit rule or none.
+For one token and latents of classes, of the looped core or the certified one, with the gate as exit rule or none. The
+gradient through continuous actions is that of `dream_gradient.py`.
 
 Symbols as in `world_model/types.py`; t counts the H steps, L = S*K, and of every loop the first rows are those of the
 samples that are still looping.
@@ -15,11 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import Function, once_differentiable
 
+from agent.execution.fused.functions import at as address
 from agent.execution.fused.scan_loops import At, Loop, Rows, Sizes
 from agent.execution.fused.scope import SCOPE
 from agent.learning.actor_critic import MIN_STD
+from agent.learning.actor_critic import UNIMIX as UNIMIX_OF_CHOICES
 from world_model.latent import UNIMIX
 
 BEFORE = "w_in", "gain_in", "w_out", "gain_out", "w_gate", "b_gate"
@@ -40,8 +40,9 @@ class Gate(NamedTuple):
 
 class Given(NamedTuple):
     """All but the actor: how loops run and up to which cap R, how many decisions a step covers and at most could, the
-    states at the start (B, D) and (B, L), normal noise (H, B, A), levels (H, B, S, 1), classes K, whether latents are
-    drawn, or are their probabilities, weights by BEFORE, `kind.weights` and BEHIND, and the gate."""
+    states at the start (B, D) and (B, L), how many actions A there are, normal noise (H, B, A) of continuous ones or
+    levels (H, B, 1) of choices, levels (H, B, S, 1) of latents, classes K, whether latents are drawn, or are their
+    probabilities, weights by BEFORE, `kind.weights` and BEHIND, and the gate."""
 
     kind: Rows
     cap: int
@@ -49,6 +50,8 @@ class Given(NamedTuple):
     longest: int
     deter: Tensor
     stoch: Tensor
+    actions: int
+    chosen: bool
     noise: Tensor
     levels: Tensor
     classes: int
@@ -61,7 +64,7 @@ class Given(NamedTuple):
 
 
 class Dreamed(NamedTuple):
-    """Features (H+1, B, F), outputs of the actor's network (H, B, 2A), actions (H, B, A), loops (H, B) and their
+    """Features (H+1, B, F), outputs of the actor's network (H, B, ...), actions (H, B, A), loops (H, B) and their
     residuals (H, B, R)."""
 
     feat: Tensor
@@ -83,7 +86,7 @@ class Kept:
             return given.deter.new_empty(shape)
 
         self.feat = room(steps + 1, size, width + latents)
-        self.actions = room(steps, size, given.noise.shape[2])
+        self.actions = room(steps, size, given.actions)
         self.deters, self.stochs = room(steps + 1, size, width), room(steps + 1, size, latents)
         self.inputs = room(steps, size, inputs)
         if given.longest > 1:  # as `world_model.jumps.pack`: actions that are not done are 0, then the number that are
@@ -113,7 +116,7 @@ class Steps:
 
     def __init__(self, given: Given, kept: Kept, sizes: Sizes):
         self.given, self.kept, self.sizes, self.kind = given, kept, sizes, given.kind
-        self.steps, _, self.actions = given.noise.shape
+        self.steps, self.actions = len(given.noise), given.actions
         self.extra, self.groups = given.kind.injected(sizes), sizes.latents // given.classes
         self.run, self.at = SCOPE.kernels, {name: At(x) for name, x in vars(kept).items()}
         self.at |= {"noise": At(given.noise), "levels": At(given.levels)}
@@ -138,6 +141,9 @@ class Forward(Steps):
         self.read, self.probs = kept.inputs[..., :latents].unbind(0), kept.probs.unbind(0)
         self.deters, self.stochs = kept.deters.unbind(0), kept.stochs.unbind(0)
         self.feat_deters, self.feat_stochs = (part.unbind(0) for part in kept.feat.split([width, latents], -1))
+        self.taken, many = kept.actions.unbind(0), given.held * given.actions
+        self.controls = kept.inputs[..., latents : latents + many].unflatten(-1, (given.held, -1)).unbind(0)
+        self.chances = kept.feat.new_empty(sizes.size, given.actions)
 
     def begin(self) -> None:
         """The state that is given."""
@@ -160,6 +166,11 @@ class Forward(Steps):
             run.layer_forward(size, fan_in, fan_out, x, weight, bias, False, gain, z, stats, y)
             x = y
         self.read[t].copy_(self.stochs[t])
+        if self.given.chosen:
+            run.categorical_forward(size, self.actions, UNIMIX_OF_CHOICES, x, self.chances.data_ptr())
+            run.sample(size, self.actions, self.chances.data_ptr(), at["noise"](t), at["actions"](t))
+            self.controls[t].copy_(self.taken[t][:, None])
+            return
         control, stride = at["inputs"](t) + 4 * latents, self.sizes.inputs
         run.act_forward(
             size, self.actions, self.given.held, MIN_STD, x, at["noise"](t), at["actions"](t), control, stride
@@ -215,155 +226,23 @@ class Forward(Steps):
         self.describe(t + 1)
 
 
-class Backward(Steps):
-    """The steps from the last to the first."""
-
-    def __init__(self, given: Given, kept: Kept, sizes: Sizes, outputs: str, dfeat: Tensor):
-        super().__init__(given, kept, sizes)
-        self.ddeters, self.dstochs = (part.unbind(0) for part in dfeat.split([sizes.width, sizes.latents], -1))
-        self.out = buffers(kept.feat, sizes, self.extra)
-        self.b, self.frozen = {name: x.data_ptr() for name, x in self.out.items()}, dict.fromkeys(self.w)
-        self.outputs = self.at[outputs]
-        self.dout = kept.feat.new_empty(self.steps, sizes.size, 2 * self.actions)  # of the actor's outputs
-
-    def prior(self, t: int) -> None:
-        """From features of state t + 1, and what comes back from the step behind it, to its deter."""
-        run, at, w, b, out, (size, width, *_, latents, post) = (
-            self.run, self.at, self.w, self.b, self.out, self.sizes
-        )  # fmt: skip
-        out["ddeter"].copy_(self.ddeters[t + 1])
-        out["dstoch"].copy_(self.dstochs[t + 1])
-        if t < self.steps - 1:
-            out["ddeter"] += out["carry"]
-            out["dstoch"] += out["dinputs"][:, :latents]
-        # a sample passes its gradient straight on
-        run.categorical_backward(
-            size * self.groups, self.given.classes, UNIMIX, at["probs"](t), b["dstoch"], b["dlogits"]
-        )  # fmt: skip
-        run.layer_backward(
-            size, post, latents, at["prior_y"](t), w["w_logits"], None, None, None, b["dlogits"], None, b["dprior"],
-            None, None, None,
-        )  # fmt: skip
-        run.layer_backward(
-            size, width, post, at["deters"](t + 1), w["w_prior"], w["gain_prior"], at["prior_z"](t),
-            at["prior_stats"](t), b["dprior"], b["dz"], b["dx"], None, None, None,
-        )  # fmt: skip
-        out["ddeter"] += out["dx"]
-
-    def core(self, t: int, counts: list[int]) -> None:
-        """Read-out, loops and prelude: to the deter of state t, and to the inputs."""
-        run, at, w, b, out, (size, width, inputs, units, *_) = (
-            self.run, self.at, self.w, self.b, self.out, self.sizes
-        )  # fmt: skip
-        run.readout_backward(
-            size, width, at["deters"](t), at["last"](t), at["gate"](t), w["coda"], w["gain_coda"], at["coda_z"](t),
-            at["coda_out"](t), at["coda_stats"](t), b["ddeter"], b["scratch"], b["dbefore"], b["dstate"], b["dgate"],
-            None, None,
-        )  # fmt: skip
-        out["dinjected"].zero_()
-        for r in range(len(counts) - 1, -1, -1):
-            rows, index = counts[r], at["index"].of(r, t)
-            run.gather(rows, width, b["dstate"], index, b["dnew"])
-            x = at["x"].of(r, t) if r else at["deters"](t)
-            loop = Loop(r, t, rows, x, at["injected"].of(r, t), b["dnew"])
-            self.kind.backward(run, self.sizes, at, loop, b["dx"], b, w, self.frozen)
-            run.scatter(rows, width, b["dx"], index, b["dstate"])
-            run.scatter_add(rows, self.extra, b["dloop"], index, b["dinjected"])
-        run.layer_backward(
-            size, width, self.extra, at["e"](t), w[self.kind.reads], None, None, None, b["dinjected"], None, b["de"],
-            None, None, None,
-        )  # fmt: skip
-        run.prelude_backward(
-            size, 1, width, inputs, units, at["deters"](t), at["inputs"](t), w["w_in"], w["gain_in"], w["w_out"],
-            w["gain_out"], w["w_gate"], at["z"](t), at["hidden"](t), at["y"](t), at["stats"](t), at["gate"](t), b["de"],
-            b["dgate"], b["scratch"], b["carry"], b["dinputs"], *[None] * 6,
-        )  # fmt: skip
-        out["carry"] += out["dbefore"]
-        out["carry"] += out["dstate"]
-
-    def decide(self, t: int) -> None:
-        """To the outputs of the actor at state t."""
-        dcontrol, stride = self.b["dinputs"] + 4 * self.sizes.latents, self.sizes.inputs
-        self.run.act_backward(
-            self.sizes.size, self.actions, self.given.held, MIN_STD, self.outputs(t), self.at["noise"](t),
-            self.at["actions"](t), dcontrol, stride, self.dout.data_ptr() + t * 4 * self.dout[0].numel(),
-        )  # fmt: skip
-
-
-class Dream(Function):
-    """The actor's weights, w, bias and gain (None: it has none) of each layer -> the fields of `Dreamed`."""
-
-    @staticmethod
-    def forward(ctx: Any, given: Given, *actor: Any) -> tuple[Tensor, ...]:
-        layers, w, (size, width) = list(zip(*[iter(actor)] * 3, strict=True)), given.named(), given.deter.shape
-        inputs, post = w["w_in"].shape[1] - width, len(w["gain_prior"])
-        sizes = Sizes(size, width, inputs, len(w["gain_in"]), w["w_down"].shape[1], given.stoch.shape[1], post)
-        k = Kept(given, sizes, layers)
-        run, counts = Forward(given, k, sizes, layers), []
-        run.begin()
-        for t in range(run.steps):
-            run.decide(t)
-            counts.append(run.core(t))
-            run.prior(t)
-        ctx.given, ctx.kept, ctx.sizes, ctx.counts = given, k, sizes, counts
-        ctx.save_for_backward(*actor)
-        results = Dreamed(k.feat, getattr(k, last_outputs(layers)), k.actions, k.depth, k.residual)
-        ctx.mark_non_differentiable(*results[2:])
-        # An output that its own function holds would hold the function, and never be freed.
-        for name, kept in vars(k).items():
-            setattr(k, name, kept.detach())
-        return tuple(results)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dfeat: Tensor, doutputs: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        actor = ctx.saved_tensors
-        run = Backward(ctx.given, ctx.kept, ctx.sizes, last_outputs(actor[::3]), dfeat)
-        for t in range(run.steps - 1, -1, -1):
-            run.prior(t)
-            run.core(t, ctx.counts[t])
-            run.decide(t)
-        run.dout += doutputs
-        return None, *actor_gradients(actor, ctx.kept, run.dout)
+def run_forward(given: Given, actor: Sequence[Any]) -> tuple[Kept, Sizes, list[list[int]], Dreamed]:
+    """All steps: what they leave, sizes, how many samples went into each loop, and the dream. actor: w, bias and gain
+    (None: it has none) of each layer."""
+    layers, w, (size, width) = list(zip(*[iter(actor)] * 3, strict=True)), given.named(), given.deter.shape
+    inputs, post = w["w_in"].shape[1] - width, len(w["gain_prior"])
+    sizes = Sizes(size, width, inputs, len(w["gain_in"]), w["w_down"].shape[1], given.stoch.shape[1], post)
+    kept = Kept(given, sizes, layers)
+    run, counts = Forward(given, kept, sizes, layers), []
+    run.begin()
+    for t in range(run.steps):
+        run.decide(t)
+        counts.append(run.core(t))
+        run.prior(t)
+    outputs = getattr(kept, last_outputs(layers))
+    return kept, sizes, counts, Dreamed(kept.feat, outputs, kept.actions, kept.depth, kept.residual)
 
 
 def last_outputs(layers: Sequence[Any]) -> str:
     """What `Kept` calls the outputs of the actor's last layer."""
     return f"actor_y{len(layers) - 1}"
-
-
-def actor_gradients(actor: tuple[Tensor | None, ...], k: Kept, dout: Tensor) -> list[Tensor | None]:
-    """Of the actor's weights from those of its outputs (H, B, 2A): it reads features without gradient, so that all
-    steps are one batch."""
-    gradients = [None if weight is None else torch.zeros_like(weight) for weight in actor]
-    rows, gradient = dout[..., 0].numel(), dout
-    for i in range(len(actor) // 3 - 1, -1, -1):
-        weight, _, gain = actor[3 * i : 3 * i + 3]
-        assert weight is not None
-        outputs, inputs = weight.shape
-        x = getattr(k, f"actor_y{i - 1}") if i else k.feat
-        dz = gradient if gain is None else torch.empty_like(gradient)
-        dx = dout.new_empty(rows, inputs) if i else None
-        SCOPE.kernels.layer_backward(
-            rows, inputs, outputs, x.data_ptr(), weight.data_ptr(), address(gain),
-            getattr(k, f"actor_z{i}").data_ptr(), getattr(k, f"actor_stats{i}").data_ptr(), gradient.data_ptr(),
-            dz.data_ptr(), address(dx), *map(address, gradients[3 * i : 3 * i + 3]),
-        )  # fmt: skip
-        gradient = dz if dx is None else dx
-    return gradients
-
-
-def address(x: Tensor | None) -> int | None:
-    """Where the numbers lie."""
-    return None if x is None else x.data_ptr()
-
-
-def buffers(like: Tensor, sizes: Sizes, extra: int) -> dict[str, Tensor]:
-    """Gradients of one step, written anew for each."""
-    size, width, inputs, units, hidden, latents, post = sizes
-    states = "ddeter", "carry", "dbefore", "dx", "dstate", "dnew", "de", "dgate"
-    columns = dict.fromkeys(states, width) | {
-        "dstoch": latents, "dlogits": latents, "dprior": post, "dz": post, "dloop": extra, "dinjected": extra,
-        "dinputs": inputs, "scratch": 2 * width + max(3 * hidden, 2 * units),
-    }  # fmt: skip
-    return {name: like.new_empty(size, count) for name, count in columns.items()}

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from agent.execution.fused import dream
 from agent.execution.fused.build import load
+from agent.execution.fused.dream import Dreamed
+from agent.execution.fused.dream_gradient import Dream
 from agent.execution.fused.functions import (
     LayerWeights,
     Sample,
@@ -228,28 +230,34 @@ class FusedWorldModel(WorldModel):
         """No gradient of an update reaches the world model's weights through dreams, but the policy's."""
         with frozen_weights(fusible(start.deter)):
             if not (args or options.keys() - {"grad", "jump"}) and self.one_operation(start, policy, **options):
-                return self.dream(start, policy.__self__.actor, horizon, alive, options.get("jump", 1))
+                return self.dream(start, policy.__self__.actor, horizon, alive, **options)
             return super().imagine(start, unfrozen(policy), horizon, alive, *args, **options)
 
     def one_operation(self, start: LatentState, policy: Any, grad: bool = False, **_: Any) -> bool:
-        """Whether a dream is a `Dream`: of an update, with the actor's gradient through the dynamics."""
+        """Whether a dream of the actor can be computed so: with a gradient through continuous actions alone."""
         behavior = getattr(policy, "__self__", None)
-        if not (grad and fusible(start.deter) and type(behavior) is FusedActorCritic):
+        if not (fusible(start.deter) and type(behavior) is FusedActorCritic and type(behavior.actor) is Actor):
             return False
-        if behavior.spec.discrete or type(behavior.actor) is not Actor:
+        if grad and behavior.spec.discrete:
             return False
         nets = self.prior, behavior.actor.net
         ours = policy.__func__ is ActorCritic.policy and all(isinstance(net, FusedMLP) for net in nets)
         core = self.whole_core()
         return ours and core is not None and type(core.rule) in (Gate, ExitRule)
 
-    def dream(self, start: LatentState, actor: Actor, horizon: int, alive: Tensor | None, jump: int) -> Rollout:
+    def dream(
+        self, start: LatentState, actor: Actor, horizon: int, alive: Tensor | None, grad: bool = False, jump: int = 1
+    ) -> Rollout:
         """`imagine` with one operation for all steps."""
         core, size = self.whole_core(), len(start.deter)
         assert core is not None
         assert isinstance(self.prior, FusedMLP)
         assert isinstance(actor.net, FusedMLP)
-        drawn = [(torch.randn(size, actor.spec.size), self.latents.level((size,), start.deter)) for _ in range(horizon)]
+        draw: Any = torch.rand if actor.spec.discrete else torch.randn
+        count, choices = actor.spec.size, actor.spec.discrete
+        drawn = [
+            (draw(size, 1 if choices else count), self.latents.level((size,), start.deter)) for _ in range(horizon)
+        ]
         noise, levels = (torch.stack(part) for part in zip(*drawn, strict=True))
         rule = core.rule
         with torch.no_grad():
@@ -262,11 +270,16 @@ class FusedWorldModel(WorldModel):
         weights = (*weights[:6], *of_loops, *weights[6:])
         given = dream.Given(
             kind, core.cfg.run_cap, jump, self.cfg.jump, start.deter.flatten(1).contiguous(),
-            start.stoch.flatten(1).contiguous(), noise, levels, self.cfg.classes, type(self.latents) is Categorical,
-            weights, gate,
+            start.stoch.flatten(1).contiguous(), count, choices, noise, levels, self.cfg.classes,
+            type(self.latents) is Categorical, weights, gate,
         )  # fmt: skip
-        layers = itertools.chain.from_iterable(actor.net.layers())
-        feat, outputs, actions, depth, residual = dream.Dream.apply(given, *layers)
+        layers = list(itertools.chain.from_iterable(actor.net.layers()))
+        with torch.set_grad_enabled(grad):
+            return self.rollout(Dreamed(*Dream.apply(given, *layers)), alive, grad)
+
+    def rollout(self, dreamed: Dreamed, alive: Tensor | None, grad: bool) -> Rollout:
+        """With the rewards and continues of its features."""
+        feat, outputs, actions, depth, residual = dreamed
         return Rollout(
             states=self.unflatten(feat.transpose(0, 1)),
             actions=actions.transpose(0, 1),
@@ -275,7 +288,7 @@ class FusedWorldModel(WorldModel):
             loops=LoopStats(depth.t().long(), residual.transpose(0, 1)),
             alive=torch.ones_like(feat[0, :, 0]) if alive is None else alive,
             feat=feat,
-            outputs=outputs,
+            outputs=outputs if grad else None,
         )
 
 
