@@ -88,11 +88,14 @@ def test_dreams_beside_the_updates_stay_plain(monkeypatch):
             (torch.zeros(3, 2, 3), {"grad": True}),
         ):
             assert agent.world.imagine(start, policy, 2, **options).rewards.shape == (3, 2)
+        assert not agent.world.one_operation(start, torch.zeros(3, 2, 2, 3))  # steps of two decisions
     assert agent.world.imagine(start, agent.behavior.policy, 2).rewards.shape == (3, 2)
 
 
-@pytest.mark.parametrize("case", ["choices", "REINFORCE", "jumps of choices"])
-def test_a_dream_without_gradient_is_the_same(case):
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("case", ["choices", "REINFORCE", "jumps", "jumps of choices", "simplicial latents"])
+def test_a_dream_without_gradient_is_the_same(case, given):
+    """Of the actor, or of given actions, which are longer than the dream and beyond 1 in part."""
     plain, fused = (make(*CASES[case]) for _ in range(2))
     fuse(fused)
     results = []
@@ -100,19 +103,21 @@ def test_a_dream_without_gradient_is_the_same(case):
         torch.manual_seed(5)
         with torch.no_grad():
             agent.behavior.actor.net.out.weight.normal_()
-            agent.world.reward.out.weight.normal_()
+            agent.world.reward.out.weight.normal_(0.0, 0.1)
         with fused_layers():
             torch.manual_seed(3)
             state, jump = agent.world.initial(9), max(1, agent.world.cfg.jump - 1)
             start = LatentState(torch.randn_like(state.deter), torch.zeros_like(state.stoch))
-            results.append(agent.world.imagine(start, agent.behavior.policy, 4, jump=jump))
+            policy = 2.0 * torch.randn(9, 5, agent.spaces.action.size) if given else agent.behavior.policy
+            results.append(agent.world.imagine(start, policy, 4, jump=jump))
     expected, rollout = results
     assert not rollout.feat.requires_grad
     assert rollout.outputs is None
     assert torch.equal(rollout.loops.depth, expected.loops.depth)
-    for name in ("actions", "feat", "rewards", "continues"):
-        torch.testing.assert_close(getattr(rollout, name), getattr(expected, name), rtol=1e-4, atol=1e-5, msg=name)
-    if case != "REINFORCE":
+    for name in ("actions", "feat", "rewards", "continues"):  # rewards are large, and sums of large numbers
+        close = {"rtol": 1e-3, "atol": 1e-3} if name == "rewards" else {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(getattr(rollout, name), getattr(expected, name), **close, msg=name)
+    if "choices" in case and not given:
         assert len(rollout.actions.argmax(-1).unique()) > 1
         assert set(rollout.actions.unique().tolist()) == {0.0, 1.0}
 

@@ -10,7 +10,7 @@ samples that are still looping.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,9 +40,10 @@ class Gate(NamedTuple):
 
 class Given(NamedTuple):
     """All but the actor: how loops run and up to which cap R, how many decisions a step covers and at most could, the
-    states at the start (B, D) and (B, L), how many actions A there are, normal noise (H, B, A) of continuous ones or
-    levels (H, B, 1) of choices, levels (H, B, S, 1) of latents, classes K, whether latents are drawn, or are their
-    probabilities, weights by BEFORE, `kind.weights` and BEHIND, and the gate."""
+    states at the start (B, D) and (B, L), how many actions A there are, where they come from, normal noise (H, B, A) of
+    continuous ones, levels (H, B, 1) of choices, or what the core reads of given ones (H, B, C), levels (H, B, S, 1) of
+    latents, classes K, whether latents are drawn, or are their probabilities, weights by BEFORE, `kind.weights` and
+    BEHIND, and the gate."""
 
     kind: Rows
     cap: int
@@ -51,7 +52,7 @@ class Given(NamedTuple):
     deter: Tensor
     stoch: Tensor
     actions: int
-    chosen: bool
+    source: Literal["noise", "choice", "given"]
     noise: Tensor
     levels: Tensor
     classes: int
@@ -68,7 +69,7 @@ class Dreamed(NamedTuple):
     residuals (H, B, R)."""
 
     feat: Tensor
-    outputs: Tensor
+    outputs: Tensor | None
     actions: Tensor
     depth: Tensor
     residual: Tensor
@@ -150,6 +151,8 @@ class Forward(Steps):
         for begun, state in ((self.deters, self.given.deter), (self.stochs, self.given.stoch)):
             begun[0].copy_(state)
         self.describe(0)
+        if self.given.source == "given":
+            self.kept.inputs[..., self.sizes.latents :].copy_(self.given.noise)
 
     def describe(self, t: int) -> None:
         """Features of state t."""
@@ -157,16 +160,18 @@ class Forward(Steps):
         self.feat_stochs[t].copy_(self.stochs[t])
 
     def decide(self, t: int) -> None:
-        """The actor's action at state t, among the inputs of the core."""
+        """The actor's action at state t, or the one that is given, among the inputs of the core."""
         run, at, size, latents = self.run, self.at, self.sizes.size, self.sizes.latents
+        self.read[t].copy_(self.stochs[t])
+        if self.given.source == "given":
+            return
         x = at["feat"](t)
         for i, (fan_in, fan_out, weight, bias, gain) in enumerate(self.mlp):
             y = at[f"actor_y{i}"](t)
             z, stats = (y, None) if gain is None else (at[f"actor_z{i}"](t), at[f"actor_stats{i}"](t))
             run.layer_forward(size, fan_in, fan_out, x, weight, bias, False, gain, z, stats, y)
             x = y
-        self.read[t].copy_(self.stochs[t])
-        if self.given.chosen:
+        if self.given.source == "choice":
             run.categorical_forward(size, self.actions, UNIMIX_OF_CHOICES, x, self.chances.data_ptr())
             run.sample(size, self.actions, self.chances.data_ptr(), at["noise"](t), at["actions"](t))
             self.controls[t].copy_(self.taken[t][:, None])
@@ -228,7 +233,7 @@ class Forward(Steps):
 
 def run_forward(given: Given, actor: Sequence[Any]) -> tuple[Kept, Sizes, list[list[int]], Dreamed]:
     """All steps: what they leave, sizes, how many samples went into each loop, and the dream. actor: w, bias and gain
-    (None: it has none) of each layer."""
+    (None: it has none) of each layer; nothing, where actions are given."""
     layers, w, (size, width) = list(zip(*[iter(actor)] * 3, strict=True)), given.named(), given.deter.shape
     inputs, post = w["w_in"].shape[1] - width, len(w["gain_prior"])
     sizes = Sizes(size, width, inputs, len(w["gain_in"]), w["w_down"].shape[1], given.stoch.shape[1], post)
@@ -239,7 +244,7 @@ def run_forward(given: Given, actor: Sequence[Any]) -> tuple[Kept, Sizes, list[l
         run.decide(t)
         counts.append(run.core(t))
         run.prior(t)
-    outputs = getattr(kept, last_outputs(layers))
+    outputs = getattr(kept, last_outputs(layers)) if layers else None
     return kept, sizes, counts, Dreamed(kept.feat, outputs, kept.actions, kept.depth, kept.residual)
 
 

@@ -99,7 +99,7 @@ class Dream(Function):
     """The actor's weights, w, bias and gain (None: it has none) of each layer -> the fields of `Dreamed`."""
 
     @staticmethod
-    def forward(ctx: Any, given: Given, *actor: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, given: Given, *actor: Any) -> tuple[Tensor | None, ...]:
         k, sizes, counts, results = run_forward(given, actor)
         ctx.given, ctx.kept, ctx.sizes, ctx.counts = given, k, sizes, counts
         ctx.save_for_backward(*actor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -225,64 +225,74 @@ class FusedWorldModel(WorldModel):
         return Sample.apply(probs, level)
 
     def imagine(
-        self, start: LatentState, policy: Any, horizon: int, alive: Tensor | None = None, *args: Any, **options: Any
-    ) -> Rollout:
+        self, start: LatentState, policy: Any, horizon: int, alive: Tensor | None = None, max_loops: int | None = None,
+        sample: bool = True, grad: bool = False, jump: int = 1,
+    ) -> Rollout:  # fmt: skip
         """No gradient of an update reaches the world model's weights through dreams, but the policy's."""
         with frozen_weights(fusible(start.deter)):
-            if not (args or options.keys() - {"grad", "jump"}) and self.one_operation(start, policy, **options):
-                return self.dream(start, policy.__self__.actor, horizon, alive, **options)
-            return super().imagine(start, unfrozen(policy), horizon, alive, *args, **options)
+            if max_loops is None and sample and self.one_operation(start, policy, grad):
+                return self.dream(start, policy, horizon, alive, grad, jump)
+            return super().imagine(start, unfrozen(policy), horizon, alive, max_loops, sample, grad, jump)
 
-    def one_operation(self, start: LatentState, policy: Any, grad: bool = False, **_: Any) -> bool:
-        """Whether a dream of the actor can be computed so: with a gradient through continuous actions alone."""
-        behavior = getattr(policy, "__self__", None)
-        if not (fusible(start.deter) and type(behavior) is FusedActorCritic and type(behavior.actor) is Actor):
-            return False
-        if grad and behavior.spec.discrete:
-            return False
-        nets = self.prior, behavior.actor.net
-        ours = policy.__func__ is ActorCritic.policy and all(isinstance(net, FusedMLP) for net in nets)
+    def one_operation(self, start: LatentState, policy: Any, grad: bool = False) -> bool:
+        """Whether a dream can be computed so: of the actor, with a gradient through continuous actions alone, or of
+        given actions (B, H, A) without one."""
         core = self.whole_core()
-        return ours and core is not None and type(core.rule) in (Gate, ExitRule)
+        if not fusible(start.deter) or core is None or type(core.rule) not in (Gate, ExitRule):
+            return False
+        if not isinstance(self.prior, FusedMLP):
+            return False
+        if isinstance(policy, Tensor):
+            return policy.dim() == 3 and not grad
+        behavior = getattr(policy, "__self__", None)
+        if type(behavior) is not FusedActorCritic or policy.__func__ is not ActorCritic.policy:
+            return False
+        plain = type(behavior.actor) is Actor and isinstance(behavior.actor.net, FusedMLP)
+        return plain and not (grad and behavior.spec.discrete)
 
     def dream(
-        self, start: LatentState, actor: Actor, horizon: int, alive: Tensor | None, grad: bool = False, jump: int = 1
+        self, start: LatentState, policy: Any, horizon: int, alive: Tensor | None, grad: bool, jump: int
     ) -> Rollout:
         """`imagine` with one operation for all steps."""
         core, size = self.whole_core(), len(start.deter)
         assert core is not None
         assert isinstance(self.prior, FusedMLP)
-        assert isinstance(actor.net, FusedMLP)
-        draw: Any = torch.rand if actor.spec.discrete else torch.randn
-        count, choices = actor.spec.size, actor.spec.discrete
-        drawn = [
-            (draw(size, 1 if choices else count), self.latents.level((size,), start.deter)) for _ in range(horizon)
-        ]
-        noise, levels = (torch.stack(part) for part in zip(*drawn, strict=True))
-        rule = core.rule
-        with torch.no_grad():
-            kind, of_loops = core.loop_weights()
-        gate = None
+        actor = None if isinstance(policy, Tensor) else policy.__self__.actor
+        source: Literal["noise", "choice", "given"] = "given"
+        if actor is not None:
+            source = "choice" if actor.spec.discrete else "noise"
+        noise, levels = [], []
+        for t in range(horizon):
+            if actor is None:
+                noise.append(control(policy[:, t], jump, self.cfg.jump))  # (B, C)
+            else:
+                noise.append(torch.rand(size, 1) if source == "choice" else torch.randn(size, self.action_size))
+            levels.append(self.latents.level((size,), start.deter))
+        gate, rule = None, core.rule
         if isinstance(rule, Gate):
             gate = dream.Gate(rule.state.weight[0], rule.state.bias, rule.change.weight[0], rule.threshold)
+        with torch.no_grad():
+            kind, of_loops = core.loop_weights()
         (w_prior, _, gain_prior), (w_logits, b_logits, _) = self.prior.layers()
-        weights = (*core.shell_weights(), w_prior, gain_prior, w_logits, b_logits)
-        weights = (*weights[:6], *of_loops, *weights[6:])
+        shell = core.shell_weights()
+        weights = (*shell[:6], *of_loops, *shell[6:], w_prior, gain_prior, w_logits, b_logits)
         given = dream.Given(
             kind, core.cfg.run_cap, jump, self.cfg.jump, start.deter.flatten(1).contiguous(),
-            start.stoch.flatten(1).contiguous(), count, choices, noise, levels, self.cfg.classes,
-            type(self.latents) is Categorical, weights, gate,
+            start.stoch.flatten(1).contiguous(), self.action_size, source, torch.stack(noise), torch.stack(levels),
+            self.cfg.classes, type(self.latents) is Categorical, weights, gate,
         )  # fmt: skip
-        layers = list(itertools.chain.from_iterable(actor.net.layers()))
+        layers = [] if actor is None else list(itertools.chain.from_iterable(actor.net.layers()))
         with torch.set_grad_enabled(grad):
-            return self.rollout(Dreamed(*Dream.apply(given, *layers)), alive, grad)
+            dreamed = Dreamed(*Dream.apply(given, *layers)) if grad else dream.run_forward(given, layers)[-1]
+            actions = dreamed.actions.transpose(0, 1) if actor is not None else policy[:, :horizon]
+            return self.rollout(dreamed._replace(actions=actions), alive, grad)
 
     def rollout(self, dreamed: Dreamed, alive: Tensor | None, grad: bool) -> Rollout:
-        """With the rewards and continues of its features."""
+        """With the rewards and continues of its features; its actions are (B, H, A)."""
         feat, outputs, actions, depth, residual = dreamed
         return Rollout(
             states=self.unflatten(feat.transpose(0, 1)),
-            actions=actions.transpose(0, 1),
+            actions=actions,
             rewards=self.twohot.mean(self.reward(ahead := feat[1:])).t(),
             continues=torch.sigmoid(self.cont(ahead).squeeze(-1)).t(),
             loops=LoopStats(depth.t().long(), residual.transpose(0, 1)),
