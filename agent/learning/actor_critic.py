@@ -118,8 +118,7 @@ class AdvantageScale(nn.Module):
 
     DreamerV3 divides by the 5-95 % range of returns. That range also holds how much better one start state is than
     another: when some rollouts start upright and some fallen, it grows, and the entropy bonus outweighs the advantages
-    (results/walker.md). The mean starts at 0, so that the bonus counts little in the first 200 updates. The floor has
-    the role of DreamerV3's max(1, range) beside an entropy weight of 3e-4.
+    (results/walker.md). The floor has the role of DreamerV3's max(1, range) beside an entropy weight of 3e-4.
     """
 
     size: Tensor
@@ -168,13 +167,8 @@ class Actor(nn.Module):
             return sample_onehot(first, torch.rand_like(first[..., :1]) if sample else None)
         return torch.addcmul(first, std, torch.randn_like(first)) if sample else first
 
-    def evaluate(
-        self, feat: Tensor, action: Tensor, out: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """-> log-probability, entropy, saturation (...), and the mean standard deviation or entropy, 0-d.
-
-        out: the outputs of the network, where they are known.
-        """
+    def evaluate(self, feat: Tensor, action: Tensor, out: Tensor | None = None) -> tuple[Tensor, ...]:
+        """-> log-probability, entropy, saturation (...), mean deviation or entropy (0-d). out: `net(feat)`, if known."""
         out = self.net(feat) if out is None else out
         first, std = self.distribution(out)
         if self.spec.discrete:
@@ -250,9 +244,8 @@ class ActorCritic(nn.Module):
         advantage = (returns - values[:, :-1]).detach()
         scale = self.scale.update(advantage, average)
         advantage = advantage / scale
-        # (H, B)
-        actions = rollout.actions.detach().transpose(0, 1)
-        logp, entropy, saturation, spread = self.actor.evaluate(feat, actions, rollout.outputs)
+        taken = rollout.actions.detach().transpose(0, 1)  # (H, B, A), the rest (H, B)
+        logp, entropy, saturation, spread = self.actor.evaluate(feat, taken, rollout.outputs)
         objective = returns / scale if self.dynamics_backprop else logp.t() * advantage
         bonus = self.entropy_weight * entropy - SATURATION_WEIGHT * saturation
         actor_loss = -(weight * (objective + bonus.t())).mean()
