@@ -34,7 +34,7 @@ from agent.data.dataset import Dataset, Rows, load_dataset, pad_episodes
 from agent.errors import UsageError
 from agent.evaluation.open_loop import open_loop, usable_horizons
 from agent.execution.fused import fuse_modules, fused_layers
-from agent.execution.fused.modules import FusedLoopedCore
+from agent.execution.fused.networks import FusedLoopedCore
 from agent.runs.config import Config
 from agent.runs.presets import preset
 from agent.runtime import keep_memory, seed_everything, set_threads

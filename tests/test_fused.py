@@ -13,8 +13,9 @@ from small_fused import CASES, COMPILERS, PLAIN_SCANS, batch_of, compiler, make,
 from agent.execution import Eager, make_execution
 from agent.execution.fused import build, fuse, fuse_modules, fused_layers, scope
 from agent.execution.fused.functions import chain
-from agent.execution.fused.modules import FusedGRUCore, FusedLoopedCore, FusedMLP, FusedWorldModel
+from agent.execution.fused.networks import FusedGRUCore, FusedLoopedCore, FusedMLP
 from agent.execution.fused.scope import SCOPE
+from agent.execution.fused.world import FusedWorldModel
 from agent.learning.actor_critic import LAYERS
 from world_model import TwoHot
 
@@ -125,7 +126,7 @@ def test_logits_and_values_of_a_rollout_are_computed_once(monkeypatch):
 def test_a_copy_has_its_own_weights_and_acting_is_not_fused(monkeypatch):
     agent = make(*CASES["vectors"])
     make_execution(agent)
-    monkeypatch.setattr("agent.execution.fused.modules.chain", lambda *_: pytest.fail("acting was fused"))
+    monkeypatch.setattr("agent.execution.fused.networks.chain", lambda *_: pytest.fail("acting was fused"))
     other = copy.deepcopy(agent.policy)
     with torch.no_grad():
         other.behavior.actor.net.out.bias.add_(1.0)
@@ -266,7 +267,7 @@ def test_a_scan_with_new_episodes_inside_has_the_same_states_and_gradients(case,
 @compiler
 def test_the_scan_is_one_operation_where_it_can_be(monkeypatch):
     scans = []
-    monkeypatch.setattr("agent.execution.fused.modules.Scan", SimpleNamespace(apply=lambda *given: scans.append(given)))
+    monkeypatch.setattr("agent.execution.fused.world.Scan", SimpleNamespace(apply=lambda *given: scans.append(given)))
     for case in CASES:
         one = case not in PLAIN_SCANS
         agent = make(*CASES[case])

@@ -10,7 +10,7 @@ from small_fused import CASES, PLAIN_SCANS, batch_of, compiler, make
 
 from agent.execution import Eager, make_execution
 from agent.execution.fused import dream, fuse, fused_layers, scan
-from agent.execution.fused.modules import FusedWorldModel
+from agent.execution.fused.world import FusedWorldModel
 from world_model import LatentState
 
 pytestmark = compiler

@@ -168,7 +168,7 @@ class Actor(nn.Module):
         return torch.addcmul(first, std, torch.randn_like(first)) if sample else first
 
     def evaluate(self, feat: Tensor, action: Tensor, out: Tensor | None = None) -> tuple[Tensor, ...]:
-        """-> log-probability, entropy, saturation (...), mean deviation or entropy (0-d). out: `net(feat)`, if known."""
+        """-> log-probability, entropy, saturation (...), mean deviation or entropy, 0-d. out: `net(feat)`, if known."""
         out = self.net(feat) if out is None else out
         first, std = self.distribution(out)
         if self.spec.discrete:
