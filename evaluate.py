@@ -135,7 +135,7 @@ def policy_video(
 ) -> str:
     """Record the first episode into the run's videos/; returns a line for the terminal."""
     name = Path(args.sb3 or path).stem
-    target = run_folder(path) / "videos" / f"policy_{name}_{args.seed}.mp4"
+    target = run_folder(path) / "videos" / f"policy_{name}_{args.seed}{args.played_otherwise()}.mp4"
     return save_video(target, agent, partial(make_env, task, render=True), cfg, max_loops)
 
 

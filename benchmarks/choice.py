@@ -9,8 +9,9 @@ error after m loops less that after n. Then half of the held-out steps may go on
 those that the run's gate ranks highest; those that a reading of the loop state after m loops ranks highest, a ridge
 regression and a small network, both fitted to the gain itself on the data set's other episodes (the gate's own
 prediction is among what they read); and those that gained most, in hindsight. Printed: by how much the error is then
-below that of a random half, in per cent of the error after m loops, with its standard error over runs of BLOCK steps,
-and the rank correlation of each ranking with the gain.
+below that of a random half, in per cent of the error after m loops, with its standard error over runs of 25 steps,
+and the rank correlation of each ranking with the gain. The data set must be one that RUN has not learned from
+(evaluate.py collect TASK DATASET --run RUN), or the gate has seen what it is judged by.
 """
 
 from __future__ import annotations
@@ -29,13 +30,10 @@ from agent.data.checkpoint import find_checkpoint, read_checkpoint
 from agent.data.dataset import Rows, check_dataset, load_dataset, pad_episodes
 from agent.errors import UsageError
 from agent.evaluation.normalised_error import NormalisedError, targets_at
-from agent.evaluation.open_loop import SAMPLES, posterior_states
+from agent.evaluation.open_loop import ALIKE_ROWS, SAMPLES, posterior_states
 from agent.learning.dreamer import Dreamer
 from world_model import LatentState, LoopedCore, WorldModel
-from world_model.latent import kl_divergence, sample_onehot
-
-BLOCK = 25
-"""Steps in a row of an episode count as one in a standard error: neighbours are alike."""
+from world_model.jumps import control
 
 
 class Steps(NamedTuple):
@@ -68,23 +66,23 @@ def predict(world: WorldModel, rows: Rows, loops: int, most: int) -> Steps:
     places = ((row >= 2) & (row < episodes.length[:, None] - 1)).nonzero()
     episode, now = places[torch.randperm(len(places))[:most].sort().values].unbind(1)
     state = states.map(lambda leaf: leaf[episode, now])
-    inputs = world.inputs(state, episodes.prev_action[episode, now + 1])
+    inputs = world.inputs(state, control(episodes.prev_action[episode, now + 1], None, world.cfg.jump))
     _, trace = core(state.deter, inputs, loops, core.prepare())
     observation_model = world.observation_model
     embed = observation_model({name: value[episode, now + 1] for name, value in episodes.obs.items()})
-    own, _ = core.adaptive_step(state.deter, inputs, core.prepare(), log_prior=world.log_prior)
-    posterior = torch.log(world.posterior(own, world.post_embed(embed)))
-    levels = torch.rand(SAMPLES, len(episode), world.cfg.groups, 1)  # the same for every depth
+    embed = world.post_embed(embed)
+    levels = world.latents.level((SAMPLES, len(episode)), inputs)  # the same for every depth
     targets = targets_at(observation_model, episodes, episode, now + 1)
     metric = NormalisedError.fit(observation_model, [episodes])
     error, kl = [], []
     for x in trace.states[1:]:
         deter = core.readout(state.deter, x, trace.gate)
         probs = world.prior_probs(deter)
-        feats = [LatentState(deter, sample_onehot(probs, level)).feat() for level in levels]
+        feats = [LatentState(deter, world.draw(probs, level)).feat() for level in levels]
         guess = sum(observation_model.predictions(feat) for feat in feats)
         error.append(metric.error(guess / SAMPLES, targets))
-        kl.append(kl_divergence(posterior, torch.log(probs)))
+        posterior = world.latents.compared(world.posterior(deter, embed))
+        kl.append(world.latents.kl(posterior, world.latents.compared(probs)))
     assert trace.e is not None
     return Steps(torch.stack(error), torch.stack(kl), torch.stack(trace.states), trace.e)
 
@@ -127,7 +125,7 @@ def advantage(score: Tensor, gain: Tensor, error: Tensor) -> tuple[float, float]
     goes_on = torch.zeros_like(gain)
     goes_on[score.argsort(descending=True)[: len(score) // 2]] = 1.0
     less = 100.0 * gain * (goes_on - goes_on.mean()) / error.mean()
-    blocks = torch.stack([block.mean() for block in less.split(BLOCK) if len(block) == BLOCK])
+    blocks = torch.stack([block.mean() for block in less.split(ALIKE_ROWS) if len(block) == ALIKE_ROWS])
     return float(less.mean()), float(blocks.std() / len(blocks) ** 0.5)
 
 

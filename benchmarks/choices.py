@@ -28,11 +28,17 @@ import numpy as np
 
 from agent.errors import UsageError
 from agent.runs.cli import read_yaml
+from agent.runs.config import Config
 from agent.runs.run_record import RunRecord, find_runs, load_runs
-from agent.settings import value_of
+from agent.settings import known_name, value_of
 
 READ = ("probe", "probe_5", "probe_15")
 RANK = "stability/embedding_rank"
+
+
+def finished(folder: Path) -> bool:
+    """Whether a world model was trained to its end."""
+    return bool(json.loads((folder / "meta.json").read_text(encoding="utf-8")).get("finished"))
 
 
 def of_models(folder: Path, field: str) -> dict[str, Any]:
@@ -90,16 +96,15 @@ def main() -> int:
     parser.add_argument("--csv", type=Path, required=True, help="file of the rows")
     args = parser.parse_args()
     try:
+        field = known_name(Config, args.field)
         runs, left_out = load_runs(find_runs(args.agents))
-        unfinished = [str(run.path) for run in runs if not run.finished]
-        left_out += [f"left out: {path} is not finished, let it go on with --resume" for path in unfinished]
-        rows = [of_agents(run, args.field) for run in runs if run.finished]
-        rows += [of_models(folder, args.field) for folder in (find_runs(args.models) if args.models else [])]
+        models = find_runs(args.models) if args.models else []
+        unfinished = [run.path for run in runs if not run.finished] + [path for path in models if not finished(path)]
+        left_out += [f"left out: {path} is not finished, give the command of its sweep again" for path in unfinished]
+        rows = [of_agents(run, field) for run in runs if run.finished]
+        rows += [of_models(path, field) for path in models if path not in unfinished]
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (KeyError, TypeError):
-        print(f"error: a run has no setting {args.field!r}; see docs/configuration.md", file=sys.stderr)
         return 2
     print("\n".join([*left_out, *table(rows)]))
     with args.csv.open("w", encoding="utf-8", newline="") as file:

@@ -10,7 +10,9 @@ Minutes are those of the run: they count acting, updates and evaluations. Return
 from __future__ import annotations
 
 import argparse
+import sys
 
+from agent.errors import UsageError
 from agent.runs.compare import return_at_seconds
 from agent.runs.run_record import RunRecord, find_runs, load_runs
 
@@ -41,15 +43,20 @@ def table(runs: list[RunRecord], minutes: list[float], target: float | None) -> 
     return lines
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="run folders, or folders that hold some")
     parser.add_argument("--minutes", nargs="+", type=float, default=[5, 10, 20, 30])
     parser.add_argument("--reach", type=float, help="a return: print when it is reached")
     args = parser.parse_args()
-    runs, left_out = load_runs(find_runs(args.runs))
+    try:
+        runs, left_out = load_runs(find_runs(args.runs))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print("\n".join([*left_out, *table(runs, args.minutes, args.reach)]))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from scaling_cells import Cell, Net, Settings, error_of, looped_shape, trained_net
-from scaling_data import Problem
+from scaling_data import Problem, same_data
 from torch import Tensor
 
 from agent.data.dataset import load_dataset
@@ -101,6 +101,7 @@ def main() -> int:
     try:
         for folder in args.data:
             dataset = load_dataset(folder)
+            same_data(args.out, folder.name, dataset)
             for seed in args.seeds:
                 for k in args.steps:
                     problem = Problem.of(dataset, k, 1.0, seed)

@@ -1,5 +1,6 @@
 """What exits are worth: rules, fixed depths and random exits on one checkpoint, and where the loops go.
 
+    python evaluate.py collect TASK DATASET --run RUN --episodes 40          # rows that RUN has not learned from
     python benchmarks/exits.py RUN DATASET                 # RUN: of train_agent.py, with or without --model-only
     python benchmarks/exits.py RUN DATASET --csv exits.csv --play 4
     python benchmarks/exits.py RUN DATASET --brief --windows 5000     # few rules, sharply: places come up repeatedly
@@ -7,7 +8,8 @@
 Printed for the run's own rule, for a random exit with the same histogram, for every fixed depth, and for rules that
 need no training: mean loops and their histogram, open-loop errors 5 and 15 steps ahead on held-out episodes, and the
 median milliseconds of a timed dream of 15 steps with recorded actions (rules in turns; its own mean loops beside it),
-and by how much the run's own rule errs more than this one at the longest horizon, with its standard error.
+and by how much the run's own rule errs more than this one at the longest horizon, with its standard error: windows that
+overlap count as one, also where places come up repeatedly.
 All start from the same states, inferred with the run's own rule, so that only the dream differs.
 
 Then the rank correlation of the loops of a step with what happened in it, for the trained core and for one with its
@@ -32,6 +34,7 @@ from agent.data.checkpoint import find_checkpoint, read_checkpoint
 from agent.data.dataset import Episodes, check_dataset, load_dataset, pad_episodes
 from agent.errors import UsageError
 from agent.evaluation.open_loop import choose_windows, exit_rule, open_loop, posterior_states, usable_horizons
+from agent.evaluation.statistics import standard_error
 from agent.learning.dreamer import Dreamer
 from agent.learning.policy import Memory
 from agent.runs.config import Config
@@ -83,6 +86,7 @@ class Bench:
         pairs = zip(*((each.error[self.horizons[-1]], each.energy[self.horizons[-1]]) for each in found), strict=True)
         error, energy = (torch.stack(parts).mean(0) for parts in pairs)
         self.errors[name] = error, energy
+        self.groups = found[0].places.groups()
 
         def dream() -> torch.Tensor:
             with exit_rule(self.world, rule):
@@ -128,7 +132,7 @@ class Bench:
             for label, mine, other in zip(("error", "energy"), own, found, strict=True):
                 more = mine - other
                 self.rows[name][f"d_{label}"] = float(more.mean())
-                self.rows[name][f"d_{label}_se"] = float(more.std() / len(more) ** 0.5)
+                self.rows[name][f"d_{label}_se"] = standard_error(more.numpy(), self.groups)
 
     def report(self, path: Path | None) -> None:
         columns = list(next(iter(self.rows.values())))

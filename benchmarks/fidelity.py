@@ -7,7 +7,8 @@ Every run (a run folder, or a folder of runs) gives two points: its latest agent
 and the agent of its best evaluation with the return of that one. Errors are open loop on the held-out episodes of the
 data set, which is the same for all (1 = knowing the mean), 1, 5 and 15 steps ahead, of observations and of rewards. The
 last lines are Spearman's rank correlations of return and error with a 95 % interval (bootstrap over runs): near -1 the
-better models belong to the better agents, near 0 something else limits them. A correlation over runs is no cause.
+better models belong to the better agents, near 0 something else limits them. A correlation over runs is no cause; and
+rows of one agent favour the models that were trained on states like its own: collect rows of several, or at random.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def points_of(run: RunRecord, dataset_folder: Path) -> list[dict[str, Any]]:
         if not world.observation_model.decodes:
             raise UsageError(f"{run.path} was trained without a decoder, and shows no errors: leave it out")
         errors = open_loop(world, episodes, horizons, WINDOWS).means()
-        row = {"run": run.path.name, "checkpoint": which, "step": saved["step"], "return": f"{found:.6g}"}
+        row = {"run": str(run.path), "checkpoint": which, "step": saved["step"], "return": f"{found:.6g}"}
         rows.append(row | {name: f"{errors[name]:.6g}" for name in COLUMNS[4:] if name in errors})
     return rows
 

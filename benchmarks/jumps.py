@@ -1,12 +1,14 @@
 """What a jump costs and how well it predicts: one world model, asked in steps of 1, 2, 4, .. decisions.
 
-    python benchmarks/jumps.py RUN DATASET                         # DATASET: evaluate.py dataset RUN DATASET
+    python evaluate.py collect TASK DATASET --run RUN --episodes 40          # rows that RUN has not learned from
+    python benchmarks/jumps.py RUN DATASET
     python benchmarks/jumps.py RUN DATASET --jumps 1 2 4 8 --times 8 16 32 --csv jumps.csv
 
 From the same states of the held-out episodes the same actions are predicted, in steps of k decisions. Printed for every
-k: the error after each time, squared and over the variance of the observations (1: as good as knowing the mean), the
-loops of a step, and the milliseconds of a dream, of as many states as an update dreams from, per decision that it
-covers. Times are medians; nothing else may run.
+k: the error after each time, squared and over the variance of the observations (1: as good as knowing the mean), with
+its standard error, where windows that overlap count as one; the loops of a step; and the milliseconds of a dream as in
+an update, fused and of as many states, per decision that it covers. Jumps take turns, and times are medians; nothing
+else may run.
 """
 
 from __future__ import annotations
@@ -23,22 +25,27 @@ import torch
 from agent.data.checkpoint import find_checkpoint, read_checkpoint
 from agent.data.dataset import Dataset, check_dataset, load_dataset, pad_episodes
 from agent.errors import UsageError
-from agent.evaluation.open_loop import open_loop, posterior_states
+from agent.evaluation.open_loop import choose_windows, open_loop, posterior_states
+from agent.evaluation.statistics import standard_error
+from agent.execution.fused import fuse, fused_layers
 from agent.learning.dreamer import Dreamer
 from agent.runtime import set_threads
 
 STATES, ROUNDS = 64, 20
 
 
-def milliseconds(agent: Dreamer, jump: int, decisions: int) -> float:
-    """Of a dream of STATES states under the policy, in steps of `jump` decisions, per decision."""
-    world, took = agent.averaged.world, []
+def milliseconds(agent: Dreamer, jumps: list[int], decisions: int) -> list[float]:
+    """Of a dream of STATES states under the policy, in steps of each of the jumps, per decision."""
+    fuse(agent)
+    world, took = agent.world, {jump: list[float]() for jump in jumps}
     start = world.initial(STATES)
-    for _ in range(ROUNDS):
-        began = time.perf_counter()
-        world.imagine(start, agent.averaged.behavior.policy, decisions // jump, jump=jump)
-        took.append(time.perf_counter() - began)
-    return 1000.0 * statistics.median(took) / (decisions // jump * jump)
+    with fused_layers():
+        for _ in range(ROUNDS):
+            for jump, seconds in took.items():
+                began = time.perf_counter()
+                world.imagine(start, agent.behavior.policy, decisions // jump, jump=jump)
+                seconds.append(time.perf_counter() - began)
+    return [1000.0 * statistics.median(took[jump]) / (decisions // jump * jump) for jump in jumps]
 
 
 def measure(
@@ -49,19 +56,20 @@ def measure(
     if too_long := [jump for jump in jumps if jump > longest]:
         raise UsageError(f"the run was trained with --model.jump {longest}: ask for at most that, not {too_long[0]}")
     episodes = pad_episodes(dataset.held_out)
-    states, _ = posterior_states(agent.averaged.world, episodes)
+    world = agent.averaged.world
+    states, _ = posterior_states(world, episodes)
+    places = choose_windows(episodes, max(times), windows)
     rows = []
-    for jump in jumps:
+    for jump, ms in zip(jumps, milliseconds(agent, jumps, max(times)), strict=True):
         horizons = [t for t in times if t % jump == 0]
         if not horizons:
             raise UsageError(f"no time of --times {' '.join(map(str, times))} is reached in steps of {jump}")
-        result = open_loop(
-            agent.averaged.world, episodes, [*horizons, max(times)], windows, states=states, jump=jump
-        )  # fmt: skip
+        result = open_loop(world, episodes, horizons, places, states=states, jump=jump)
+        groups = places.groups()
         errors = {f"error_{t}": float(result.error[t].mean()) for t in horizons}
-        spread = {f"se_{t}": float(result.error[t].std() / len(result.error[t]) ** 0.5) for t in horizons}
+        spread = {f"se_{t}": standard_error(result.error[t].numpy(), groups) for t in horizons}
         loops = float(result.depth.float().mean())
-        rows.append({"jump": jump, **errors, **spread, "loops": loops, "ms": milliseconds(agent, jump, max(times))})
+        rows.append({"jump": jump, **errors, **spread, "loops": loops, "ms": ms})
     return rows
 
 

@@ -9,7 +9,8 @@
     python benchmarks/learning_rates.py runs/rates runs/rates-free --csv rates.csv
 
 One line for each core and rate: runs that diverged (a loss that was not finite, or a last error above 1, which knowing
-the mean has), the largest norm of a loop state and of an imagined state that any line of their metrics shows, and the
+the mean has); the largest mean norm of loop states and of imagined states that any line of their metrics shows (norms
+are means over a batch, all alike where a core normalises after every loop; what is not finite is left out); and the
 errors of the last measurement 1, 5 and 15 steps ahead, means over the runs that did not diverge and their spread.
 
     python benchmarks/learning_rates.py --depths 16 datasets/walker runs/rates --csv depth.csv --picture depth.png
@@ -81,7 +82,7 @@ def last_errors(path: Path) -> dict[int, float]:
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Lines of Markdown."""
-    head = ["core", "learning rate", "diverged", "largest norm in a loop", "in a dream"]
+    head = ["core", "learning rate", "diverged", "largest mean norm in a loop", "in a dream"]
     head += [f"error at {h}" for h in HORIZONS]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     groups: dict[tuple[str, float], list[dict[str, Any]]] = defaultdict(list)
@@ -149,8 +150,11 @@ def main() -> int:
     set_threads(1)
     try:
         if args.depths:
-            folders = find_runs(args.runs[1:])
-            folders = [path for path in folders if read_yaml(path / "config.yaml")["optimizer"]["lr"] == args.lr]
+            rates = {path: read_yaml(path / "config.yaml")["optimizer"]["lr"] for path in find_runs(args.runs[1:])}
+            folders = [path for path, rate in rates.items() if rate == args.lr]
+            if not folders:
+                have = " or ".join(f"{rate:g}" for rate in sorted(set(rates.values())))
+                raise UsageError(f"no run has a learning rate of {args.lr:g}: give --lr {have}")
             rows = [row for path in folders for row in by_depth(path, Path(args.runs[0]), args.depths)]
         else:
             rows = [outcome(path) for path in find_runs(args.runs)]

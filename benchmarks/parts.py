@@ -9,7 +9,9 @@
 A run is that of 100,000 steps, ended after the evaluation at 50,000, where the decay of learning rates would begin: so
 it is comparable with the first half of a whole run. A run that is there is skipped, one that was interrupted goes on.
 FOLDER of --csv gets PART/TASK-sSEED.csv, the eval.csv of each. --table prints the mean of the evaluations at 40,000 and
-50,000 steps beside that of the whole agent, whose TASK-sSEED.csv lie in the second folder, by seeds that all have.
+50,000 steps beside that of the whole agent, whose TASK-sSEED.csv lie in the second folder, by seeds that all have. Its
+last lines are over all pairs of task and seed: in how many the whole agent is better, and its mean lead with Student's
+95 % interval.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 from suite_curves import Curves, read
 
+from agent.errors import UsageError
 from agent.runtime import PROJECT
 
 STEPS, EVERY = 50_000, 10_000
@@ -124,8 +128,25 @@ def score(curve: dict[int, float]) -> float:
     return float(np.mean([curve.get(step, np.nan) for step in (STEPS - EVERY, STEPS)]))
 
 
+def leads(part: Curves, whole: Curves) -> np.ndarray:
+    """(P,) by how much the whole agent is better, for every pair of task and seed that both have."""
+    pairs = [(task, seed) for task in part for seed in part[task] if seed in whole.get(task, {})]
+    found = np.array([score(whole[task][seed]) - score(part[task][seed]) for task, seed in pairs])
+    return found[np.isfinite(found)]
+
+
+def in_words(lead: np.ndarray) -> str:
+    """mean +- half of the interval."""
+    if len(lead) < 2:
+        return ""
+    half = float(stats.t.ppf(0.975, len(lead) - 1) * lead.std(ddof=1) / len(lead) ** 0.5)
+    return f"{lead.mean():.0f} +- {half:.0f}"
+
+
 def table(parts: dict[str, Curves], whole: Curves) -> list[str]:
     """Lines of Markdown: for each task the return of the whole agent and of each part, by seeds that all have."""
+    if not parts or not whole:
+        raise UsageError("there are no TASK-sSEED.csv: give --table the folder of parts and that of the whole agent")
     lines = ["| | seeds | whole | " + " | ".join(parts) + " |", "|" + "---|" * (3 + len(parts))]
     rows: list[list[float]] = []
     for task in sorted(set().union(*parts.values())):
@@ -135,7 +156,14 @@ def table(parts: dict[str, Curves], whole: Curves) -> list[str]:
         text = " | ".join("" if np.isnan(value) else f"{value:.0f}" for value in rows[-1])
         lines.append(f"| {task} | {', '.join(map(str, seeds))} | {text} |")
     means = " | ".join("" if np.isnan(value) else f"{value:.0f}" for value in np.mean(rows, 0))
-    return [*lines, f"| mean | | {means} |"]
+    lead = [leads(curves, whole) for curves in parts.values()]
+    better = " | ".join(f"{int((values > 0).sum())} of {len(values)}" for values in lead)
+    return [
+        *lines,
+        f"| mean | | {means} |",
+        f"| pairs in which the whole agent is better | | | {better} |",
+        f"| mean lead of the whole agent, 95 % interval | | | {' | '.join(map(in_words, lead))} |",
+    ]
 
 
 def main() -> int:
@@ -150,13 +178,20 @@ def main() -> int:
     args = parser.parse_args()
     if args.table:
         found = {part: read(args.table[0] / part) for part in PARTS if (args.table[0] / part).is_dir()}
-        print("\n".join(table(found, read(args.table[1]))))
+        try:
+            print("\n".join(table(found, read(args.table[1]))))
+        except UsageError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         return 0
     if args.runs is None or args.csv is None:
         parser.error("give the folder of the runs, and --csv FOLDER for what is kept of them")
     cells = ((part, task, seed) for part in args.without for task in args.tasks for seed in args.seeds)
     runs = [Run(*cell, args.runs, args.csv) for cell in cells]
-    train([run for run in runs if not run.copy.exists()], args.jobs)
+    waiting = [run for run in runs if not run.copy.exists()]
+    if there := len(runs) - len(waiting):
+        print(f"{there} of {len(runs)} runs are in {args.csv}: give another --csv to train them anew", flush=True)
+    train(waiting, args.jobs)
     return int(any(run.failed for run in runs))
 
 

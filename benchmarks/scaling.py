@@ -7,7 +7,8 @@
 
 Every cell trains one net (`scaling_cells.py`): the observation at time t and the k actions from there on in, the change
 of the observation up to t + k out. It writes a row of OUT/cells.csv as it ends. A command that is given again goes on
-where it was, and may ask for more; cells that are there are not run again. --shard 0/2 and --shard 1/2 share the cells
+where it was, and may ask for more; cells that are there are not run again, and OUT/data-NAME.json refuses another data
+set of the same name. --shard 0/2 and --shard 1/2 share the cells
 of a grid between two processes with the same --out.
 
 The report (`scaling_report.py`) fits and draws what the rows say: OUT/report.md with its pictures and tables. It is
@@ -35,7 +36,7 @@ from typing import Any
 
 import numpy as np
 from scaling_cells import CORES, TOLERANCE, Cell, Grid, Outcome, Settings, shape_of, train_cell
-from scaling_data import Problem
+from scaling_data import Problem, same_data, write_once
 from scaling_report import write_report
 
 from agent.data.dataset import Dataset, load_dataset
@@ -64,8 +65,8 @@ class Folder:
         self.cells, wanted = path / "cells.csv", asdict(settings)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            _create(path / "settings.json", json.dumps(wanted, indent=2) + "\n")
-            _create(self.cells, ",".join(COLUMNS) + "\n")
+            write_once(path / "settings.json", json.dumps(wanted, indent=2) + "\n")
+            write_once(self.cells, ",".join(COLUMNS) + "\n")
             found = json.loads((path / "settings.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             what = error.strerror if isinstance(error, OSError) else "its settings.json cannot be read"
@@ -94,18 +95,6 @@ class Folder:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _create(path: Path, text: str) -> None:
-    """Write a new file, whole or not at all; one that is there stays."""
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        pass
-    finally:
-        temporary.unlink()
 
 
 def read_cells(path: Path) -> list[dict[str, str]]:
@@ -155,11 +144,9 @@ def run_grid(
 ) -> int:
     """Train the cells of this shard that are not there; returns how many were trained."""
     folder = Folder(out, settings)
-    rows = folder.rows()
-    for name, task in {row["data"]: row["task"] for row in rows}.items():
-        if name in datasets and datasets[name].task != task:
-            raise UsageError(f"--out {out} holds cells of another {name}, of {task}: rename the data set's folder")
-    own, done = list(grid.cells())[shard[0] :: shard[1]], {cell_of(row) for row in rows}
+    for name, dataset in datasets.items():
+        same_data(folder.cells, name, dataset)
+    own, done = list(grid.cells())[shard[0] :: shard[1]], {cell_of(row) for row in folder.rows()}
     missing = [cell for cell in own if cell not in done]
     print(f"{len(own)} cells, {len(own) - len(missing)} of them are there")
     problems: dict[tuple[str, int, float, int], Problem] = {}

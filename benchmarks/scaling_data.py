@@ -5,6 +5,10 @@ Symbols as in `world_model/types.py`; k decisions, P pairs, L rows.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +39,36 @@ class Pairs(NamedTuple):
         """(B,) -> (B, O) after all k decisions, or after so many of them."""
         start = self.start[rows]
         return self.obs[start + (self.k if after is None else after)] - self.obs[start]
+
+
+def write_once(path: Path, text: str) -> None:
+    """Write a new file, whole or not at all; one that is there stays."""
+    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()
+
+
+def same_data(path: Path, name: str, dataset: Dataset) -> None:
+    """Write down beside the results in `path` which data set `name` they are of.
+
+    Raises UsageError when there are results of another one of this name.
+    """
+    digest = hashlib.sha256()
+    for rows in (dataset.train, dataset.held_out):
+        for column in sorted(rows):
+            digest.update(np.ascontiguousarray(rows[column]).tobytes())
+    counts = {"train_rows": len(dataset.train["reward"]), "held_out_rows": len(dataset.held_out["reward"])}
+    own, file = {"task": dataset.task, **counts, "sha256": digest.hexdigest()}, path.with_name(f"data-{name}.json")
+    write_once(file, json.dumps(own, indent=2) + "\n")
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if found != own:
+        rows = f"{found['task']} with {found['train_rows'] + found['held_out_rows']:,} rows"
+        raise UsageError(f"{path} holds results of another {name}, {rows}: give another --out, or rename the data set")
 
 
 def vectors(rows: Rows) -> np.ndarray:

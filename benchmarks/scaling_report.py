@@ -189,7 +189,7 @@ SECTIONS = {
     "where the looped net is better.\n\n![Error over operations](operations.png)",
     "replaced": "## Parameters that loops replace\n\nParameters at which nets with one loop reach the error, "
     "interpolated between their widths, over those of the looped net.\n\n![Error over parameters](parameters.png)",
-    "exponents": "## Power laws\n\nerror ~ x^-exponent, fitted to logarithms; intervals by bootstrap over seeds.\n\n"
+    "exponents": "## Power laws\n\nerror ~ x^-exponent, fitted to logarithms; Student's intervals over seeds.\n\n"
     "![Error over loops at equal parameters and at equal operations](loops.png)",
 }
 

@@ -2,8 +2,8 @@
 
     python benchmarks/suite_curves.py results/suite/dmc18 --out results/suite/dmc18.png
 
-Reads TASK-sSEED.csv of a folder, each the eval.csv of a run, and prints the table of the page: the mean of the episodes
-of every evaluation; of several seeds the median of their means.
+Reads TASK-sSEED.csv of a folder, each the eval.csv of a run, and prints the tables of the page: the mean of the
+episodes of every evaluation, of several seeds the median; and what they come to over the tasks at 100,000 steps.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from agent.evaluation.statistics import count_at_least, iqm
 from agent.runs.published import published_near
 
 SHOWN = ("DreamerV3", "TD-MPC2", "BRO")
@@ -65,6 +66,24 @@ def table(curves: Curves) -> list[str]:
     return lines
 
 
+def over_tasks(curves: Curves) -> list[str]:
+    """Lines of Markdown: mean, median and interquartile mean over the tasks of the medians at STEP, and on how many
+    tasks they are at least what is published. A method that is not published for all tasks has no column."""
+    own = {
+        task: float(np.median([curve[STEP] for curve in seeds.values() if STEP in curve]))
+        for task, seeds in curves.items()
+        if any(STEP in curve for curve in seeds.values())
+    }
+    others = {name: {task: published(task)[name] for task in own if name in published(task)} for name in SHOWN}
+    columns = {"this agent": own} | {name: found for name, found in others.items() if len(found) == len(own) > 0}
+    lines = ["| over tasks | " + " | ".join(columns) + " |", "|" + "---|" * (1 + len(columns))]
+    for name, of in {"mean": np.mean, "median": np.median, "interquartile mean": iqm}.items():
+        values = " | ".join(f"{of(list(column.values())):.0f}" if column else "" for column in columns.values())
+        lines.append(f"| {name} of {len(own)} | {values} |")
+    counts = [count_at_least(own, column)[0] for column in list(columns.values())[1:]]
+    return [*lines, f"| tasks on which this agent is at least as good | | {' | '.join(map(str, counts))} |"]
+
+
 def draw(curves: Curves, columns: int = 6) -> Figure:
     """A panel for each task."""
     rows = -(-len(curves) // columns)
@@ -94,7 +113,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="PNG to write")
     args = parser.parse_args()
     curves = read(args.folder)
-    print("\n".join(table(curves)))
+    if not curves:
+        parser.error(f"{args.folder} holds no TASK-sSEED.csv")
+    print("\n".join([*table(curves), "", *over_tasks(curves)]))
     if args.out:
         draw(curves).savefig(args.out, dpi=100)
 

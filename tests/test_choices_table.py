@@ -21,8 +21,8 @@ def run_of(folder, task, seed, objective, returns, finished=True):
     (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
 
 
-def model_of(folder, seed, objective, values):
-    run_of(folder, "dmc:a", seed, objective, [])
+def model_of(folder, seed, objective, values, finished=True):
+    run_of(folder, "dmc:a", seed, objective, [], finished)
     (folder / "probe.csv").write_text("update,probe,probe_deter,probe_5,probe_15\n1,0,0,0,0\n" + values + "\n")
     (folder / "metrics.jsonl").write_text(json.dumps({"stability/embedding_rank": 0.6}) + "\n")
 
@@ -35,6 +35,7 @@ def choices(tmp_path):
         run_of(tmp_path / "agents" / str(number), task, seed, objective, [value - 1, value + 1])
     run_of(tmp_path / "agents" / "3", "dmc:a", 12, "sigreg", [1.0], finished=False)
     model_of(tmp_path / "models" / "0", 10, "sigreg", "2,0.81,0.5,0.62,0.3")
+    model_of(tmp_path / "models" / "1", 11, "sigreg", "1,0.1,0.1,0.1,0.1", finished=False)
     return benchmark("choices")
 
 
@@ -42,19 +43,19 @@ def test_a_line_for_each_value_holds_the_seeds_side_by_side(choices, tmp_path, m
     words = ["model.objective", str(tmp_path / "agents"), "--models", str(tmp_path / "models"), "--csv"]
     monkeypatch.setattr(sys, "argv", ["choices.py", *words, str(tmp_path / "rows.csv")])
     assert choices.main() == 0
-    note, head, _, *lines = capsys.readouterr().out.splitlines()
-    assert note == f"left out: {tmp_path / 'agents' / '3'} is not finished, let it go on with --resume"
+    *notes, head, _, first, second = capsys.readouterr().out.splitlines()
+    unfinished = tmp_path / "agents" / "3", tmp_path / "models" / "1"
+    assert notes == [f"left out: {path} is not finished, give the command of its sweep again" for path in unfinished]
     names = ["dmc:a", "dmc:b", "R^2 now", "R^2 after 5 steps", "after 15", "rank", "updates per second"]
     assert head == "| | " + " | ".join(names) + " |"
-    assert "| sigreg | 3, 5 |  | 0.81 | 0.62 | 0.30 | 0.60 | 30.5 |" in lines
-    assert "| reconstruct |  | 9 |  |  |  |  | 30.0 |" in lines
+    assert first == "| sigreg | 3, 5 |  | 0.81 | 0.62 | 0.30 | 0.60 | 30.5 |"
+    assert second == "| reconstruct |  | 9 |  |  |  |  | 30.0 |"
     rows = (tmp_path / "rows.csv").read_text().splitlines()
     assert rows[0].startswith("value,task,seed,step,return,minutes")
     assert len(rows) == 5
 
 
 def test_a_setting_that_no_run_has_is_an_error(choices, tmp_path, monkeypatch, capsys):
-    words = ["model.nothing", str(tmp_path / "agents"), "--models", str(tmp_path / "models"), "--csv", "x.csv"]
-    monkeypatch.setattr(sys, "argv", ["choices.py", *words])
+    monkeypatch.setattr(sys, "argv", ["choices.py", "model.objectiv", str(tmp_path / "agents"), "--csv", "x.csv"])
     assert choices.main() == 2
-    assert "model.nothing" in capsys.readouterr().err
+    assert "did you mean model.objective?" in capsys.readouterr().err

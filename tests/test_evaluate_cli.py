@@ -107,7 +107,7 @@ def test_other_episodes_loops_and_a_video(finished, script, tmp_path):
     assert content["summary"]["loops"] == 1.0
     assert [row["seed"] for row in content["episodes"]] == [1_000_000_007 + i for i in range(3)]
     assert "return" in result.stdout
-    assert list((copy / "videos").glob("policy_best_*"))
+    assert [path.stem for path in (copy / "videos").glob("policy_*")] == ["policy_best_7_max-loops-1"]
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_checkpoints_of_runs_are_judged_on_one_data_set(study, script, monkeypat
     with (tmp_path / "rows.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert 3 <= len(rows) <= 6
-    assert {row["run"] for row in rows} == {"r0", "r1", "r2"}
+    assert {row["run"] for row in rows} == {str(tmp_path / "runs" / name) for name in ("r0", "r1", "r2")}
     assert all(float(row["error_1"]) > 0 for row in rows)
     monkeypatch.setattr(sys, "argv", [*map(str, words[:2]), str(tmp_path / "runs" / "r0")])
     assert study.main() == 2

@@ -6,7 +6,15 @@ from small import make_world
 
 from agent.data.dataset import Episodes
 from agent.evaluation.normalised_error import NormalisedError
-from agent.evaluation.open_loop import CONTEXT_ROWS, SAMPLES, exit_rule, open_loop, posterior_states, usable_horizons
+from agent.evaluation.open_loop import (
+    CONTEXT_ROWS,
+    SAMPLES,
+    choose_windows,
+    exit_rule,
+    open_loop,
+    posterior_states,
+    usable_horizons,
+)
 from world_model import ExitRule
 
 
@@ -55,6 +63,19 @@ def test_jumps_are_compared_at_the_decisions_that_they_end_on():
         reward = world.imagine(start, actions, 10).rewards.mean(0)
     last = episodes.reward[0, -2:]
     assert result.reward[20] == pytest.approx(abs(reward[-1] - last[0] - 0.5 * last[1]).item(), abs=1e-5)
+
+
+def test_given_windows_are_used_and_overlapping_ones_form_groups():
+    world = make_world(exit="fixed").eval()
+    episodes = episodes_of(world, [CONTEXT_ROWS + 120, CONTEXT_ROWS + 70])
+    places = choose_windows(episodes, 20, 160)
+    drawn, given = open_loop(world, episodes, [5, 20], 160), open_loop(world, episodes, [5, 20], places)
+    assert torch.equal(drawn.error[20], given.error[20])
+    assert torch.equal(open_loop(world, episodes, [5], places).places.row, places.row)
+    groups = places.groups()
+    assert (groups[(places.episode == 0) & (places.row < 40)] == groups[places.episode == 0].min()).all()
+    assert len(set(groups[places.episode == 0])) == 3  # rows 19 to 119, 40 each
+    assert not set(groups[places.episode == 0]) & set(groups[places.episode == 1])
 
 
 def test_padding_does_not_enter_the_errors():

@@ -52,7 +52,9 @@ def test_a_run_is_saved_and_ended_at_its_middle_and_its_evaluations_are_kept(mon
         (folder / "saved").unlink()
     (tmp_path / "csv" / "loops" / "walker_walk-s11.csv").unlink()
     (folder / "eval.csv").unlink()
+    capsys.readouterr()
     call(monkeypatch, parts, *words)  # the first is skipped, the second goes on
+    assert f"1 of 2 runs are in {tmp_path / 'csv'}: give another --csv" in capsys.readouterr().out
     assert (folder / "words").read_text() == f"--resume {folder}"
     assert (folder / "saved").exists()
     assert not (tmp_path / "runs" / "loops-walker_walk-s10" / "saved").exists()
@@ -98,4 +100,15 @@ def test_the_table_compares_by_the_seeds_that_all_have(parts):
     whole = {"a": {10: curve, 12: level(900.0)}, "b": {10: level(1.0)}}
     loops = {"a": {10: level(2.0)}, "b": {10: level(3.0)}}
     found = {"loops": loops, "core": {"a": {10: level(8.0)}, "b": {10: {30_000: 8.0, 50_000: 8.0}}}}  # one is missing
-    assert parts.table(found, whole)[2:] == ["| a | 10 | 5 | 2 | 8 |", "| b | 10 | 1 | 3 |  |", "| mean | | 3 | 2 |  |"]
+    assert parts.table(found, whole)[2:] == [
+        "| a | 10 | 5 | 2 | 8 |",
+        "| b | 10 | 1 | 3 |  |",
+        "| mean | | 3 | 2 |  |",
+        "| pairs in which the whole agent is better | | | 1 of 2 | 0 of 1 |",
+        "| mean lead of the whole agent, 95 % interval | | | 0 +- 32 |  |",  # 3 and -2: 0.5 +- 2.5 * 12.7
+    ]
+
+
+def test_a_folder_without_evaluations_is_named_in_place_of_a_table(monkeypatch, parts, tmp_path, capsys):
+    assert call(monkeypatch, parts, "--table", tmp_path / "nothing", tmp_path) == 2
+    assert "there are no TASK-sSEED.csv" in capsys.readouterr().err

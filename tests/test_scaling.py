@@ -270,6 +270,17 @@ def test_other_settings_in_the_same_folder_are_refused(folder, tmp_path, capsys)
     assert json.loads((tmp_path / "settings.json").read_text())["updates"] == 7
 
 
+def test_another_data_set_of_the_same_name_is_refused(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert scaling.main(words(folder, out)) == 0
+    other = tmp_path / "linear"
+    write_dataset(rows_of([30] * 20, linear_step), other, {"task": "toy:linear", "spaces": SPACES, "source": "a test"})
+    before = (out / "cells.csv").read_text()
+    assert scaling.main(words(other, out, "--seeds", "5")) == 2
+    assert "holds results of another linear, toy:linear with 1,200 rows" in capsys.readouterr().err
+    assert (out / "cells.csv").read_text() == before
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

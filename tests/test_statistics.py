@@ -17,6 +17,7 @@ from agent.evaluation.statistics import (
     iqm,
     paired_interval,
     performance_profile,
+    standard_error,
     summary,
 )
 
@@ -58,6 +59,17 @@ def test_interval_holds_the_mean_and_repeats():
 
 def test_interval_of_equal_returns_is_a_point():
     assert bootstrap_interval([7.0, 7.0, 7.0]) == (7.0, 7.0)
+
+
+def test_a_standard_error_counts_what_is_alike_once():
+    rng = np.random.default_rng(0)
+    independent = rng.normal(size=200)
+    plain = independent.std(ddof=1) / 200**0.5
+    assert standard_error(independent, np.arange(200)) == pytest.approx(plain)
+    repeated = np.tile(independent, 5)
+    assert standard_error(repeated, np.tile(np.arange(200), 5)) == pytest.approx(plain)
+    assert standard_error(repeated, np.arange(1000)) < 0.5 * plain  # what it would be if they were not the same
+    assert np.isnan(standard_error([1.0, 2.0], [3, 3]))
 
 
 @pytest.mark.parametrize("function", [iqm, bootstrap_interval, summary])

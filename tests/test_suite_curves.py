@@ -16,6 +16,12 @@ def test_the_table_holds_medians_over_seeds_beside_published_returns(tmp_path):
     assert header.startswith("| | seeds | 10k | 100k | DreamerV3")
     assert cheetah.startswith("| cheetah_run | 1 | 5 |  | 297")
     assert walker.startswith("| walker_walk | 3 | 16 | 106 | 478")
+    assert module.over_tasks(curves)[2:] == [
+        "| mean of 1 | 106 | 478 | 962 | 963 |",
+        "| median of 1 | 106 | 478 | 962 | 963 |",
+        "| interquartile mean of 1 | 106 | 478 | 962 | 963 |",
+        "| tasks on which this agent is at least as good | | 0 | 0 | 0 |",
+    ]
     figure = module.draw(curves)
     titles = [axis.get_title() for axis in figure.axes]
     assert titles[:2] == ["cheetah_run", "walker_walk"]

@@ -25,6 +25,9 @@ less."""
 BLOCK_BYTES = 1 << 28
 """Bytes of padded observations that `posterior_rows` filters at once."""
 
+ALIKE_ROWS = 25
+"""Rows in a row of an episode that count as one in a standard error: neighbours are alike."""
+
 SAMPLES = 8
 """Dreams per prediction. Their mean is scored: a single sample would count the model's own uncertainty as error."""
 
@@ -37,12 +40,14 @@ class OpenLoop(NamedTuple):
     energy   {h: (W,)}   energy score of the dreams, see `NormalisedError.score`
     reward   {h: (W,)}   absolute error of the reward's mean
     depth    (W * SAMPLES, H)   loops of each step
+    places   where the predictions start
     """
 
     error: dict[int, Tensor]
     energy: dict[int, Tensor]
     reward: dict[int, Tensor]
     depth: Tensor
+    places: Windows
 
     def means(self) -> dict[str, float]:
         """error_H, energy_H, reward_H and loops."""
@@ -58,6 +63,12 @@ class Windows(NamedTuple):
     episode: Tensor
     row: Tensor
     ahead: Tensor
+
+    def groups(self) -> np.ndarray:
+        """(W,) numbers for `standard_error`: windows that overlap, and rows that are alike, have mostly the same."""
+        rows = max(ALIKE_ROWS, 2 * self.ahead.shape[1])
+        count = int(self.row.max()) // rows + 1
+        return (self.episode * count + self.row // rows).numpy(force=True)
 
 
 @contextmanager
@@ -171,7 +182,7 @@ def open_loop(
     world: WorldModel,
     episodes: Episodes,
     horizons: Sequence[int],
-    windows: int,
+    windows: int | Windows,
     seed: int = 0,
     max_loops: int | None = None,
     states: LatentState | None = None,
@@ -180,6 +191,7 @@ def open_loop(
     gamma: float = 1.0,
 ) -> OpenLoop:
     """Filter whole episodes, and from `windows` rows of them predict on from the actions alone, in steps of `jump` k.
+    windows: how many, or which.
 
     Horizons count decisions, and those that steps of k do not end on are left out. The reward of a step of several
     decisions is their sum, discounted by `gamma`, as it was in training; the error is that of the last step.
@@ -190,7 +202,8 @@ def open_loop(
     """
     horizons = [h for h in horizons if h % jump == 0]
     longest = max(horizons)
-    episode, row, ahead = choose_windows(episodes, longest, windows, seed)
+    places = choose_windows(episodes, longest, windows, seed) if isinstance(windows, int) else windows
+    episode, row, ahead = places._replace(ahead=places.ahead[:, :longest])
     actions = episodes.prev_action[episode[:, None], ahead].unflatten(1, (-1, jump))  # (W, H/k, k, A)
     actions = actions.squeeze(2) if jump == 1 else actions
     with torch.random.fork_rng():
@@ -206,7 +219,7 @@ def open_loop(
         targets = targets_at(world.observation_model, episodes, episode, ahead[:, h - 1])
         error[h], energy[h] = metric.score(world.observation_model, dream.feat[h // jump], SAMPLES, targets)
     # (W * D, H/k) -> (W, H/k)
-    reward = dream.rewards.unflatten(0, (windows, SAMPLES)).mean(1)
+    reward = dream.rewards.unflatten(0, (len(row), SAMPLES)).mean(1)
     true = episodes.reward[episode[:, None], ahead].unflatten(1, (-1, jump))  # (W, H/k, k)
     reward_error = (reward - (true * gamma ** torch.arange(jump, device=true.device)).sum(-1)).abs()
-    return OpenLoop(error, energy, {h: reward_error[:, h // jump - 1] for h in horizons}, dream.loops.depth)
+    return OpenLoop(error, energy, {h: reward_error[:, h // jump - 1] for h in horizons}, dream.loops.depth, places)

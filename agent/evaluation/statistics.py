@@ -61,6 +61,19 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def standard_error(values: Numbers, groups: Numbers) -> float:
+    """Standard error of the mean of `values` (N,) that are independent of each other only between `groups` (N,).
+
+    From the sums of the deviations in each group (cluster-robust): values that are alike or come up twice count less.
+    NaN with a single group. Raises ValueError for empty or non-finite values.
+    """
+    array = _finite(values)
+    _, place = np.unique(np.asarray(groups), return_inverse=True)
+    sums = np.bincount(place, weights=array - array.mean())
+    count = len(sums)
+    return float(np.sqrt((sums**2).sum() * count / (count - 1)) / array.size) if count > 1 else float("nan")
+
+
 def summary(returns: Numbers, loops: Numbers | None = None) -> dict[str, float]:
     """Describe an evaluation of N episodes.
 

@@ -77,6 +77,15 @@ class PolicyArgs:
             return self.max_loops
         return self.max_loops or (round(loop.mean_loops) if self.exit == "fixed" else loop.run_cap)
 
+    def played_otherwise(self) -> str:
+        """What changes how the agent plays, for the name of a file: _exit-kl-0.02_max-loops-8, or nothing."""
+        shares = "-".join(f"{share:g}" for share in self.exit_histogram)
+        threshold = "" if self.exit_threshold is None else f"-{self.exit_threshold:g}"
+        exit_words = f"_exit-{self.exit}{threshold}{f'-{shares}' if shares else ''}" if self.exit else ""
+        loops = f"_max-loops-{self.max_loops}" if self.max_loops else ""
+        steps = f"x{self.plan_horizon}" if self.plan_horizon else ""
+        return exit_words + loops + (f"_plan-{self.plan}{steps}" if self.plan is not None else "")
+
     def eval_config(self, cfg: EvalConfig) -> EvalConfig:
         """The run's evaluation settings `cfg`, replaced by those of the command line."""
         return replace(cfg, episodes=self.episodes, seed=self.seed)

@@ -31,7 +31,7 @@ from agent.runs.run_record import RunRecord
 from agent.settings import differences, known_name, text_of, to_dict
 
 SCHEDULES = {f"train.{name}" for name in ("threads", "slice", "eval_every", "log_every", "save_every")}
-IGNORED = {"seed", "run_dir", "resume", "device", "video"} | SCHEDULES
+IGNORED = {"seed", "run_dir", "resume", "device", "video", "optimizer.workers"} | SCHEDULES
 """Settings in which runs of one group may differ."""
 DMC_SCALE = 1000.0
 """Highest possible return of a Control Suite task."""

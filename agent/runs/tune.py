@@ -13,7 +13,7 @@ import math
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,7 @@ def run_tune(runs: list[SweepRun], grid: SweepGrid, config: Config, place: Any) 
     folder = runs[0].folder.parent.absolute()
     most = grid.jobs if grid.jobs < len(runs) else None
     with tempfile.TemporaryDirectory(prefix="tune-") as records:
-        tune.Tuner(
+        results = tune.Tuner(
             tune.with_resources(Trainable, {"cpu": grid.cpus, "gpu": grid.gpus}),
             param_space={"trial": tune.grid_search(trials)},
             tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=most),
@@ -166,16 +166,18 @@ def run_tune(runs: list[SweepRun], grid: SweepGrid, config: Config, place: Any) 
                 failure_config=tune.FailureConfig(max_failures=MOST_LOSSES),
             ),
         ).fit()  # fmt: skip
-    return print_table(runs, episodes)
+    failed = {Path(result.config["trial"]["folder"]).name for result in results if result.error and result.config}
+    return print_table(runs, episodes, failed)
 
 
-def print_table(runs: Sequence[SweepRun], episodes: int) -> int:
-    """Print how far each run came, the best first. Returns 1 where a run has no evaluation, because it failed."""
+def print_table(runs: Sequence[SweepRun], episodes: int, given_up: Collection[str] = ()) -> int:
+    """Print how far each run came, the best first. Returns 1 where a run failed: one that was given up, or that has no
+    evaluation."""
     came = {run.name: (evaluations(run.folder, episodes) or [(0, -math.inf)])[-1] for run in runs}
     width, failed = max(map(len, came)), 0
     for name, (step, value) in sorted(came.items(), key=lambda item: (-item[1][0], -item[1][1])):
         done = read_meta(runs[0].folder.parent / name).get("finished")
-        state = "done" if done else "failed" if step == 0 else "ended early"
+        state = "done" if done else "failed" if step == 0 or name in given_up else "ended early"
         failed += state == "failed"
         print(f"{state:11s} {name:{width}s}  step {step:>9,}" + (f"  return {number(value)}" if step else ""))
     return 1 if failed else 0
