@@ -81,36 +81,36 @@ def train_dreamer(
     """
     if saved and saved["task"] != str(task):
         raise UsageError(f"{config.resume} is a run of {saved['task']}, not of {task}: leave the task out")
-    mine = config_of_rank(config, ranks)
+    own = config_of_rank(config, ranks)
     set_threads(config.train.threads or int(max(config.optimizer.workers, ranks.size) > 1))
     keep_memory()
     seed_everything(config.seed)
 
-    with closing(make_vector_env(task, config.train.envs, mine.seed, config.train.lives_end, task.is_slow)) as envs:
+    with closing(make_vector_env(task, config.train.envs, own.seed, config.train.lives_end, task.is_slow)) as envs:
         spaces = spaces_of(envs)
-        first_reset(envs, mine.seed)
+        first_reset(envs, own.seed)
         if saved:
             check_spaces(saved, spaces)
         check_capacity(config, spaces, task.action_repeat, bool(saved))
         recorded = load_recorded(config.dataset, str(task), spaces) if config.dataset and not saved else None
         agent = make_agent(config, spaces, device)
         if ranks.rank:
-            seed_everything(mine.seed)  # the same first weights everywhere, and nothing else
-        replay = make_replay(mine, envs.num_envs, spaces, task.action_repeat)
+            seed_everything(own.seed)  # the same first weights everywhere, and nothing else
+        replay = make_replay(own, envs.num_envs, spaces, task.action_repeat)
         make_envs = partial(make_vector_env, task, seed=config.eval.first_seed, asynchronous=task.is_parallel)
         evaluate = Evaluator(config.eval, agent, make_envs, task.action_repeat, task.evaluation_episodes)
         start, counts = saved["step"] if saved else 0, agent.parameter_counts()
-        claim = partial(claimed, config.run_dir, task.slug, f"{config.preset}-s{config.seed}", saved)
-        with folder_of(ranks, claim) as folder:
+        claim_folder = partial(claimed, config.run_dir, task.slug, f"{config.preset}-s{config.seed}", saved)
+        with folder_of(ranks, claim_folder) as folder:
             saved = open_replay(replay, folder, saved, agent, ranks)
             if recorded:
                 add_recorded(replay, recorded, agent)
-            opened = partial(open_run, config, str(task), spaces, device, counts, folder, config.train.steps, start)
-            with closing(make_execution(agent, ranks)) as execution, run_of(ranks, folder, opened) as run:
+            opening = partial(open_run, config, str(task), spaces, device, counts, folder, config.train.steps, start)
+            with closing(make_execution(agent, ranks)) as execution, run_of(ranks, folder, opening) as run:
                 evaluations = Evaluations(agent, evaluate, run.logger, run.store, run.report)
-                kind = Trainer if ranks.size == 1 else partial(RankTrainer, ranks)
-                trainer = kind(
-                    mine.train, agent, execution, envs, replay, run.logger, evaluations, run.store, mine.seed,
+                make_trainer = Trainer if ranks.size == 1 else partial(RankTrainer, ranks)
+                trainer = make_trainer(
+                    own.train, agent, execution, envs, replay, run.logger, evaluations, run.store, own.seed,
                     task.action_repeat,
                 )  # fmt: skip
                 if saved:
@@ -120,8 +120,8 @@ def train_dreamer(
                 print_header(headline(config, task), spaces, counts, f"{device}, {config.preset}", folder, *lines)
                 status = train_ranks_to_end(ranks, run, trainer, config)
             if status == 0 and ranks.rank == 0:
-                film = partial(make_env, task, render=True)
-                show_results(run, trainer, config, str(task), task.unit, agent, film, cannot_draw)
+                make_rendered_env = partial(make_env, task, render=True)
+                show_results(run, trainer, config, str(task), task.unit, agent, make_rendered_env, cannot_draw)
     return status
 
 

@@ -40,7 +40,7 @@ from agent.runs.presets import preset
 from agent.runtime import keep_memory, seed_everything, set_threads
 from agent.spaces import ActionSpec, Spaces
 from experiments.parallel_scan import FilterWorldModel, PicardWorldModel, ScanCore, ScanWorldModel
-from world_model import Batch, WorldModel, sample_depth
+from world_model import Batch, LoopedCore, WorldModel
 
 WALKER = Spaces({"state": 24}, ActionSpec(6, False))  # those of dmc:walker_walk
 HORIZONS = (1, 5, 15)
@@ -66,7 +66,9 @@ VARIANTS = {
 
 
 class FusedScanCore(ScanCore, FusedLoopedCore):
-    """The prelude of `ScanCore`, loops and read-out in the kernels."""
+    """Loops and read-out in the kernels; the prelude there reads the state too, and stays plain here."""
+
+    prelude = LoopedCore.prelude
 
 
 def make_world(variant: Variant, config: Config, spaces: Spaces, seed: int, fused: bool = False) -> WorldModel:
@@ -96,7 +98,7 @@ def window(rows: Rows, size: int, length: int, rng: np.random.Generator) -> Batc
 def update(world: WorldModel, batch: Batch, adam: torch.optim.Optimizer) -> None:
     """One update of the world model alone."""
     world.observation_model.track(batch.obs)
-    post = world.observe_sequence(batch, sample_depth(world.cfg.loop))
+    post = world.observe_sequence(batch, world.sample_depth())
     loss, _ = world.loss(post, batch)
     adam.zero_grad()
     loss.backward()

@@ -8,7 +8,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from world_model.exits import GAIN_LIMIT, ExitRule, Gate, HaltingBatch, HaltingState, Memory, Metrics, gain_regression
+from world_model.exits import (
+    GAIN_LIMIT,
+    ExitRule,
+    Gate,
+    HaltingBatch,
+    HaltingState,
+    Metrics,
+    RuleMemory,
+    gain_regression,
+)
 from world_model.nets import linear
 
 
@@ -42,13 +51,13 @@ class Forecast(ExitRule):
         # Zeros: a loop that training never ran is never planned.
         self.read = linear(flat, max(cap - 1, 1), bias=True, scale=0.0)
 
-    def begin(self, e: Tensor, cap: int) -> Memory:
+    def begin(self, e: Tensor, cap: int) -> RuleMemory:
         """The planned depth (B,)."""
         with torch.no_grad():
             worth = (self.read(e.flatten(1))[:, : cap - 1] - self.threshold).cumsum(1)  # (B, cap-1) of loops 2..
             return (torch.cat([worth.new_zeros(len(e), 1), worth], 1).argmax(1) + 1,)
 
-    def stops(self, now: HaltingState, memory: Memory) -> tuple[Tensor, Memory]:
+    def stops(self, now: HaltingState, memory: RuleMemory) -> tuple[Tensor, RuleMemory]:
         return now.loop >= memory[0], memory
 
     def loss(self, batch: HaltingBatch) -> tuple[Tensor, Metrics]:

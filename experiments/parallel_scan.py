@@ -37,10 +37,8 @@ class ScanCore(LoopedCore):
         with torch.random.fork_rng(devices=[]):
             self.prelude_in = linear(sizes.groups * sizes.classes + sizes.actions, loop.units)
 
-    def prelude(self, deter: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = F.silu(self.prelude_norm(self.prelude_in(inputs)))  # (B, U)
-        e = self.input_norm(self.prelude_out(hidden).view_as(deter))  # (B, N, D)
-        return e, torch.sigmoid(self.update_gate(hidden)).view_as(deter)
+    def read(self, deter: Tensor, inputs: Tensor) -> Tensor:
+        return inputs
 
     def enter(self, deter: Tensor, gate: Tensor) -> Tensor:
         return self.start.expand_as(deter)
@@ -70,7 +68,7 @@ class FilterWorldModel(WorldModel):
         stoch = self.draw(probs, levels.transpose(0, 1))
         before = torch.cat([state.stoch[:, None], stoch[:, :-1]], 1).flatten(2)  # (B, T, S*K)
         keep = (1.0 - batch.is_first.to(before.dtype))[..., None]
-        actions = control(batch.prev_action, batch.taken, self.cfg.jump)
+        actions = control(batch.prev_action, batch.span, self.cfg.jump)
         return probs, stoch, torch.cat([before, actions], -1) * keep
 
     def carried(self, state: LatentState, batch: Batch, gate: Tensor, new: Tensor) -> Tensor:
@@ -107,7 +105,7 @@ class ScanWorldModel(FilterWorldModel):
         before = self.core.start.expand(*batch.reward.shape, *self.core.start.shape)  # not read
         gate, new, traces = self.rows(batch, before, inputs, loops)
         deter = self.carried(state, batch, gate, new)
-        traces = traces._replace(deter=self.shifted(state, batch, deter).detach())
+        traces = traces._replace(prev_deter=self.shifted(state, batch, deter).detach())
         return Scanned(LatentState(deter, stoch), probs, traces, list(deter.unbind(1)))
 
 

@@ -13,7 +13,6 @@ from world_model import (
     ModelConfig,
     Posterior,
     WorldModel,
-    sample_depth,
 )
 
 CORE_INPUTS = 5
@@ -79,7 +78,7 @@ def make_batch(world: WorldModel, size: int = 3, length: int = 6, seed: int = 1)
 
 def observe(world: WorldModel, batch: Batch, loops: int | None = None) -> Posterior:
     """The posterior of a batch, at a sampled depth where none is given."""
-    return world.observe_sequence(batch, sample_depth(world.cfg.loop) if loops is None else loops)
+    return world.observe_sequence(batch, world.sample_depth() if loops is None else loops)
 
 
 def world_loss(

@@ -51,7 +51,7 @@ def batch_of(agent, size=4, length=6):
     if longest == 1:
         return batch
     actions = torch.rand(size, length, longest, agent.spaces.action.size) * 2 - 1
-    return batch._replace(prev_action=actions, taken=torch.randint(1, longest + 1, (size, length)))
+    return batch._replace(prev_action=actions, span=torch.randint(1, longest + 1, (size, length)))
 
 
 def one_update(execution, batch, seed=2):

@@ -19,7 +19,7 @@ from agent.runs.config import Config
 from agent.settings import to_dict
 from agent.spaces import spaces_of
 from agent.training.evaluations import Evaluations
-from agent.training.trainer import TrainConfig
+from agent.training.train_config import TrainConfig
 
 WORDS = ("--preset", "debug", "--no-video", "--eval.episodes", 2, "--run-dir", "run")
 

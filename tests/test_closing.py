@@ -13,7 +13,7 @@ from agent.evaluation.recording import record
 from agent.evaluation.video import save_video
 from agent.interop.baselines import Baseline, make_sb3_env
 from agent.spaces import spaces_of
-from agent.training.trainer import TrainConfig
+from agent.training.train_config import TrainConfig
 
 
 class Counted(Metronome):

@@ -103,6 +103,7 @@ def test_a_control_trains_dreams_and_reports_one_loop(kind):
     dream = world.imagine(random_state(world), torch.zeros(3, 5, 2), 5, max_loops=7)
     assert (dream.loops.depth == 1).all()
     assert world.run_cap == 1
+    assert {world.sample_depth() for _ in range(20)} == {1}  # no depth is drawn where it means nothing
     # Memory: the first row still matters to the last one.
     last = observe(world, batch).states.deter[:, -1].mul(torch.linspace(-1, 1, 8)).sum()
     (grad,) = torch.autograd.grad(last, world.core.start)

@@ -10,7 +10,7 @@ from agent.learning.actor_critic import BehaviorConfig
 from agent.learning.dreamer import Dreamer, Update
 from agent.learning.optimizer import OptimizerConfig, rate_factor
 from agent.spaces import ActionSpec, Spaces
-from world_model import Batch, LoopConfig, ModelConfig, sample_depth
+from world_model import Batch, LoopConfig, ModelConfig
 
 CONTINUOUS, DISCRETE = ActionSpec(2, False), ActionSpec(3, True)
 
@@ -168,7 +168,7 @@ def gradients(agent: Dreamer) -> dict[str, torch.Tensor]:
 def test_without_the_replay_value_loss_the_world_model_learns_from_its_own_alone(gradient, monkeypatch):
     alone = make()
     torch.manual_seed(5)
-    depth = sample_depth(alone.world.cfg.loop)
+    depth = alone.world.sample_depth()
     alone.world.observation_model.track(make_batch().obs)
     loss, _ = alone.world.loss(alone.world.observe_sequence(make_batch(), depth), make_batch())
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(alone.world.parameters()))])

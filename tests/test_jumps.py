@@ -27,7 +27,7 @@ def rows(length=12, first=(), last=(), terminal=()):
 def test_a_jump_covers_the_rows_up_to_its_last():
     batch, last = jump_rows(rows(), 3, 4, GAMMA)
     assert last.tolist() == [[2, 5, 8, 11]]
-    assert batch.taken.tolist() == [[3, 3, 3, 3]]
+    assert batch.span.tolist() == [[3, 3, 3, 3]]
     assert batch.obs["state"].flatten().tolist() == [2, 5, 8, 11]
     assert batch.prev_action[0, 1, :, 0].tolist() == [3, 4, 5, 0]  # J = 4, of which three are taken
     assert batch.reward[0, 1] == pytest.approx(3 + GAMMA * 4 + GAMMA**2 * 5)
@@ -36,7 +36,7 @@ def test_a_jump_covers_the_rows_up_to_its_last():
 def test_a_jump_ends_with_the_episode_and_the_next_one_begins_alone():
     batch, last = jump_rows(rows(first=[5], last=[4], terminal=[4]), 3, 3, GAMMA)
     assert last.tolist() == [[2, 4, 5, 8]]
-    assert batch.taken.tolist() == [[3, 2, 1, 3]]
+    assert batch.span.tolist() == [[3, 2, 1, 3]]
     assert batch.is_last.tolist() == batch.is_terminal.tolist() == [[False, True, False, False]]
     assert batch.is_first.tolist() == [[False, False, True, False]]
     assert batch.reward[0, 1] == pytest.approx(3 + GAMMA * 4)
@@ -88,7 +88,7 @@ def test_values_on_a_chain_do_not_depend_on_the_length_of_jumps(jump):
     """Rewards 0, 1, .., 11 along an episode that ends: its value from the start, summed jump by jump."""
     batch, _ = jump_rows(rows(last=[11], terminal=[11]), jump, 6, GAMMA)
     value, discount = 0.0, 1.0
-    for reward, taken in zip(batch.reward[0].tolist(), batch.taken[0].tolist(), strict=True):
+    for reward, taken in zip(batch.reward[0].tolist(), batch.span[0].tolist(), strict=True):
         value += discount * reward
         discount *= GAMMA**taken
     assert value == pytest.approx(sum(GAMMA**t * t for t in range(12)), rel=1e-5)
@@ -110,8 +110,8 @@ def test_what_is_sampled_lies_where_it_is_said_to_lie():
         assert where.shape == (2, 8, 6)
         assert np.array_equal(batch.obs["state"][..., 0].numpy(), where[1])
         first = batch.prev_action[:, :, 0, 0] * 300
-        assert torch.allclose(first, torch.from_numpy(where[1]) - batch.taken + 1.0, atol=1e-3)
-        lengths.add(int(batch.taken.max()))
+        assert torch.allclose(first, torch.from_numpy(where[1]) - batch.span + 1.0, atol=1e-3)
+        lengths.add(int(batch.span.max()))
     assert lengths == {1, 2, 3, 4}
 
 

@@ -46,7 +46,7 @@ def test_progress_is_the_share_of_steps_or_of_time(monkeypatch):
 def test_training_ends_when_its_minutes_are_over(make_trainer, tmp_path, monkeypatch):
     """On a clock that goes on by a hundredth of a second whenever it is read: a busy machine changes nothing."""
     readings = count()
-    monkeypatch.setattr("agent.training.schedule.time", SimpleNamespace(monotonic=lambda: 0.01 * next(readings)))
+    monkeypatch.setattr("agent.training.trainer.time", SimpleNamespace(monotonic=lambda: 0.01 * next(readings)))
     trainer = make_trainer(tmp_path, steps=10_000_000, minutes=0.1)
     assert trainer.run()
     assert 0 < trainer.step < 10_000_000

@@ -63,8 +63,8 @@ def visited_points(world: WorldModel, batch: Batch, loops: int, count: int) -> t
     e = (post.trace.e / core.input_norm.gain).expand_as(post.trace.states[1:])
     loop = Points(post.trace.states[:-1].flatten(0, 2), e.flatten(0, 2))
     before = post.states.map(lambda leaf: leaf[:, :-1].flatten(0, 1))
-    taken = None if batch.taken is None else batch.taken[:, 1:]
-    actions = control(batch.prev_action[:, 1:], taken, world.cfg.jump).flatten(0, 1)
+    span = None if batch.span is None else batch.span[:, 1:]
+    actions = control(batch.prev_action[:, 1:], span, world.cfg.jump).flatten(0, 1)
     step = Points(before.deter, world.inputs(before, actions))
 
     def some(points: Points) -> Points:

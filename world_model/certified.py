@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from world_model.core import CoreSizes
-from world_model.exits import ExitRule, HaltingState, Memory
+from world_model.exits import ExitRule, HaltingState, RuleMemory
 from world_model.looped import GatedCore, LoopConfig, LoopedCore
 from world_model.nets import Norm, equal_say, linear
 from world_model.retention import Retention
@@ -202,10 +202,11 @@ class ContractingCore(CertifiedCore):
             self.prelude_in = equal_say((sizes.groups * sizes.classes, sizes.actions), energies, cfg.units)
         del self.coda, self.coda_norm
 
+    def read(self, deter: Tensor, inputs: Tensor) -> Tensor:
+        return inputs
+
     def prelude(self, deter: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = F.silu(self.prelude_norm(self.prelude_in(inputs)))  # (B, U)
-        e = self.input_norm(self.prelude_out(hidden).view_as(deter))  # (B, N, D)
-        gate = torch.sigmoid(self.update_gate(hidden)).view_as(deter)
+        e, gate = super().prelude(deter, inputs)
         return e, SMALLEST_UPDATE + (1.0 - SMALLEST_UPDATE) * gate
 
     def enter(self, deter: Tensor, gate: Tensor) -> Tensor:
@@ -231,10 +232,10 @@ class CertifiedExit(ExitRule):
         super().__init__()
         self.threshold = 0.1 if threshold is None else threshold
 
-    def begin(self, e: Tensor, cap: int) -> Memory:
+    def begin(self, e: Tensor, cap: int) -> RuleMemory:
         return (torch.full((len(e),), float(cap), device=e.device),)
 
-    def stops(self, now: HaltingState, memory: Memory) -> tuple[Tensor, Memory]:
+    def stops(self, now: HaltingState, memory: RuleMemory) -> tuple[Tensor, RuleMemory]:
         left = RATE * (1.0 - RATE ** (memory[0] - now.loop)) / (1.0 - RATE)  # (M,)
         ahead = left * now.change.flatten(1).norm(dim=1)
         return ahead <= self.threshold * now.x.flatten(1).norm(dim=1), memory

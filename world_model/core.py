@@ -1,8 +1,10 @@
 """The interface of a dynamics core: previous state, latents and action in, next deterministic state out.
 
-    looped    one shared block, applied again and again                      `looped.py` (the default)
-    stacked   the same block with separate weights per application           `controls/stacked.py`
-    gru       DreamerV3's block GRU                                          `controls/gru.py`
+    looped                  one shared block, applied again and again              `looped.py` (the default)
+    certified, contracting  the same with bounds that follow from the weights      `certified.py`
+    stacked                 the same block with separate weights per application   `controls/stacked.py`
+    gru                     DreamerV3's block GRU                                  `controls/gru.py`
+    module:Class            one of your own                                        docs/python.md
 
 Symbols as in `types.py`.
 """
@@ -32,16 +34,16 @@ class Trace(NamedTuple):
     the input e (B, N, D) that every loop is given again, where the core has one."""
 
     states: list[Tensor]
-    deter: Tensor
+    prev_deter: Tensor
     gate: Tensor
     e: Tensor | None = None
 
 
 class Traces(NamedTuple):
-    """The same along a sequence, detached: states (R+1, B, T, N, D), deter, gate and e (B, T, N, D)."""
+    """The same along a sequence, detached: states (R+1, B, T, N, D), prev_deter, gate and e (B, T, N, D)."""
 
     states: Tensor
-    deter: Tensor
+    prev_deter: Tensor
     gate: Tensor
     e: Tensor | None = None
 
@@ -55,8 +57,8 @@ class Traces(NamedTuple):
 
 
 class CoreSizes(NamedTuple):
-    """Sizes from outside of the core: groups S, classes K, actions A; energy: expected square of the latents' norm, by
-    default that of S one-hot vectors."""
+    """Sizes from outside of the core: groups S, classes K, numbers C of the actions (see `jumps.control_size`); energy:
+    expected square of the latents' norm, by default that of S one-hot vectors."""
 
     groups: int
     classes: int
@@ -80,7 +82,7 @@ class Core(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, deter: Tensor, inputs: Tensor, loops: int, prepared: Any) -> tuple[Tensor, Trace]:
-        """One training step, with gradient: deter (B, N, D), inputs (B, S*K + A) -> the next deter, and its trace."""
+        """One training step, with gradient: deter (B, N, D), inputs (B, S*K + C) -> the next deter, and its trace."""
 
     def adaptive_step(
         self,

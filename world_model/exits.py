@@ -1,7 +1,7 @@
 """When to stop looping: the interface of an exit rule, and the default gate.
 
     fixed         never before the cap
-    gate          a linear read-out of the loop state predicts what another loop brings (the default)
+    gate          linear read-outs of the loop state predict what another loop brings (the default)
     residual, acceleration, kl, paper, random                           controls, see `controls/exit_rules.py`
     certified     no further loop can move the state by more than a tolerance   see `certified.py`
     module:Class  one of your own, built as Class(flat, cap, threshold)
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from world_model.extensions import build_extension, check_name, load_class
 from world_model.nets import linear
 
-Memory = tuple[Tensor, ...]
+RuleMemory = tuple[Tensor, ...]
 Metrics = dict[str, Tensor]
 
 CONTROLS = {
@@ -74,11 +74,11 @@ class ExitRule(nn.Module):
     needs_gain = False
     """Whether `loss` wants to know what each further loop brought."""
 
-    def begin(self, e: Tensor, cap: int) -> Memory:
+    def begin(self, e: Tensor, cap: int) -> RuleMemory:
         """What is remembered of each sample before the first of at most `cap` loops; e (B, N, D) is their input."""
         return ()
 
-    def stops(self, now: HaltingState, memory: Memory) -> tuple[Tensor, Memory]:
+    def stops(self, now: HaltingState, memory: RuleMemory) -> tuple[Tensor, RuleMemory]:
         """(M,) booleans: which samples stop after this loop; and the memory, with the same M rows."""
         return torch.zeros(len(now.x), dtype=torch.bool, device=now.x.device), memory
 
@@ -90,8 +90,8 @@ class ExitRule(nn.Module):
 class Gate(ExitRule):
     """Go on while another loop is predicted to lower KL(posterior || prior) by more than `threshold` nats.
 
-    A linear read-out of the loop state, times the size of its last change: one small product per loop. It is
-    regressed on the improvement that the next loop brought, as Ouro trains its gate in the second stage
+    Linear in the loop state times the RMS of its last change, and in the sizes of that change: two small products per
+    loop. It is regressed on the improvement that the next loop brought, as Ouro trains its gate in the second stage
     (arXiv 2510.25741). Its inputs are detached: it cannot bend the trajectory that it judges.
     """
 
@@ -116,7 +116,7 @@ class Gate(ExitRule):
         moved = change.norm(dim=1, keepdim=True) * change.shape[1] ** -0.5  # (M, 1)
         return (self.state(x.flatten(1)) * moved + self.change(change.abs())).squeeze(-1)
 
-    def stops(self, now: HaltingState, memory: Memory) -> tuple[Tensor, Memory]:
+    def stops(self, now: HaltingState, memory: RuleMemory) -> tuple[Tensor, RuleMemory]:
         return self.improvement(now.x, now.change) <= self.threshold, memory
 
     def target(self, gain: Tensor, predicted: Tensor) -> Tensor:

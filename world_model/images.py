@@ -50,8 +50,9 @@ class ImageConfig:
     """stride: four strided convolutions. patch: the outermost stage is patches of 2 x 2 pixels instead, and the last
     convolution of the decoder (3 x 3) doubles twice; little more than half the time on a CPU."""
     anneal: bool = False
-    """Take that additional weight back between update 500 and 1,500. Without it images are learned late; kept for good,
-    latents store details that no state predicts, and rewards are learned last."""
+    """Images of little contrast have their loss raised by a factor of up to 25, or they are learned late. With this it
+    goes back to 1 between update 500 and 1,500: kept for good, latents store details that no state predicts, and
+    rewards are learned last."""
 
     def __post_init__(self) -> None:
         require(self, "", base_channels=AT_LEAST_ONE)

@@ -5,7 +5,7 @@ number at once. Rewards are summed with the discount inside of the jump, and val
 
     v(s_p) = sum_{j=0}^{k-1} gamma^j r_{p+1+j} + gamma^k v(s_{p+k})
 
-J is the longest jump, taken the decisions that a jump covers. Other symbols as in `types.py`.
+J is the longest jump, span the number of decisions that a jump covers. Other symbols as in `types.py`.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ def control_size(action: int, longest: int) -> int:
     return action if longest == 1 else longest * (action + 1)
 
 
-def pack(actions: Tensor, taken: Tensor) -> Tensor:
-    """Actions (..., J, A), of which `taken` (...) are done -> (..., J*A + J): these actions, and their number."""
+def pack(actions: Tensor, span: Tensor) -> Tensor:
+    """Actions (..., J, A), of which the first `span` (...) count -> (..., J*A + J): these actions, and their number."""
     longest = actions.shape[-2]
-    done = torch.arange(longest, device=actions.device) < taken[..., None]  # (..., J)
-    number = F.one_hot(taken.long() - 1, longest).to(actions.dtype)
-    return torch.cat([(actions * done[..., None]).flatten(-2), number], -1)
+    within = torch.arange(longest, device=actions.device) < span[..., None]  # (..., J)
+    number = F.one_hot(span.long() - 1, longest).to(actions.dtype)
+    return torch.cat([(actions * within[..., None]).flatten(-2), number], -1)
 
 
-def control(action: Tensor, taken: Tensor | int | None, longest: int) -> Tensor:
+def control(action: Tensor, span: Tensor | int | None, longest: int) -> Tensor:
     """What the core reads of actions, clipped: C numbers, see `control_size`.
 
-    taken, None: single decisions (..., A). A tensor (...): jumps of so many decisions (..., J, A). A number k: one
+    span, None: single decisions (..., A). A tensor (...): jumps of so many decisions (..., J, A). A number k: one
     action (B, A) that is held for k decisions, or k decisions (B, k, A).
     """
     action = clipped(action)
     if longest == 1:
         return action
-    if isinstance(taken, Tensor):
-        return pack(action, taken)
-    if taken is None or action.dim() == 2:
-        action, taken = action[..., None, :].expand(*action.shape[:-1], longest, action.shape[-1]), taken or 1
+    if isinstance(span, Tensor):
+        return pack(action, span)
+    if span is None or action.dim() == 2:
+        action, span = action[..., None, :].expand(*action.shape[:-1], longest, action.shape[-1]), span or 1
     else:
-        taken = action.shape[1]
-        action = F.pad(action, (0, 0, 0, longest - taken))  # (B, J, A)
-    return pack(action, torch.full(action.shape[:-2], taken, device=action.device))
+        span = action.shape[1]
+        action = F.pad(action, (0, 0, 0, longest - span))  # (B, J, A)
+    return pack(action, torch.full(action.shape[:-2], span, device=action.device))
 
 
 def arrivals(batch: Batch, jump: int, length: int) -> tuple[Tensor, Tensor]:
     """The last row of each of `length` jumps of at most `jump` decisions, and their first rows: (B, T) each.
 
-    batch holds length * jump rows, of which none are left out. A jump ends where an episode does. The first row of an
-    episode is a jump of its own.
+    batch holds T*k rows. A jump ends early where its episode does, and the first row of an episode is a jump by itself:
+    rows that T jumps then do not reach stay unused.
     """
     rows = batch.reward.shape[1]
     begins = torch.cat([batch.is_first[:, 1:], torch.ones_like(batch.is_first[:, :1])], 1)
@@ -73,15 +73,15 @@ def arrivals(batch: Batch, jump: int, length: int) -> tuple[Tensor, Tensor]:
 def jump_rows(batch: Batch, jump: int, longest: int, gamma: float) -> tuple[Batch, Tensor]:
     """Rows (B, T*k, ...) of single decisions -> T jumps of at most k = `jump` decisions, and their rows (B, T).
 
-    prev_action becomes (B, T, J, A), rewards are discounted sums, and `taken` says how many decisions each row covers.
+    prev_action becomes (B, T, J, A), rewards are discounted sums, and `span` says how many decisions each row covers.
     """
     length = batch.reward.shape[1] // jump
     last, first = arrivals(batch, jump, length)
-    taken = last - first + 1  # (B, T)
+    span = last - first + 1  # (B, T)
     step = torch.arange(longest, device=last.device)
     covered = (first[..., None] + step).clamp(max=batch.reward.shape[1] - 1)  # (B, T, J)
     each = torch.arange(len(last), device=last.device)[:, None]
-    inside = (step < taken[..., None]).to(batch.reward.dtype)
+    inside = (step < span[..., None]).to(batch.reward.dtype)
     reward = (batch.reward[each[..., None], covered] * inside * gamma**step).sum(-1)
 
     def at_last(value: Tensor) -> Tensor:  # (B, T*k, ...) -> (B, T, ...)
@@ -92,5 +92,5 @@ def jump_rows(batch: Batch, jump: int, longest: int, gamma: float) -> tuple[Batc
         prev_action=batch.prev_action[each[..., None], covered] * inside[..., None],
         reward=reward,
         is_first=at_last(batch.is_first), is_last=at_last(batch.is_last), is_terminal=at_last(batch.is_terminal),
-        start=batch.start, taken=taken,
+        start=batch.start, span=span,
     ), last  # fmt: skip

@@ -12,8 +12,8 @@ what a loop forgets of its start it learns again from the input. Three things ar
 - The state is normalised after each loop. Unnormalised, a pre-norm residual stream grows with every loop and relative
   changes of the state mean nothing to an exit test.
 - The outer gate u keeps a memory over environment steps.
-- The exit gate is a linear read-out of the loop state, times the size of its last change, regressed on what another
-  loop would bring (`exits.py`), where the paper trains a gate by its entropy alone (eq. 9 and 10).
+- The exit gate is linear in the loop state times the size of its last change, and in that change (`exits.py`). It is
+  regressed on what another loop would bring, where the paper trains a gate by its entropy alone (eq. 9 and 10).
 
 Symbols as in `types.py`; M samples that are still looping.
 """
@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,7 +31,7 @@ from torch import Tensor, nn
 
 from world_model.block import Block
 from world_model.core import Core, CoreSizes, LogPrior, LoopStats, Trace
-from world_model.exits import RULES, HaltingState, Memory, make_rule
+from world_model.exits import RULES, HaltingState, make_rule
 from world_model.extensions import check_name
 from world_model.nets import Norm, equal_say, linear
 from world_model.ranges import ABOVE_ZERO, AT_LEAST_ONE, require
@@ -53,7 +52,7 @@ class LoopConfig:
     expand: float = 2.0
     """Hidden width of the gated MLP in units of the token width; below 1 a loop can do little, and many are needed."""
     units: int = 128
-    """Width of the prelude's hidden layer; of the control gru, of the layers that read."""
+    """Width of the prelude's hidden layer; in the control gru, of its three input layers."""
     mean_loops: float = 2.0
     """Mean number of loops while the world model trains; the cap is twice that."""
     depth: Literal["update", "fixed"] = "update"
@@ -135,13 +134,17 @@ class GatedCore(Core):
         self.start = nn.Parameter(torch.randn(cfg.tokens, cfg.width))
 
     def prelude(self, deter: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """deter (B, N, D), inputs (B, S*K + A) -> injected input e (B, N, D), and the outer gate u (B, N, D).
+        """deter (B, N, D), inputs (B, S*K + C) -> injected input e (B, N, D), and the outer gate u (B, N, D).
 
         The previous state enters with gradient: learning reaches back through time whatever the loops forget.
         """
-        hidden = F.silu(self.prelude_norm(self.prelude_in(torch.cat([deter.flatten(1), inputs], -1))))  # (B, U)
+        hidden = F.silu(self.prelude_norm(self.prelude_in(self.read(deter, inputs))))  # (B, U)
         e = self.input_norm(self.prelude_out(hidden).view_as(deter))  # (B, N, D)
         return e, torch.sigmoid(self.update_gate(hidden)).view_as(deter)
+
+    def read(self, deter: Tensor, inputs: Tensor) -> Tensor:
+        """What the prelude reads: (B, N*D + S*K + C)."""
+        return torch.cat([deter.flatten(1), inputs], -1)
 
     def readout(self, deter: Tensor, x: Tensor, gate: Tensor) -> Tensor:
         """Coda, output norm and outer gate (..., N, D): the state that goes on to the next environment step."""
@@ -227,7 +230,9 @@ class LoopedCore(GatedCore):
             residual[rows, loop - 1] = size if compact else size * live
             if loop == cap or not self.rule.stops_early:
                 continue
-            stop, memory = self.ask(loop, new, change, functools.partial(prior_at, new, rows), memory)  # (M,)
+            now = HaltingState(loop, new.detach(), change.detach(), functools.partial(prior_at, new, rows))
+            with torch.no_grad():
+                stop, memory = self.rule.stops(now, memory)  # (M,)
             if not compact:
                 depth, live = torch.where(live & stop, loop, depth), live & ~stop
             elif stop.any():
@@ -240,13 +245,6 @@ class LoopedCore(GatedCore):
         if ended is not None:
             x = ended.index_copy(0, rows, x)  # (B, N, D)
         return self.readout(deter, x, gate), LoopStats(depth, residual)
-
-    @torch.no_grad()
-    def ask(
-        self, loop: int, x: Tensor, change: Tensor, log_prior: Callable[[], Tensor], memory: Memory
-    ) -> tuple[Tensor, Memory]:
-        """(M,) which samples the exit rule stops after this loop; it sees no gradient."""
-        return self.rule.stops(HaltingState(loop, x.detach(), change.detach(), log_prior), memory)
 
     def flops(self, loops: float = 1.0) -> float:
         """Prelude, injection and coda once, the block `loops` times."""

@@ -27,7 +27,7 @@ from world_model.images import FIRST_LOGITS, ImageConfig
 from world_model.jumps import control, control_size
 from world_model.latent import LatentState, kl_balance
 from world_model.latents import KINDS
-from world_model.looped import LoopConfig, LoopedCore
+from world_model.looped import LoopConfig, LoopedCore, sample_depth
 from world_model.metrics import posterior_metrics
 from world_model.nets import MLP, Norm, linear
 from world_model.observation import ObservationModel, ObsSize
@@ -103,6 +103,10 @@ class WorldModel(nn.Module):
         """Most loops outside of world-model training; 1 for a core without loops."""
         return self.cfg.loop.run_cap if self.core.looping else 1
 
+    def sample_depth(self) -> int:
+        """Loops of one training update; 1 for a core without loops."""
+        return sample_depth(self.cfg.loop) if self.core.looping else 1
+
     # ------------------------------------------------------------------ states and latents
 
     def initial(self, batch: int) -> LatentState:
@@ -161,7 +165,7 @@ class WorldModel(nn.Module):
     def scan(self, state: LatentState, batch: Batch, embeds: Tensor, levels: Tensor, loops: int) -> Scanned:
         """Row by row: the core from the state before, then the posterior; embeds (B, T, U), levels of `latents`."""
         prepared, length = self.core.prepare(), embeds.shape[1]
-        actions = control(batch.prev_action, batch.taken, self.cfg.jump)  # (B, T, C)
+        actions = control(batch.prev_action, batch.span, self.cfg.jump)  # (B, T, C)
         resets = [True] * length if self.core.static_shapes else batch.is_first.any(0).tolist()
         keeps = (1.0 - batch.is_first.to(levels.dtype)).unbind(1)
         states, posts, traces = [], [], []
@@ -205,12 +209,12 @@ class WorldModel(nn.Module):
     def exit_loss(self, post: Posterior) -> tuple[Tensor, Metrics]:
         """The exit rule's own loss, on detached inputs. Gain of a loop: by how much KL(post_r || prior_r) falls."""
         assert isinstance(self.core, LoopedCore)
-        states, deter, gate, e = post.trace
+        states, prev, gate, e = post.trace
         x, change = states[1:], states.diff(dim=0)  # (R, B, T, N, D)
-        gain = deter.new_zeros(0)
+        gain = states.new_zeros(0)
         if self.core.rule.needs_gain:
             with torch.no_grad():  # the posterior is that of the depth at which a state would stop
-                early = self.core.readout(deter.expand_as(x[:-1]), x[:-1], gate.expand_as(x[:-1]))  # (R-1, B, T, N, D)
+                early = self.core.readout(prev.expand_as(x[:-1]), x[:-1], gate.expand_as(x[:-1]))  # (R-1, B, T, N, D)
                 early_post = self.latents.compared(self.posterior(early, self.post_embed(post.embed)))
                 kl = self.latents.kl(early_post, self.log_prior(early))  # (R-1, B, T)
                 gain = -torch.cat([kl, post.kl()[None]]).diff(dim=0)
@@ -254,16 +258,18 @@ class WorldModel(nn.Module):
                 state, step_stats = self.dream_step(state, actions[-1], prepared, max_loops, sample, jump)
                 feats.append(state.feat())  # (B, F)
                 stats.append(step_stats)
-            feat = torch.stack(feats)  # (H+1, B, F)
-            return Rollout(
-                states=self.unflatten(feat.transpose(0, 1)),
-                actions=torch.stack(actions, 1),
-                rewards=self.twohot.mean(self.reward(ahead := feat[1:])).t(),
-                continues=torch.sigmoid(self.cont(ahead).squeeze(-1)).t(),
-                loops=LoopStats(*(torch.stack(part, 1) for part in zip(*stats, strict=True))),
-                alive=torch.ones_like(feat[0, :, 0]) if alive is None else alive,
-                feat=feat,
-            )
+            loops = LoopStats(*(torch.stack(part, 1) for part in zip(*stats, strict=True)))  # (B, H), (B, H, R)
+            return self.rollout(torch.stack(feats), torch.stack(actions, 1), loops, alive)
+
+    def rollout(
+        self, feat: Tensor, actions: Tensor, loops: LoopStats, alive: Tensor | None, outputs: Tensor | None = None
+    ) -> Rollout:
+        """Features (H+1, B, F) and actions (B, H, A) of a dream, with the rewards and continues of its states."""
+        # (H, B) -> (B, H)
+        rewards = self.twohot.mean(self.reward(feat[1:])).t()
+        continues = torch.sigmoid(self.cont(feat[1:]).squeeze(-1)).t()
+        alive = torch.ones_like(feat[0, :, 0]) if alive is None else alive
+        return Rollout(self.unflatten(feat.transpose(0, 1)), actions, rewards, continues, loops, alive, feat, outputs)
 
     def dream_step(
         self, state: LatentState, action: Tensor, prepared: Any, max_loops: int | None = None, sample: bool = True,

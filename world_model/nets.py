@@ -39,7 +39,7 @@ class Norm(nn.Module):
 
     PyTorch fuses layer_norm on CPU but not rms_norm: the whole update is about 14 % faster with this one.
     A vector of zeros passes its gradient on multiplied by 1/sqrt(eps), and a loop does that again and again:
-    no state may be exactly zero (see `LoopedCore.start`), and eps is not tiny.
+    no state may be exactly zero (see `Core.start`), and eps is not tiny.
     """
 
     eps = 1e-3

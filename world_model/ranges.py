@@ -9,7 +9,6 @@ AT_LEAST_ONE = (1.0, math.inf)
 ABOVE_ZERO = (math.nextafter(0.0, 1.0), math.inf)
 NOT_NEGATIVE = (0.0, math.inf)
 LARGEST = 3e38  # of float32
-SHARE = (0.0, 1.0)
 SOME_SHARE = (ABOVE_ZERO[0], 1.0)
 
 

@@ -84,7 +84,7 @@ def _dream_norms(world: WorldModel, batch: Batch, depth: int, horizon: int) -> d
     size, length = batch.reward.shape
     # (B, horizon, 1): rows from which the actions are taken
     drawn = torch.randint(length, (size, horizon, 1), device=batch.reward.device)
-    taken = batch.prev_action if batch.taken is None else batch.prev_action[:, :, 0]  # (B, T, A)
-    actions = taken.gather(1, drawn.expand(-1, -1, world.action_size))
+    actions = batch.prev_action if batch.span is None else batch.prev_action[:, :, 0]  # (B, T, A)
+    actions = actions.gather(1, drawn.expand(-1, -1, world.action_size))
     norms = world.imagine(end, actions, horizon).states.deter.flatten(2).norm(dim=-1).mean(0)  # (H+1,)
     return {f"dream_norm_{step}": norms[step] for step in (1, horizon)}

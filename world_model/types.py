@@ -23,7 +23,7 @@ class Batch(NamedTuple):
     """Arrival rows (B, T, ...): row t is what the agent knows on arrival at observation t.
 
     obs {name: (B, T, O) or (B, T, H, W, C)}, prev_action (B, T, A), the rest (B, T); start is the state before the
-    first row. taken (B, T): decisions of each row, where rows are jumps; prev_action is then (B, T, J, A).
+    first row. span (B, T): number of decisions of each row, where rows are jumps; prev_action is then (B, T, J, A).
     """
 
     obs: dict[str, Tensor]
@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     is_last: Tensor
     is_terminal: Tensor
     start: LatentState | None = None
-    taken: Tensor | None = None
+    span: Tensor | None = None
 
     def ends(self) -> Tensor:
         """(B, T) rows that nothing of their episode follows: the last ones, and those that were cut off."""
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
         obs = {name: fn(self.obs[name]) for name in sorted(self.obs)}
         rows = map(fn, (self.prev_action, self.reward, self.is_first, self.is_last, self.is_terminal))
         start = None if self.start is None else self.start.map(fn)
-        return Batch(obs, *rows, start, self.taken if self.taken is None else fn(self.taken))  # type: ignore
+        return Batch(obs, *rows, start, self.span if self.span is None else fn(self.span))  # type: ignore
 
 
 class Scanned(NamedTuple):

@@ -15,7 +15,7 @@ from agent.data.replay import ReplayBuffer
 from agent.learning.dreamer import Dreamer
 from agent.logs.logger import LOOPS_METRIC, Logger
 from agent.logs.video import depth_strip, write_video
-from world_model import Batch, sample_depth
+from world_model import Batch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,7 +80,7 @@ def predict_open_loop(agent: Dreamer, replay: ReplayBuffer, seed: int, length: i
     world = agent.averaged.world
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        states = world.observe_sequence(observed, sample_depth(world.cfg.loop)).states
+        states = world.observe_sequence(observed, world.sample_depth()).states
         actions = batch.prev_action[pick : pick + 1, context:span]
         dream = world.imagine(states.map(lambda leaf: leaf[:, -1]), actions, span - context)
         decoded = world.decode(dream.states.map(lambda leaf: leaf[:, 1:]))

@@ -17,7 +17,7 @@ from agent.logs.logger import Logger
 from agent.training.evaluations import Evaluations, recent
 from agent.training.schedule import Every
 from agent.training.signals import end_on_signals
-from agent.training.trainer import TrainConfig
+from agent.training.train_config import TrainConfig
 
 
 class BaselineTrainer:

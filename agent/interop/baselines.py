@@ -26,7 +26,7 @@ from agent.interop.dream_env import HORIZON, DreamBatch, load_dream
 from agent.runtime import resolve_device
 from agent.settings import from_dict
 from agent.spaces import Spaces, gym_spaces
-from agent.training.trainer import TrainConfig
+from agent.training.train_config import TrainConfig
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"sac": SAC, "ppo": PPO, "dqn": DQN}
 """Algorithms that can be trained, by the name of --agent."""

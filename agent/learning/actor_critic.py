@@ -1,8 +1,8 @@
 """Actor and critic, trained on imagined rollouts. Source: DreamerV3 (Hafner et al. 2025), "Actor critic learning".
 
-One difference by measurement: the actor of continuous actions learns by backpropagation through the dynamics, as in
-DreamerV1 and V2, because REINFORCE is too noisy with few rollouts per update (results/walker.md). Discrete actions
-use REINFORCE, and imagination then needs no gradient.
+docs/architecture.md lists the differences. The largest: the actor of continuous actions learns by backpropagation
+through the dynamics, as in DreamerV1 and V2, because REINFORCE is too noisy with few rollouts per update
+(results/walker.md). Discrete actions use REINFORCE, and imagination then needs no gradient.
 
 Shapes: B imagined rollouts, H horizon, A actions, F features. Features of a rollout are time first, (H+1, B, F).
 """
@@ -89,11 +89,13 @@ class BehaviorConfig:
 # ---------------------------------------------------------------------- mathematics
 
 
-def lambda_return(rewards: Tensor, continues: Tensor, values: Tensor, gamma: float, lam: float = LAMBDA) -> Tensor:
+def lambda_return(
+    rewards: Tensor, continues: Tensor, values: Tensor, gamma: float, lam: float | Tensor = LAMBDA
+) -> Tensor:
     """TD(lambda) returns of s_0 .. s_{H-1} (DreamerV3, eq. 7), (B, H).
 
-    rewards (B, H) r_1..r_H, continues (B, H) c_1..c_H, values (B, H+1) v_0..v_H:
-    R_k = r_{k+1} + gamma c_{k+1} ((1 - lam) v_{k+1} + lam R_{k+1}),  R_H = v_H.
+    rewards (B, H) r_1..r_H, continues (B, H) c_1..c_H, values (B, H+1) v_0..v_H, lam a number or (B, H):
+    V_k = r_{k+1} + gamma c_{k+1} ((1 - lam) v_{k+1} + lam V_{k+1}),  V_H = v_H.
     """
     discount = gamma * continues
     base = rewards + discount * (1.0 - lam) * values[:, 1:]
@@ -105,7 +107,7 @@ def lambda_return(rewards: Tensor, continues: Tensor, values: Tensor, gamma: flo
 
 
 def rollout_weights(alive: Tensor, continues: Tensor, gamma: float) -> Tensor:
-    """(B, H) weight of s_0 .. s_{H-1}: alive_0 * prod_{1<=j<=k} gamma c_j, the chance that s_k is reached.
+    """(B, H) weight of s_0 .. s_{H-1}: alive_0 * prod_{1<=j<=k} gamma c_j, the discounted chance of s_k.
 
     Holds c_k (was s_k alive?) and never c_{k+1} (the outcome of a_k).
     """
@@ -114,7 +116,7 @@ def rollout_weights(alive: Tensor, continues: Tensor, gamma: float) -> Tensor:
 
 
 class AdvantageScale(nn.Module):
-    """Running mean size of the advantages, at least `floor`.
+    """Exponential average of the size of the advantages, from 0 and not debiased, at least `floor`.
 
     DreamerV3 divides by the 5-95 % range of returns. That range also holds how much better one start state is than
     another: when some rollouts start upright and some fallen, it grows, and the entropy bonus outweighs the advantages
@@ -244,8 +246,8 @@ class ActorCritic(nn.Module):
         advantage = (returns - values[:, :-1]).detach()
         scale = self.scale.update(advantage, average)
         advantage = advantage / scale
-        taken = rollout.actions.detach().transpose(0, 1)  # (H, B, A), the rest (H, B)
-        logp, entropy, saturation, spread = self.actor.evaluate(feat, taken, rollout.outputs)
+        actions = rollout.actions.detach().transpose(0, 1)  # (H, B, A), the rest (H, B)
+        logp, entropy, saturation, spread = self.actor.evaluate(feat, actions, rollout.outputs)
         objective = returns / scale if self.dynamics_backprop else logp.t() * advantage
         bonus = self.entropy_weight * entropy - SATURATION_WEIGHT * saturation
         actor_loss = -(weight * (objective + bonus.t())).mean()
@@ -265,25 +267,21 @@ class ActorCritic(nn.Module):
         }  # fmt: skip
 
     def replay_loss(
-        self, feat: Tensor, reward: Tensor, is_terminal: Tensor, is_last: Tensor, bootstrap: Tensor,
-        taken: Tensor | None = None,
+        self, feat: Tensor, reward: Tensor, is_terminal: Tensor, ends: Tensor, bootstrap: Tensor,
+        span: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Critic loss on replayed rows (B, L): features with gradient into the world model.
 
         bootstrap (B, L): imagined return of the rollout that started at each row, the bootstrap of the replayed
-        lambda-return (DreamerV3). Rows that end an episode have no return of their own: weight 0. taken: see `Batch`.
+        lambda-return (DreamerV3). Rows that end an episode have no return of their own: weight 0. span: see `Batch`.
         """
         if reward.shape[1] < 2:
             return feat.sum() * 0.0
-        discount = self.cfg.gamma ** (torch.ones_like(reward) if taken is None else taken)[:, 1:]
-        live = discount * (1.0 - is_terminal[:, 1:].float())
-        mixed = 1.0 - is_last[:, 1:].float()  # another episode follows a last row: bootstrap there
-        last, returns = bootstrap[:, -1], []
-        for t in range(reward.shape[1] - 2, -1, -1):
-            ahead = torch.lerp(bootstrap[:, t + 1], last, LAMBDA * mixed[:, t])
-            last = reward[:, t + 1] + live[:, t] * ahead
-            returns.append(last)
-        target = torch.stack(returns[::-1], 1)  # (B, L-1)
+        # (B, L-1) each: row k of the returns has the reward, the end and the bootstrap of row k + 1
+        discount = self.cfg.gamma ** (torch.ones_like(reward) if span is None else span)[:, 1:]
+        continues = discount * (1.0 - is_terminal[:, 1:].float())
+        lam = LAMBDA * (1.0 - ends[:, 1:].float())  # another episode follows: bootstrap there
+        target = lambda_return(reward[:, 1:], continues, bootstrap, 1.0, lam)
         feat = feat[:, :-1]
-        weight = 1.0 - is_last[:, :-1].float()
+        weight = 1.0 - ends[:, :-1].float()
         return REPLAY_VALUE_SCALE * (weight * self.critic.loss(self.critic.net(feat), feat, target)).mean()

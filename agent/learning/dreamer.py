@@ -22,7 +22,7 @@ from agent.learning.policy import Memory, Policy
 from agent.runtime import Stopwatch, resolve_device
 from agent.settings import from_dict
 from agent.spaces import Spaces, to_env
-from world_model import Batch, LatentState, ModelConfig, WorldModel, sample_depth
+from world_model import Batch, LatentState, ModelConfig, WorldModel
 from world_model.averages import Average, alone
 
 NORMALISER_IMAGES = 256
@@ -30,8 +30,8 @@ NORMALISER_IMAGES = 256
 
 
 class Update(NamedTuple):
-    """Posterior states (B, T, ...); loops (B*L, H) of imagined steps; metrics, 0-d; errors (B, 2) of each sequence, the
-    KL of posterior from prior, and of the critic from imagined returns. All detached."""
+    """Detached: posterior states (B, T, ...); dream_depth (B*L, H), loops of imagined steps (of the world model alone
+    those of the update, 0-d); metrics 0-d; errors (B, 2), mean KL(posterior || prior) and |value - lambda return|."""
 
     states: LatentState
     dream_depth: Tensor
@@ -122,7 +122,7 @@ class Dreamer:
         bootstrap = returns[:, 0].detach().view_as(is_terminal)  # (B, L)
         replay_loss = behavior.replay_loss(
             starts.feat(), batch.reward[:, rows], is_terminal, batch.ends()[:, rows], bootstrap,
-            None if batch.taken is None else batch.taken[:, rows],
+            None if batch.span is None else batch.span[:, rows],
         )  # fmt: skip
         metrics |= behavior_metrics | {
             "behavior/replay_value_loss": replay_loss.detach(),
@@ -137,7 +137,7 @@ class Dreamer:
         total.backward(inputs=parts["world"] + parts["critic"])
         clock.lap("backward")
         metrics = execution.reduce((total + actor_loss).detach(), metrics)
-        self.optimizer_step(metrics, execution)
+        metrics |= self.optimizer_step(execution)
         clock.lap("optimizer")
         wrong = (values[:, 0] - returns[:, 0]).abs().view_as(is_terminal)  # (B, L)
         errors = torch.stack([posterior.kl().mean(1), wrong.mean(1)], 1).detach()
@@ -149,10 +149,10 @@ class Dreamer:
         per_sequence = self.behavior.starts // (processes * size) if self.behavior.starts else length
         return slice(-min(length, max(2, per_sequence)), None)
 
-    def optimizer_step(self, metrics: Metrics, execution: Execution) -> None:
-        """Clip the gradients, take the optimisers' steps; the slow critic and the averaged weights follow."""
+    def optimizer_step(self, execution: Execution) -> Metrics:
+        """Clip the gradients, take the optimisers' steps; the slow critic and the averaged weights follow. Returns the
+        norms of the gradients."""
         norms = {f"{name}/grad_norm": adam.clip_gradient() for name, adam in self.optimizers.items()}
-        metrics |= norms
         execution.check(torch.stack(list(norms.values())).sum(), norms)
         with torch.no_grad():
             for adam in self.optimizers.values():
@@ -161,6 +161,7 @@ class Dreamer:
             self.slow_flat.lerp_(self.optimizers["critic"].flat, SLOW_RATE * moves)
             for adam, average in zip(self.optimizers.values(), self.average_flats, strict=True):
                 average.lerp_(adam.flat, self.average_rate * moves)
+        return norms
 
     def skip_step_where(self, bad: Tensor) -> None:
         """Let `optimizer_step` do nothing while `bad` (0-d) is 1: no number is read back for it."""
@@ -170,7 +171,7 @@ class Dreamer:
 
     def begin_update(self, progress: float) -> int:
         """Before every update: learning rates and image weight for a share `progress` of the run; returns the depth."""
-        depth = sample_depth(self.world.cfg.loop)
+        depth = self.world.sample_depth()
         self.world.observation_model.anneal(self.updates)
         self.updates += 1
         for adam in self.optimizers.values():
@@ -191,13 +192,9 @@ class Dreamer:
     # ------------------------------------------------------------------ acting
 
     def act(
-        self,
-        obs: dict[str, np.ndarray],
-        memory: Memory | None,
-        is_first: np.ndarray,
-        explore: bool = True,
+        self, obs: dict[str, np.ndarray], memory: Memory | None, is_first: np.ndarray, explore: bool = True,
         max_loops: int | None = None,
-    ) -> tuple[np.ndarray, Memory, np.ndarray]:
+    ) -> tuple[np.ndarray, Memory, np.ndarray]:  # fmt: skip
         """obs {name: (E, O) or (E, H, W, C)} -> environment actions (E, A) or (E,), memory, loops used (E,).
 
         Exploring plans and samples with the newest weights; otherwise the averaged weights give the mean

@@ -45,7 +45,7 @@ def rate_factor(progress: float) -> float:
     """Factor of the learning rates at a share of the run: 1 until DECAY_START, then linear to FINAL_RATE."""
     if progress <= DECAY_START:
         return 1.0
-    decayed = min(1.0, (progress - DECAY_START) / max(1e-8, 1.0 - DECAY_START))
+    decayed = min(1.0, (progress - DECAY_START) / (1.0 - DECAY_START))
     return 1.0 + (FINAL_RATE - 1.0) * decayed
 
 

@@ -64,20 +64,21 @@ def plan(
         return world.imagine(start, source, horizon, max_loops=max_loops)
 
     rollout = imagine(None, proposed)
-    proposals = rollout.actions.clamp(-1.0, 1.0).view(envs, proposed, horizon, size)
+    proposals = rollout.actions.clamp(-1.0, 1.0).view(envs, proposed, horizon, size)  # (E, P, H, A)
     proposal_scores = score(rollout)
-    mean = proposals.mean(1)
+    mean = proposals.mean(1)  # (E, H, A)
     if warm is not None:  # its last action is guessed to be repeated
         mean = torch.where(going[:, None, None], torch.cat([warm[:, 1:], warm[:, -1:]], 1), mean)
     std = torch.full_like(mean, LARGEST_STD)
     for _ in range(ITERATIONS):
         noise = torch.randn(envs, others, horizon, size, device=mean.device)
-        actions = torch.addcmul(mean[:, None], std[:, None], noise).clamp(-1.0, 1.0)
+        actions = torch.addcmul(mean[:, None], std[:, None], noise).clamp(-1.0, 1.0)  # (E, N-P, H, A)
         scores = torch.cat([proposal_scores, score(imagine(actions, others))], 1)  # (E, N)
         best, index = scores.topk(elites, 1)
+        # (E, elites, H, A), and weights (E, elites, 1, 1)
         chosen = torch.cat([proposals, actions], 1).gather(1, index[:, :, None, None].expand(-1, -1, horizon, size))
-        spread = TEMPERATURE * scores.std(1, keepdim=True).clamp(min=1e-6)
-        weight = torch.softmax((best - best[:, :1]) / spread, 1)[:, :, None, None]
+        temperature = TEMPERATURE * scores.std(1, keepdim=True).clamp(min=1e-6)
+        weight = torch.softmax((best - best[:, :1]) / temperature, 1)[:, :, None, None]
         mean = (weight * chosen).sum(1)
         std = (weight * (chosen - mean[:, None]).square()).sum(1).sqrt().clamp(SMALLEST_STD, LARGEST_STD)
     spread = proposal_scores.std(1, keepdim=True) if proposed > 1 else torch.zeros_like(mean[:, 0, :1])  # (E, 1)

@@ -19,7 +19,7 @@ def rows_needed(length: int, longest: int) -> int:
 def sample(agent: Dreamer, replay: ReplayBuffer, size: int, length: int) -> tuple[Batch, np.ndarray]:
     """B = `size` sequences of T = `length` rows, and their places (2, B, T) in the replay.
 
-    Where the world model knows jumps, each row is a jump, of a number of decisions drawn for the whole batch.
+    Where the world model knows jumps, each row is a jump, of a number of decisions drawn for the batch (of a rank).
     """
     longest = agent.world.cfg.jump
     if longest == 1:

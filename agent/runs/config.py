@@ -15,7 +15,7 @@ from agent.learning.optimizer import OptimizerConfig
 from agent.seeds import TRAINING
 from agent.settings import expand_home, from_dict
 from agent.training.offline import OfflineConfig
-from agent.training.trainer import TrainConfig
+from agent.training.train_config import TrainConfig
 from world_model import ModelConfig
 
 

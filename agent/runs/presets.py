@@ -8,7 +8,7 @@ from agent.errors import UsageError
 from agent.runs.config import Config
 from agent.runtime import cores
 from agent.settings import differences, to_dict
-from agent.training.trainer import TrainConfig
+from agent.training.train_config import TrainConfig
 
 PRESETS = ("debug", "tiny", "small", "pixels", "base")
 

@@ -24,8 +24,8 @@ PRETRAIN = 0.1
 
 
 class Ratio:
-    """Updates that are due: PRETRAIN for each of the first `prefill` agent steps at their end, `ratio` per step from
-    then; none at all with a ratio of 0."""
+    """Updates that are due: at the end of the prefill PRETRAIN * prefill at once, then `ratio` per agent step; with a
+    ratio of 0 none."""
 
     def __init__(self, ratio: float, prefill: int):
         self.ratio, self.prefill = ratio, prefill

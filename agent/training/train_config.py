@@ -26,7 +26,7 @@ class TrainConfig:
     lives_end: bool = False
     """Atari: the loss of a life ends an episode in training (never in evaluations)."""
     prefill: int = 1000
-    """Agent steps with random actions before the first updates, one for ten of these steps."""
+    """Agent steps with random actions. After them come at once 0.1 updates per such step."""
     ratio: float = 0.35
     """Updates per agent step from then on."""
     batch: int = 16

@@ -31,8 +31,6 @@ from agent.training.signals import end_on_signals
 from agent.training.train_config import TrainConfig
 from world_model import Batch
 
-__all__ = ["TrainConfig", "Trainer"]
-
 
 class Trainer:
     """Trains `agent` in `envs`, which step `repeat` simulator steps per action.
@@ -56,7 +54,7 @@ class Trainer:
         self.cfg, self.agent, self.execution, self.envs, self.replay = cfg, agent, execution, envs, replay
         self.logger, self.evaluations, self.store, self.seed, self.repeat = logger, evaluations, store, seed, repeat
         self.step, self.stepper = 0, EnvStepper(envs, cfg.on_bad_step == "skip")
-        self.updates = Ratio(cfg.ratio, cfg.prefill)
+        self.train_ratio = Ratio(cfg.ratio, cfg.prefill)
         self.progress = Progress(cfg.steps, cfg.minutes, cfg.slice, self.now)
         self.row: dict[str, np.ndarray] = {}  # what was seen last and is not in the replay yet
         self.memory: Memory | None = None
@@ -176,7 +174,7 @@ class Trainer:
     def interact(self) -> None:
         """One step of every environment, and the updates that are due meanwhile, where environments are asynchronous.
 
-        Until the last lines no row changes, should the user interrupt.
+        `self.row` and `self.memory` are replaced after the old row is in the replay: an interrupt before loses no row.
         """
         row = self.row
         with self.clock.timed("act"):
@@ -198,8 +196,8 @@ class Trainer:
                 row = {**row, "is_last": row["is_last"] | (bad & ~row["is_first"])}
             self.replay.add(row, memory.state)
             # Where `first`, this call was the reset: no action, no reward (NEXT_STEP).
-            done = memory.action.clamp(-1.0, 1.0).numpy(force=True)
-            prev_action = np.where(first[:, None], np.float32(0.0), done)  # a product would give -0.0 too
+            action = memory.action.clamp(-1.0, 1.0).numpy(force=True)  # (E, A), one-hot where it is a choice
+            prev_action = np.where(first[:, None], np.float32(0.0), action)  # a product would give -0.0 too
             last = (terminated | truncated) & ~first
             self.memory = memory
             self.row = self.make_row(obs, prev_action, np.where(first, 0.0, reward), first, last, terminated & ~first)
@@ -218,8 +216,8 @@ class Trainer:
     def learn(self) -> None:
         """The updates that are due, each with fresh latents for the replay."""
         enough = self.replay.held >= rows_needed(self.cfg.length, self.agent.world.cfg.jump)
-        while enough and self.updates.due(self.step // self.repeat) and self.goes_on():
-            self.updates.done += 1
+        while enough and self.train_ratio.due(self.step // self.repeat) and self.goes_on():
+            self.train_ratio.done += 1
             self.agent.fit_image_normaliser(self.replay.sample, self.execution.ranks.size, self.execution.average)
             with self.clock.timed("replay"):
                 batch, where = sample(self.agent, self.replay, self.cfg.batch, self.cfg.length)
@@ -286,7 +284,7 @@ class Trainer:
         """What `load_state_dict` needs beside agent and replay; loads with weights_only."""
         return {
             "finished": self.finished,
-            "updates_done": self.updates.done,
+            "updates_done": self.train_ratio.done,
             "seconds": self.progress.seconds(),
             "row": {name: torch.from_numpy(value) for name, value in self.row.items()},
             "memory": self.memory and self.memory.plain(),
@@ -302,7 +300,7 @@ class Trainer:
         self.replay.load_state_dict(saved["replay"])
         self.agent.load_state_dict(saved["agent"])
         mine = saved["trainer"]
-        self.step, self.updates.done = saved["step"], mine["updates_done"]
+        self.step, self.train_ratio.done = saved["step"], mine["updates_done"]
         self.progress.resume(mine["seconds"])
         self.row = {name: value.numpy() for name, value in mine["row"].items()}
         if mine["memory"]:

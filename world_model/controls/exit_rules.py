@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from world_model.exits import ExitRule, HaltingBatch, HaltingState, Memory, Metrics
+from world_model.exits import ExitRule, HaltingBatch, HaltingState, Metrics, RuleMemory
 from world_model.latent import kl_divergence
 from world_model.nets import linear
 
@@ -35,17 +35,17 @@ class Residual(ExitRule):
         super().__init__()
         self.threshold = self.default_threshold if threshold is None else threshold
 
-    def stops(self, now: HaltingState, memory: Memory) -> tuple[Tensor, Memory]:
+    def stops(self, now: HaltingState, memory: RuleMemory) -> tuple[Tensor, RuleMemory]:
         return norm(now.change) < self.threshold * norm(now.x), memory
 
 
 class Acceleration(Residual):
     """Stop when two consecutive second differences are below `threshold` of the state: three loops at least."""
 
-    def begin(self, e: Tensor, cap: int) -> Memory:
+    def begin(self, e: Tensor, cap: int) -> RuleMemory:
         return torch.zeros_like(e), torch.zeros(len(e), dtype=torch.bool, device=e.device)
 
-    def stops(self, now: HaltingState, memory: Memory) -> tuple[Tensor, Memory]:
+    def stops(self, now: HaltingState, memory: RuleMemory) -> tuple[Tensor, RuleMemory]:
         before, was_small = memory
         small = norm(now.change - before) < self.threshold * norm(now.x)
         small = small & (now.loop > 1)  # the first loop has no second difference
@@ -57,7 +57,7 @@ class PriorKL(Residual):
 
     default_threshold = 0.01
 
-    def stops(self, now: HaltingState, memory: Memory) -> tuple[Tensor, Memory]:
+    def stops(self, now: HaltingState, memory: RuleMemory) -> tuple[Tensor, RuleMemory]:
         new = now.log_prior()
         if not memory:
             return torch.zeros(len(new), dtype=torch.bool, device=new.device), (new,)
@@ -80,7 +80,7 @@ class PaperGate(ExitRule):
     def logit(self, x: Tensor) -> Tensor:  # (..., N, D) -> (...)
         return self.read(x.flatten(-2)).squeeze(-1)
 
-    def stops(self, now: HaltingState, memory: Memory) -> tuple[Tensor, Memory]:
+    def stops(self, now: HaltingState, memory: RuleMemory) -> tuple[Tensor, RuleMemory]:
         return torch.sigmoid(self.logit(now.x)) > self.threshold, memory
 
     def loss(self, batch: HaltingBatch) -> tuple[Tensor, Metrics]:
@@ -110,9 +110,9 @@ class RandomExit(ExitRule):
             raise ValueError(f"a histogram of exits holds weights of 0 or more, and some above 0, not {histogram}")
         self.register_buffer("histogram", weights, persistent=False)
 
-    def begin(self, e: Tensor, cap: int) -> Memory:
+    def begin(self, e: Tensor, cap: int) -> RuleMemory:
         depth = torch.multinomial(self.histogram, len(e), replacement=True, generator=self.generator) + 1
         return (depth,)  # (B,)
 
-    def stops(self, now: HaltingState, memory: Memory) -> tuple[Tensor, Memory]:
+    def stops(self, now: HaltingState, memory: RuleMemory) -> tuple[Tensor, RuleMemory]:
         return now.loop >= memory[0], memory

@@ -142,7 +142,7 @@ class Forward(Steps):
         self.read, self.probs = kept.inputs[..., :latents].unbind(0), kept.probs.unbind(0)
         self.deters, self.stochs = kept.deters.unbind(0), kept.stochs.unbind(0)
         self.feat_deters, self.feat_stochs = (part.unbind(0) for part in kept.feat.split([width, latents], -1))
-        self.taken, many = kept.actions.unbind(0), given.held * given.actions
+        self.chosen, many = kept.actions.unbind(0), given.held * given.actions
         self.controls = kept.inputs[..., latents : latents + many].unflatten(-1, (given.held, -1)).unbind(0)
         self.chances = kept.feat.new_empty(sizes.size, given.actions)
 
@@ -174,7 +174,7 @@ class Forward(Steps):
         if self.given.source == "choice":
             run.categorical_forward(size, self.actions, UNIMIX_OF_CHOICES, x, self.chances.data_ptr())
             run.sample(size, self.actions, self.chances.data_ptr(), at["noise"](t), at["actions"](t))
-            self.controls[t].copy_(self.taken[t][:, None])
+            self.controls[t].copy_(self.chosen[t][:, None])
             return
         control, stride = at["inputs"](t) + 4 * latents, self.sizes.inputs
         run.act_forward(

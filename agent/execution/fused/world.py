@@ -37,7 +37,7 @@ class FusedWorldModel(WorldModel):
         (kind, of_loops), shell = core.loop_weights(), core.shell_weights()
         posterior = self.post_deter.weight, self.post_norm.gain, self.post_out.weight, self.post_out.bias
         weights = (*shell[:6], *of_loops, *shell[6:], *posterior)
-        actions = control(batch.prev_action, batch.taken, self.cfg.jump).transpose(0, 1).contiguous()
+        actions = control(batch.prev_action, batch.span, self.cfg.jump).transpose(0, 1).contiguous()
         keeps = (1.0 - batch.is_first.to(levels.dtype)).t().contiguous()
         resets, drawn = batch.is_first.any(0).tolist(), type(self.latents) is Categorical
         given = Given(kind, actions, keeps, resets, levels, loops, self.cfg.classes, drawn)
@@ -140,22 +140,10 @@ class FusedWorldModel(WorldModel):
         layers = [] if actor is None else list(itertools.chain.from_iterable(actor.net.layers()))
         with torch.set_grad_enabled(grad):
             dreamed = Dreamed(*Dream.apply(given, *layers)) if grad else dream.run_forward(given, layers)[-1]
-            actions = dreamed.actions.transpose(0, 1) if actor is not None else policy[:, :horizon]
-            return self.rollout(dreamed._replace(actions=actions), alive, grad)
-
-    def rollout(self, dreamed: Dreamed, alive: Tensor | None, grad: bool) -> Rollout:
-        """With the rewards and continues of its features; its actions are (B, H, A)."""
-        feat, outputs, actions, depth, residual = dreamed
-        return Rollout(
-            states=self.unflatten(feat.transpose(0, 1)),
-            actions=actions,
-            rewards=self.twohot.mean(self.reward(ahead := feat[1:])).t(),
-            continues=torch.sigmoid(self.cont(ahead).squeeze(-1)).t(),
-            loops=LoopStats(depth.t().long(), residual.transpose(0, 1)),
-            alive=torch.ones_like(feat[0, :, 0]) if alive is None else alive,
-            feat=feat,
-            outputs=outputs if grad else None,
-        )
+            feat, outputs, actions, depth, residual = dreamed
+            actions = policy[:, :horizon] if actor is None else actions.transpose(0, 1)  # (B, H, A)
+            loops = LoopStats(depth.t().long(), residual.transpose(0, 1))  # (B, H), (B, H, R)
+            return self.rollout(feat, actions, loops, alive, outputs if grad else None)
 
 
 def unfrozen(policy: Any) -> Any:
