@@ -81,8 +81,8 @@ def predict(world: WorldModel, rows: Rows, loops: int, most: int) -> Steps:
         feats = [LatentState(deter, world.draw(probs, level)).feat() for level in levels]
         guess = sum(observation_model.predictions(feat) for feat in feats)
         error.append(metric.error(guess / SAMPLES, targets))
-        posterior = world.latents.compared(world.posterior(deter, embed))
-        kl.append(world.latents.kl(posterior, world.latents.compared(probs)))
+        posterior = world.latents.kl_form(world.posterior(deter, embed))
+        kl.append(world.latents.kl(posterior, world.latents.kl_form(probs)))
     assert trace.e is not None
     return Steps(torch.stack(error), torch.stack(kl), torch.stack(trace.states), trace.e)
 

@@ -223,15 +223,15 @@ def test_a_certified_core_is_not_matched_in_size(kind):
         make_core(kind, LoopConfig(width=8), CoreSizes(1, 3, 2), "params")
 
 
-@pytest.mark.parametrize("energy", [None, 24.0])
-def test_the_inputs_of_every_prelude_start_with_an_equal_say(energy):
+@pytest.mark.parametrize("squared_norm", [None, 24.0])
+def test_the_inputs_of_every_prelude_start_with_an_equal_say(squared_norm):
     torch.manual_seed(0)
-    sizes = CoreSizes(groups=8, classes=8, actions=1, energy=energy)
+    sizes = CoreSizes(groups=8, classes=8, actions=1, squared_norm=squared_norm)
     for kind, flat in (("looped", 64), ("contracting", 0)):
         core = make_core(kind, LoopConfig(width=64, units=2000), sizes)
         parts = core.prelude_in.weight.split([n for n in (flat, 64, 1) if n], 1)
-        energies = [n for n in (flat, energy or 8, 1) if n]
-        said = [float(part.detach().square().mean()) * of for part, of in zip(parts, energies, strict=True)]
+        squared_norms = [n for n in (flat, squared_norm or 8, 1) if n]
+        said = [float(part.detach().square().mean()) * of for part, of in zip(parts, squared_norms, strict=True)]
         assert said == pytest.approx([said[0]] * len(said), rel=0.15), kind
 
 

@@ -132,7 +132,7 @@ def test_latents_of_images_begin_with_information(monkeypatch):
         monkeypatch.setattr(model_module, "FIRST_LOGITS", first)
         world = make_world()
         world.observation_model.fit_normaliser(batch.obs)
-        logp = observe(world, batch).post_logp.detach()
+        logp = observe(world, batch).post_dist.detach()
         entropy = -(logp.exp() * logp).sum((-2, -1)).mean()
         share[first] = float(entropy / (logp.shape[-2] * torch.tensor(logp.shape[-1]).log()))
     assert share[4.0] < 0.7 < share[1.0]

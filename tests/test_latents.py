@@ -21,11 +21,11 @@ def outputs_of(kind, seed=0, scale=1.0):
 def test_shapes_of_every_kind(name):
     kind = KINDS[name](3, 4)
     distribution = kind.distribution(outputs_of(kind))
-    compared = kind.compared(distribution)
+    compared = kind.kl_form(distribution)
     assert distribution.shape[:2] == (5, 3)
     assert kind.kl(compared, compared).shape == kind.entropy(compared).shape == (5,)
     assert float(kind.kl(compared, compared).abs().max()) < 1e-5
-    other = kind.compared(kind.distribution(outputs_of(kind, 1)))
+    other = kind.kl_form(kind.distribution(outputs_of(kind, 1)))
     assert (kind.kl(compared, other) > 0).all()
     for level in (kind.level((5,), distribution), None):
         assert kind.draw(distribution, level).shape == SHAPE

@@ -55,7 +55,7 @@ def test_all_rows_at_once_are_the_rows_one_after_the_other(batch, loops):
     one, other = at_once(world, batch, loops), row_by_row(world, batch, loops)
     assert torch.equal(one.states.stoch.argmax(-1), other.states.stoch.argmax(-1))
     assert torch.allclose(one.states.deter, other.states.deter, atol=1e-5)
-    assert torch.allclose(one.prior_logp, other.prior_logp, atol=1e-4)
+    assert torch.allclose(one.prior_dist, other.prior_dist, atol=1e-4)
     for mine, theirs in zip(one.trace, other.trace, strict=True):
         assert mine.shape == theirs.shape
     assert torch.allclose(one.trace.states[1:], other.trace.states[1:], atol=1e-5)

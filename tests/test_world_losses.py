@@ -44,8 +44,8 @@ def test_the_exit_gate_learns_by_how_much_another_loop_lowers_the_kl(fixed_level
     post = world.observe_sequence(batch, 4)
     with torch.no_grad():  # posterior and prior of a state that stops after 1, 2, 3 and 4 loops
         runs = [world.observe_sequence(batch, loops) for loops in (1, 2, 3, 4)]
-        kls = torch.stack([kl_divergence(run.post_logp, run.prior_logp) for run in runs])
-        last = torch.stack([kl_divergence(post.post_logp, run.prior_logp) for run in runs])
+        kls = torch.stack([kl_divergence(run.post_dist, run.prior_dist) for run in runs])
+        last = torch.stack([kl_divergence(post.post_dist, run.prior_dist) for run in runs])
     gain = kls[:-1] - kls[1:]
     assert gain.abs().max() > 1e-2
     assert (gain - (last[:-1] - last[1:])).abs().max() > 1e-2  # not those with the posterior of the last loop

@@ -26,7 +26,7 @@ def test_shapes_of_states_and_decoded_observations():
     assert world.initial(4).feat().shape == (4, world.feat_size)
     post = observe(world, make_batch(world))
     assert post.states.deter.shape == (3, 6, 2, 8)
-    assert post.post_logp.shape == post.prior_logp.shape == (3, 6, 3, 4)
+    assert post.post_dist.shape == post.prior_dist.shape == (3, 6, 3, 4)
     decoded = world.decode(post.states)
     assert {k: v.shape for k, v in decoded.items()} == {"joints": (3, 6, 3), "touch": (3, 6, 2)}
     one = post.states.map(lambda leaf: leaf[:, 0])

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from world_model.core import CoreSizes
 from world_model.exits import ExitRule, HaltingState, RuleMemory
 from world_model.looped import GatedCore, LoopConfig, LoopedCore
-from world_model.nets import Norm, equal_say, linear
+from world_model.nets import Norm, balanced_linear, linear
 from world_model.retention import Retention
 
 RATE = 0.9
@@ -198,8 +198,8 @@ class ContractingCore(CertifiedCore):
     def __init__(self, cfg: LoopConfig, sizes: CoreSizes):
         super().__init__(cfg, sizes)
         with torch.random.fork_rng(devices=[]):
-            energies = sizes.energy or sizes.groups, sizes.actions
-            self.prelude_in = equal_say((sizes.groups * sizes.classes, sizes.actions), energies, cfg.units)
+            squares = sizes.squared_norm or sizes.groups, sizes.actions
+            self.prelude_in = balanced_linear((sizes.groups * sizes.classes, sizes.actions), squares, cfg.units)
         del self.coda, self.coda_norm
 
     def read(self, deter: Tensor, inputs: Tensor) -> Tensor:

@@ -57,13 +57,13 @@ class Traces(NamedTuple):
 
 
 class CoreSizes(NamedTuple):
-    """Sizes from outside of the core: groups S, classes K, numbers C of the actions (see `jumps.control_size`); energy:
-    expected square of the latents' norm, by default that of S one-hot vectors."""
+    """Sizes from outside of the core: groups S, classes K, numbers C of the actions (see `jumps.control_size`), and the
+    expected squared norm of the latents, by default that of S one-hot vectors."""
 
     groups: int
     classes: int
     actions: int
-    energy: float | None = None
+    squared_norm: float | None = None
 
 
 class Core(nn.Module, ABC):

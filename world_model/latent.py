@@ -60,7 +60,7 @@ def kl_divergence(p_logp: Tensor, q_logp: Tensor) -> Tensor:
 
 
 def kl_balance(
-    post_logp: Tensor, prior_logp: Tensor, free_nats: float, kl: Callable[[Tensor, Tensor], Tensor] = kl_divergence
+    post: Tensor, prior: Tensor, free_nats: float, kl: Callable[[Tensor, Tensor], Tensor] = kl_divergence
 ) -> tuple[Tensor, Tensor]:
     """The two KL losses of DreamerV3, each (...): dynamics loss and representation loss.
 
@@ -68,6 +68,6 @@ def kl_balance(
     representation  KL(posterior || sg(prior)): makes the posterior predictable
     Both are clipped from below at `free_nats` after the sum over the S variables.
     """
-    dynamics = kl(post_logp.detach(), prior_logp)
-    representation = kl(post_logp, prior_logp.detach())
+    dynamics = kl(post.detach(), prior)
+    representation = kl(post, prior.detach())
     return dynamics.clamp(min=free_nats), representation.clamp(min=free_nats)

@@ -11,6 +11,7 @@ in `types.py`; P numbers describe the distribution of a group, K or 2K.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
@@ -22,47 +23,79 @@ SMALLEST_STD = 0.1
 LARGEST_STD = 10.0
 
 
-class Categorical:
-    """One-hot samples with straight-through gradients. What is compared are log-probabilities."""
+class Latents(ABC):
+    """The interface. Networks give S*P numbers, of which `distribution` makes the distribution of a state's latents."""
 
-    onehot = True
+    onehot = False
     """Whether a sample is told by its class."""
 
     def __init__(self, groups: int, classes: int):
         self.groups, self.classes = groups, classes
 
     @property
+    @abstractmethod
     def size(self) -> int:
-        """Numbers that a network gives for all groups, S*P."""
+        """S*P."""
+
+    @property
+    @abstractmethod
+    def squared_norm(self) -> float:
+        """Expected square of a sample's norm, at first."""
+
+    @abstractmethod
+    def distribution(self, outputs: Tensor) -> Tensor:
+        """(..., S*P) of a network -> (..., S, P)."""
+
+    @abstractmethod
+    def kl_form(self, distribution: Tensor) -> Tensor:
+        """(..., S, P) -> (..., S, P), the form in which `kl` and `entropy` take it."""
+
+    @abstractmethod
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
+        """KL(p || q), (..., S, P) twice -> (...), summed over the groups."""
+
+    @abstractmethod
+    def entropy(self, p: Tensor) -> Tensor:
+        """(..., S, P) -> (...) nats."""
+
+    @abstractmethod
+    def level(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Uniform random numbers for (*shape) states, of which `draw` makes samples by the inverse distribution."""
+
+    @abstractmethod
+    def draw(self, distribution: Tensor, level: Tensor | None) -> Tensor:
+        """(..., S, P) -> (..., S, K) samples at `level`, or the most probable ones with None."""
+
+
+class Categorical(Latents):
+    """One-hot samples with straight-through gradients. The form of `kl` are log-probabilities."""
+
+    onehot = True
+
+    @property
+    def size(self) -> int:
         return self.groups * self.classes
 
     @property
-    def energy(self) -> float:
-        """Expected square of a sample's norm, at first."""
+    def squared_norm(self) -> float:
         return self.groups
 
     def distribution(self, outputs: Tensor) -> Tensor:
-        """(..., S*P) of a network -> (..., S, P): probabilities."""
         return probabilities(outputs.unflatten(-1, (self.groups, self.classes)))
 
-    def compared(self, distribution: Tensor) -> Tensor:
-        """(..., S, P) -> (..., S, P), the form in which `kl` and `entropy` take it: logarithms."""
+    def kl_form(self, distribution: Tensor) -> Tensor:
         return torch.log(distribution)
 
     def kl(self, p: Tensor, q: Tensor) -> Tensor:
-        """KL(p || q), (..., S, P) twice -> (...), summed over the groups."""
         return kl_divergence(p, q)
 
     def entropy(self, p: Tensor) -> Tensor:
-        """(..., S, P) -> (...) nats."""
         return -(p.exp() * p).sum((-2, -1))
 
     def level(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Uniform random numbers at which (*shape) states are drawn."""
         return torch.rand(*shape, self.groups, 1, device=like.device, dtype=like.dtype)
 
     def draw(self, distribution: Tensor, level: Tensor | None) -> Tensor:
-        """(..., S, P) -> (..., S, K) at levels of `level`, or the most probable one with None."""
         return sample_onehot(distribution, level)
 
 
@@ -72,24 +105,22 @@ class Simplicial(Categorical):
     onehot = False
 
     @property
-    def energy(self) -> float:
+    def squared_norm(self) -> float:
         return self.groups / self.classes
 
     def draw(self, distribution: Tensor, level: Tensor | None) -> Tensor:
         return distribution
 
 
-class Gaussian(Categorical):
+class Gaussian(Latents):
     """Means and logarithms of standard deviations, K of each."""
-
-    onehot = False
 
     @property
     def size(self) -> int:
         return 2 * self.groups * self.classes
 
     @property
-    def energy(self) -> float:
+    def squared_norm(self) -> float:
         return self.groups * self.classes
 
     def distribution(self, outputs: Tensor) -> Tensor:
@@ -98,7 +129,7 @@ class Gaussian(Categorical):
         low, high = math.log(SMALLEST_STD), math.log(LARGEST_STD)
         return torch.cat([mean, low + (high - low) * torch.sigmoid(raw)], -1)
 
-    def compared(self, distribution: Tensor) -> Tensor:
+    def kl_form(self, distribution: Tensor) -> Tensor:
         return distribution
 
     def kl(self, p: Tensor, q: Tensor) -> Tensor:
@@ -121,4 +152,4 @@ class Gaussian(Categorical):
         return mean + log_std.exp() * normal
 
 
-KINDS: dict[str, type[Categorical]] = {"categorical": Categorical, "simplicial": Simplicial, "gaussian": Gaussian}
+KINDS: dict[str, type[Latents]] = {"categorical": Categorical, "simplicial": Simplicial, "gaussian": Gaussian}

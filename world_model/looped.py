@@ -33,7 +33,7 @@ from world_model.block import Block
 from world_model.core import Core, CoreSizes, LogPrior, LoopStats, Trace
 from world_model.exits import RULES, HaltingState, make_rule
 from world_model.extensions import check_name
-from world_model.nets import Norm, equal_say, linear
+from world_model.nets import Norm, balanced_linear, linear
 from world_model.ranges import ABOVE_ZERO, AT_LEAST_ONE, require
 from world_model.retention import Dynamics, Retention
 
@@ -120,8 +120,8 @@ class GatedCore(Core):
     def __init__(self, cfg: LoopConfig, sizes: CoreSizes):
         super().__init__()
         self.cfg, flat, latents = cfg, cfg.tokens * cfg.width, sizes.groups * sizes.classes
-        energies = flat, sizes.energy or sizes.groups, sizes.actions
-        self.prelude_in = equal_say((flat, latents, sizes.actions), energies, cfg.units)
+        squares = flat, sizes.squared_norm or sizes.groups, sizes.actions
+        self.prelude_in = balanced_linear((flat, latents, sizes.actions), squares, cfg.units)
         self.prelude_norm = Norm(cfg.units)
         self.prelude_out = linear(cfg.units, flat)
         self.input_norm = Norm(cfg.width)

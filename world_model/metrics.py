@@ -15,8 +15,8 @@ def posterior_metrics(post: Posterior) -> dict[str, Tensor]:
     last = states[-1]
     return {
         "world/kl": post.kl().mean(),
-        "world/posterior_entropy": post.latents.entropy(post.post_logp).mean(),
-        "world/prior_entropy": post.latents.entropy(post.prior_logp).mean(),
+        "world/posterior_entropy": post.latents.entropy(post.post_dist).mean(),
+        "world/prior_entropy": post.latents.entropy(post.prior_dist).mean(),
         "loop/train_depth": last.new_full((), post.loops),
         "loop/residual_last": (last - states[-2]).norm() / last.norm(),
         "loop/state_norm": post.states.deter.flatten(2).norm(dim=-1).mean(),

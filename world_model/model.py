@@ -84,7 +84,7 @@ class WorldModel(nn.Module):
         self.latents = KINDS[cfg.latents](cfg.groups, cfg.classes)
         flat, described, units = cfg.loop.tokens * cfg.loop.width, self.latents.size, cfg.units
         self.feat_size = flat + cfg.groups * cfg.classes
-        sizes = CoreSizes(cfg.groups, cfg.classes, control_size(action_size, cfg.jump), self.latents.energy)
+        sizes = CoreSizes(cfg.groups, cfg.classes, control_size(action_size, cfg.jump), self.latents.squared_norm)
         self.core: Core = make_core(cfg.core, cfg.loop, sizes, cfg.match)
         self.observation_model = ObservationModel(obs_sizes, self.feat_size, units, cfg.image, cfg.objective, flat)
         # The posterior's first layer is split, so that its observation half runs outside of the scan over time.
@@ -140,7 +140,7 @@ class WorldModel(nn.Module):
 
     def log_prior(self, deter: Tensor) -> Tensor:
         """(..., N, D) -> (..., S, P) the same in the form that a KL compares: logarithms."""
-        return self.latents.compared(self.prior_probs(deter))
+        return self.latents.kl_form(self.prior_probs(deter))
 
     def draw(self, probs: Tensor, level: Tensor | None) -> Tensor:
         """(..., S, P) distribution -> (..., S, K) latents at random levels, or the most probable ones with None."""
@@ -159,7 +159,7 @@ class WorldModel(nn.Module):
         embed = self.observation_model(batch.obs)  # (B, T, U)
         levels = self.latents.level((length, size), batch.reward)
         states, probs, trace, deters = self.scan(start, batch, self.post_embed(embed), levels, loops)
-        post, prior = self.latents.compared(probs), self.log_prior(states.deter)  # (B, T, S, P)
+        post, prior = self.latents.kl_form(probs), self.log_prior(states.deter)  # (B, T, S, P)
         return Posterior(states, post, prior, trace, loops, deters, embed, self.latents)
 
     def scan(self, state: LatentState, batch: Batch, embeds: Tensor, levels: Tensor, loops: int) -> Scanned:
@@ -196,7 +196,7 @@ class WorldModel(nn.Module):
     def losses(self, post: Posterior, batch: Batch, average: Average = alone) -> dict[str, Tensor]:
         """The weighted losses of every row, (B, T) each (DreamerV3 eq. 4 and 5)."""
         feat = post.states.feat()  # (B, T, F)
-        dynamics, representation = kl_balance(post.post_logp, post.prior_logp, FREE_NATS, self.latents.kl)
+        dynamics, representation = kl_balance(post.post_dist, post.prior_dist, FREE_NATS, self.latents.kl)
         alive = 1.0 - batch.is_terminal.float()
         return {
             **self.observation_model.losses(feat, batch.obs, post.embed, average),
@@ -215,7 +215,7 @@ class WorldModel(nn.Module):
         if self.core.rule.needs_gain:
             with torch.no_grad():  # the posterior is that of the depth at which a state would stop
                 early = self.core.readout(prev.expand_as(x[:-1]), x[:-1], gate.expand_as(x[:-1]))  # (R-1, B, T, N, D)
-                early_post = self.latents.compared(self.posterior(early, self.post_embed(post.embed)))
+                early_post = self.latents.kl_form(self.posterior(early, self.post_embed(post.embed)))
                 kl = self.latents.kl(early_post, self.log_prior(early))  # (R-1, B, T)
                 gain = -torch.cat([kl, post.kl()[None]]).diff(dim=0)
         return self.core.rule.loss(HaltingBatch(x, change, e, gain))

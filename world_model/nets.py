@@ -25,12 +25,12 @@ def linear(inputs: int, outputs: int, bias: bool = False, scale: float = 1.0) ->
     return layer
 
 
-def equal_say(sizes: Sequence[int], energies: Sequence[float], outputs: int) -> nn.Linear:
-    """A linear layer of several inputs, which start with an equal say; energies: the squares of their norms."""
+def balanced_linear(sizes: Sequence[int], squared_norms: Sequence[float], outputs: int) -> nn.Linear:
+    """A linear layer of several inputs, which start with an equal say; squared_norms: the squares of their norms."""
     layer = linear(sum(sizes), outputs)
     with torch.no_grad():
-        for columns, energy in zip(layer.weight.split(list(sizes), 1), energies, strict=True):
-            columns.mul_((layer.in_features / energy / len(sizes)) ** 0.5)
+        for columns, squared_norm in zip(layer.weight.split(list(sizes), 1), squared_norms, strict=True):
+            columns.mul_((layer.in_features / squared_norm / len(sizes)) ** 0.5)
     return layer
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from world_model.core import LoopStats, Traces
 from world_model.latent import LatentState
-from world_model.latents import Categorical
+from world_model.latents import Latents
 
 
 class Batch(NamedTuple):
@@ -58,7 +58,7 @@ class Scanned(NamedTuple):
 
 
 class Posterior(NamedTuple):
-    """What the model infers along a batch: states (B, T, ...), distributions (B, T, S, P) as `latents` compares them.
+    """What the model infers along a batch: states (B, T, ...), distributions (B, T, S, P) as of `Latents.kl_form`.
 
     trace holds the loop states of every step, detached, for the exit rule and the metrics.
     embed (B, T, U) is the encoder's embedding of the observations. latents: the kind of
@@ -66,17 +66,17 @@ class Posterior(NamedTuple):
     """
 
     states: LatentState
-    post_logp: Tensor
-    prior_logp: Tensor
+    post_dist: Tensor
+    prior_dist: Tensor
     trace: Traces
     loops: int
     deters: list[Tensor]
     embed: Tensor
-    latents: Categorical
+    latents: Latents
 
     def kl(self) -> Tensor:
         """KL(posterior || prior) of every row, (B, T) nats."""
-        return self.latents.kl(self.post_logp, self.prior_logp)
+        return self.latents.kl(self.post_dist, self.prior_dist)
 
 
 class Rollout(NamedTuple):

@@ -143,7 +143,7 @@ def readouts(world: WorldModel, behavior: ActorCritic | None, found: Samples) ->
         deter = core.readout(found.deter, x, found.gate)
         prior, feat = world.log_prior(deter), LatentState(deter, stoch).feat()
         row = {
-            "kl": latents.kl(latents.compared(world.posterior(deter, found.embed)), prior).mean(),
+            "kl": latents.kl(latents.kl_form(world.posterior(deter, found.embed)), prior).mean(),
             "prior_kl": latents.kl(reference_prior, prior).mean(),
         }
         said = {name: head(feat) for name, head in heads.items()}
@@ -178,7 +178,7 @@ def descent(world: WorldModel, found: Samples, loop: int) -> float:
     with torch.enable_grad():
         x = found.x[loop - 1].float().requires_grad_()
         deter = core.readout(found.deter, x, found.gate)
-        post = world.latents.compared(world.posterior(deter, found.embed)).detach()
+        post = world.latents.kl_form(world.posterior(deter, found.embed)).detach()
         (gradient,) = torch.autograd.grad(world.latents.kl(post, world.log_prior(deter)).sum(), x)
     change = (found.x[loop] - found.x[loop - 1]).flatten(1).float()
     return float(torch.cosine_similarity(change, -gradient.flatten(1), dim=1).mean())
