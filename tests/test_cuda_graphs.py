@@ -65,7 +65,7 @@ def test_the_update_of_the_graphs_is_the_eager_one(spec, settings):
         assert torch.equal(depths, its_depths)
     for pair in ((flats(agent)[name] for agent in (one, other)) for name in flats(one)):
         assert torch.allclose(*pair, atol=1e-4)
-    for pair in zip(one.average_flats, other.average_flats, strict=True):
+    for pair in zip(one.average_flats.values(), other.average_flats.values(), strict=True):
         assert torch.allclose(*pair, atol=1e-4)
 
 
@@ -102,7 +102,7 @@ def test_a_loss_that_is_not_finite_moves_no_weight():
     agent = make()
     graphs = CudaGraphs(agent)
     graphs.update(with_start(agent, 0))
-    before, averaged = flats(agent), [flat.clone() for flat in agent.average_flats]
+    before, averaged = flats(agent), [flat.clone() for flat in agent.average_flats.values()]
     slow = [p.clone() for p in agent.behavior.critic.slow.parameters()]
     batch = with_start(agent, 1)
     batch.reward[0, 0] = float("nan")
@@ -110,7 +110,7 @@ def test_a_loss_that_is_not_finite_moves_no_weight():
         graphs.update(batch)
     for name, flat in flats(agent).items():
         assert torch.equal(flat, before[name]), name
-    for flat, other in zip(agent.average_flats, averaged, strict=True):
+    for flat, other in zip(agent.average_flats.values(), averaged, strict=True):
         assert torch.equal(flat, other)
     assert all(torch.equal(*pair) for pair in zip(slow, agent.behavior.critic.slow.parameters(), strict=True))
 

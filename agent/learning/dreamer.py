@@ -76,7 +76,7 @@ class Dreamer:
         if behavior.decisions == "both":
             self.averaged.behavior.cfg = behavior.without_plans()
         self.averaged.world.observation_model.share_statistics(world.observation_model)
-        self.average_flats = [flatten(params, grad=False) for params in self.averaged.parts().values()]
+        self.average_flats = {name: flatten(params, grad=False) for name, params in self.averaged.parts().items()}
         self.average_rate = torch.zeros((), device=device)
         self.slow_flat = flatten(self.behavior.critic.slow.parameters(), grad=False)
         self.nonfinite: Tensor | None = None  # see `skip_step_where`
@@ -159,8 +159,8 @@ class Dreamer:
                 adam.step()
             moves = 1.0 if self.nonfinite is None else 1.0 - self.nonfinite
             self.slow_flat.lerp_(self.optimizers["critic"].flat, SLOW_RATE * moves)
-            for adam, average in zip(self.optimizers.values(), self.average_flats, strict=True):
-                average.lerp_(adam.flat, self.average_rate * moves)
+            for name, adam in self.optimizers.items():
+                self.average_flats[name].lerp_(adam.flat, self.average_rate * moves)
         return norms
 
     def skip_step_where(self, bad: Tensor) -> None:

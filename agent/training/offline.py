@@ -73,7 +73,7 @@ def update_world(agent: Dreamer, batch: Batch, progress: float) -> Update:
     norm = metrics["world/grad_norm"] = adam.clip_gradient()
     check_finite(norm, {"world/grad_norm": norm})
     adam.step()
-    agent.average_flats[0].lerp_(adam.flat.detach(), agent.average_rate)
+    agent.average_flats["world"].lerp_(adam.flat.detach(), agent.average_rate)
     model_error = posterior.kl().mean(1).detach()  # (B,)
     errors = torch.stack([model_error, torch.zeros_like(model_error)], 1)
     return Update(posterior.states.detach(), torch.full((), depth), metrics, errors)
