@@ -8,9 +8,13 @@ PYTHON ?= python3
 TASK ?= dmc:cartpole_swingup
 SEED ?= 0
 STEPS ?=
-# The main job keeps to half an hour on slow machines too; what somebody asks for runs to its end.
-MINUTES ?= $(if $(STEPS)$(filter-out dmc:cartpole_swingup,$(TASK)),0,26)
 ARGS ?=
+# The main job keeps to half an hour on slow machines too; what somebody asks for runs to its end.
+ifeq ($(STEPS)$(TASK),dmc:cartpole_swingup)
+override STEPS := 200k
+MINUTES ?= 26
+endif
+MINUTES ?= 0
 JOBS ?= 2
 
 VENV := .venv
@@ -20,7 +24,7 @@ CHECKED := envs world_model agent train_agent.py evaluate.py
 
 help:
 	@echo "make train   train an agent; the first call installs what is needed into $(VENV)"
-	@echo "             TASK=$(TASK)  SEED=$(SEED)  STEPS=(environment steps)  ARGS=(more options)"
+	@echo "             TASK=$(TASK)  SEED=$(SEED)  STEPS=$(or $(STEPS),(environment steps))  ARGS=(more options)"
 	@echo "             MINUTES=$(MINUTES) ends the training early where the machine is slow; 0: no limit"
 	@echo "make test    check style and types, then run the tests"
 	@echo "make faults  end runs at random and feed them damaged inputs, for two hours or so; JOBS=$(JOBS) at a time"

@@ -113,7 +113,7 @@ def policy(args: PolicyArgs, write: Write) -> None:
     print(f"{task}, {args.sb3}" if args.sb3 else f"{task}, {path}, step {saved['step']:,}")
     print(format_summary(result))
     if isinstance(agent, Dreamer) and (planned := agent.averaged.behavior.cfg).plans:
-        many = f"{planned.plan} candidates, {planned.plan_horizon} steps ahead"
+        many = f"{planned.plan_candidates} candidates, {planned.plan_horizon} steps ahead"
         print(f"planned with {many}: {timed.milliseconds:.1f} ms per decision of {min(len(episodes), 10)} environments")
     if len(shares) > 1:
         print("shares of 1, 2, .. loops " + " ".join(f"{share:.4f}" for share in shares))

@@ -177,11 +177,13 @@ FORMER: dict[str, Any] = {
 def renewed(values: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
     """The settings of a file as they are written today, so that runs of earlier versions can still be read."""
     kept = {name: v for name, v in values.items() if f"{prefix}{name}" not in FORMER or v != FORMER[f"{prefix}{name}"]}
-    if prefix == "behavior." and "decisions" not in kept and "plan" in kept:  # 0 was what the actor decides
-        if kept["plan"]:
-            kept["decisions"] = "both"
+    if prefix == "behavior." and "plan" in kept:  # the candidates; 0 was what the actor decides
+        candidates = kept.pop("plan")
+        kept.setdefault("decisions", "both" if candidates else "actor")
+        if candidates:
+            kept["plan_candidates"] = candidates
         else:
-            kept = {name: value for name, value in kept.items() if name not in ("plan", "plan_horizon")}
+            kept.pop("plan_horizon", None)
     return kept
 
 

@@ -296,6 +296,9 @@ def test_settings_that_went_are_read_where_they_say_what_holds_today():
 
 @pytest.mark.parametrize(("plan", "decisions", "candidates"), [(0, "actor", 64), (32, "both", 32)])
 def test_a_number_of_candidates_once_turned_planning_on(plan, decisions, candidates):
-    behavior = {k: v for k, v in to_dict(Config())["behavior"].items() if k != "decisions"} | {"plan": plan}
+    later = "decisions", "plan_candidates"
+    behavior = {k: v for k, v in to_dict(Config())["behavior"].items() if k not in later} | {"plan": plan}
     found = from_dict(Config, {"behavior": behavior}).behavior
-    assert (found.decisions, found.plan) == (decisions, candidates)
+    assert (found.decisions, found.plan_candidates) == (decisions, candidates)
+    named = from_dict(Config, {"behavior": behavior | {"decisions": "plan", "plan": 32}}).behavior
+    assert (named.decisions, named.plan_candidates) == ("plan", 32)

@@ -44,7 +44,7 @@ class KnownWorld:
 
 def planner(candidates=64, horizon=3):
     torch.manual_seed(0)
-    cfg = BehaviorConfig(decisions="plan", plan=candidates, plan_horizon=horizon, units=16)
+    cfg = BehaviorConfig(decisions="plan", plan_candidates=candidates, plan_horizon=horizon, units=16)
     behavior = ActorCritic(cfg, 8, ActionSpec(2, False))
     state = LatentState(torch.cat([TARGETS, torch.zeros(3, 2)], 1).view(3, 1, 4), torch.zeros(3, 1, 4))
     return KnownWorld(), behavior, state
@@ -99,7 +99,7 @@ def test_a_row_does_not_depend_on_the_others():
 
 def test_an_agent_that_plans_trains_saves_its_plan_and_goes_on(make_trainer, tmp_path):
     config = preset("debug")
-    config = replace(config, behavior=replace(config.behavior, decisions="both", plan=8, plan_horizon=2))
+    config = replace(config, behavior=replace(config.behavior, decisions="both", plan_candidates=8, plan_horizon=2))
     options = {"config": config, "steps": 130, "prefill": 100, "eval_every": 0}
     trainer = make_trainer(tmp_path / "one", **options)
     assert trainer.run()
@@ -156,6 +156,6 @@ def test_choices_are_not_planned():
     with pytest.raises(ValueError, match="plans continuous actions"):
         ActorCritic(BehaviorConfig(decisions="plan"), 8, ActionSpec(2, True))
     with pytest.raises(ValueError, match="plan-horizon must be at least 1"):
-        BehaviorConfig(decisions="plan", plan=8, plan_horizon=0)
+        BehaviorConfig(decisions="plan", plan_candidates=8, plan_horizon=0)
     with pytest.raises(ValueError, match="plans nothing"):
-        BehaviorConfig(plan=8)
+        BehaviorConfig(plan_candidates=8)

@@ -61,19 +61,19 @@ class BehaviorConfig:
     decisions: Literal["actor", "plan", "both", "expansion"] = "actor"
     """Who acts: the actor; plans of continuous actions; or both, plans while exploring and the actor in evaluations.
     expansion: the actor; losses are those of observed states alone, and dreams are their targets."""
-    plan: int = CANDIDATES
-    """Candidates of a plan."""
+    plan_candidates: int = CANDIDATES
+    """Sequences of actions that a plan compares."""
     plan_horizon: int = PLANNED
     """Steps ahead that are planned; the critic values what comes after them."""
     units: int = 128
     """Width of actor and critic."""
 
     def __post_init__(self) -> None:
-        whole = dict.fromkeys(("horizon", "plan", "plan_horizon", "units", "jump"), AT_LEAST_ONE)
+        whole = dict.fromkeys(("horizon", "plan_candidates", "plan_horizon", "units", "jump"), AT_LEAST_ONE)
         require(self, "--behavior.", **whole, entropy=NOT_NEGATIVE, gamma=SOME_SHARE)
         if self.starts is not None and self.starts < 0:
             raise ValueError(f"--behavior.starts must be 0 (all) or more, got {self.starts}")
-        if not self.plans and (self.plan, self.plan_horizon) != (CANDIDATES, PLANNED):
+        if not self.plans and (self.plan_candidates, self.plan_horizon) != (CANDIDATES, PLANNED):
             raise ValueError(f"--behavior.decisions {self.decisions} plans nothing: give plan or both")
 
     @property
@@ -83,7 +83,7 @@ class BehaviorConfig:
 
     def without_plans(self) -> BehaviorConfig:
         """The same settings where the actor decides."""
-        return replace(self, decisions="actor", plan=CANDIDATES, plan_horizon=PLANNED)
+        return replace(self, decisions="actor", plan_candidates=CANDIDATES, plan_horizon=PLANNED)
 
 
 # ---------------------------------------------------------------------- mathematics

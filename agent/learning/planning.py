@@ -49,7 +49,7 @@ def plan(
     Where what the policy proposes has nearly the same score, whatever it is, the search would settle on what is best by
     chance, and explore no more: the policy acts there, the more the smaller the differences are.
     """
-    cfg, envs, candidates = behavior.cfg, len(going), behavior.cfg.plan
+    cfg, envs, candidates = behavior.cfg, len(going), behavior.cfg.plan_candidates
     horizon, size = cfg.plan_horizon, world.action_size
     proposed = max(1, round(PROPOSALS * candidates))
     elites, others = max(2, round(ELITES * candidates)), max(1, candidates - proposed)
@@ -96,6 +96,6 @@ def use_plan(behavior: ActorCritic, candidates: int, horizon: int | None) -> Non
         raise ValueError("--plan plans continuous actions, and this task's are choices: leave it out")
     steps = behavior.cfg.plan_horizon if horizon is None else horizon
     if candidates:
-        behavior.cfg = replace(behavior.cfg, decisions="plan", plan=candidates, plan_horizon=steps)
+        behavior.cfg = replace(behavior.cfg, decisions="plan", plan_candidates=candidates, plan_horizon=steps)
     else:
         behavior.cfg = behavior.cfg.without_plans()
