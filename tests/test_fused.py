@@ -144,6 +144,52 @@ def test_weights_are_read_anew_in_every_update():
 
 
 @compiler
+def test_weights_that_change_inside_are_read_anew_and_an_inner_scope_leaves_the_outer_one_on():
+    w, x = torch.randn(3, 2), torch.randn(4, 2)
+    with fused_layers():
+        chain(x, [(w, None, None)])
+        w.add_(1.0)
+        torch.testing.assert_close(chain(x, [(w, None, None)]), x @ w.t())
+        with fused_layers():
+            assert SCOPE.weights
+        assert SCOPE.active
+        assert SCOPE.weights
+    assert not SCOPE.active
+    assert not SCOPE.weights
+
+
+@compiler
+@pytest.mark.parametrize("case", ["vectors", "certified", "gru"])
+def test_one_frozen_weight_leaves_the_others_their_gradients(case):
+    world = make(*CASES[case]).world
+    fuse_modules(world)
+    core = world.core
+    first = core.prelude_in.weight if hasattr(core, "prelude_in") else core.read_deter.linear.weight
+    first.requires_grad_(False)
+    if hasattr(core, "retention"):
+        core.retention.requires_grad_(False)
+    state = world.initial(3)
+    with fused_layers():
+        inputs = torch.randn(3, world.inputs(state, torch.zeros(3, world.action_size)).shape[1])
+        out, _ = core(state.deter, inputs, 2, core.prepare())
+    out.square().sum().backward()
+    no_part = "rule.", "start"  # in a step
+    trained = {name: w for name, w in core.named_parameters() if w.requires_grad and not name.startswith(no_part)}
+    assert not [name for name, weight in trained.items() if not weight.grad.any()]
+    assert not first.grad.any()
+
+
+@compiler
+def test_a_row_without_variance_is_a_number():
+    """The ends of short rows are taken out of the variance, which rounding may leave below 0."""
+    x, gain = torch.full((1, 56), 5e3), torch.ones(56)
+    x[0, 0] += 1e-3
+    with fused_layers():
+        y = chain(x, [(torch.eye(56), None, gain)])
+    assert y.isfinite().all()
+
+
+@compiler
 def test_frozen_weights_have_no_gradient_and_inputs_do():
     w, gain, x = (torch.randn(*shape, requires_grad=True) for shape in ((3, 2), (3,), (4, 2)))
     with fused_layers(), scope.frozen_weights():
@@ -227,6 +273,25 @@ def test_a_compiler_may_be_several_words_and_a_user_without_a_home(monkeypatch, 
     monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path))
     assert build.load.__wrapped__() is not None
     assert len(list(tmp_path.glob("looped-dreamer-*/kernels-*.so"))) == 1
+
+
+def test_where_the_cache_cannot_be_written_a_folder_of_the_users_own_is_taken(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no folder can be made below it
+    monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path))
+    folder = build.cache()
+    assert folder.parent == tmp_path
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)  # another user may have put code there
+    with pytest.raises(OSError, match="can be written by others"):
+        build.cache()
+
+
+def test_a_compiler_with_an_open_quote_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "g++ 'never closed")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.warns(UserWarning, match="No closing quotation"):
+        assert build.load.__wrapped__() is None
 
 
 @compiler

@@ -60,6 +60,15 @@ def test_a_dream_whose_samples_stop_after_different_loops_is_the_same(case):
         assert (mine - theirs).norm() < 1e-4 * theirs.norm()
 
 
+def test_a_dream_from_states_with_gradient_keeps_it():
+    agent = make(*CASES["vectors"])
+    fuse(agent)
+    start = agent.world.initial(3).map(lambda leaf: leaf.detach().clone().requires_grad_())
+    with fused_layers():
+        agent.world.imagine(start, agent.behavior.policy, 2, grad=True).feat.square().sum().backward()
+    assert start.deter.grad.abs().sum() > 0
+
+
 def test_a_dream_is_one_operation_where_it_can_be(monkeypatch):
     dreams = []
     monkeypatch.setattr(FusedWorldModel, "dream", lambda self, *given, **_: dreams.append(given))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -79,6 +79,12 @@ class CudaGraphs(Eager):
     def check(self, total: Tensor, metrics: dict[str, Tensor]) -> None:
         """Nothing is read back inside of a graph: remember it on the device."""
         self.nonfinite.copy_(torch.maximum(self.nonfinite, (~torch.isfinite(total)).to(self.nonfinite.dtype)))
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """The tensors that a graph has recorded are not those that were loaded: record anew."""
+        super().load_state_dict(saved)
+        self.warm.clear()
+        self.recorded.clear()
 
     def copy_in(self, batch: Batch) -> None:
         """Copy the batch to where the graphs read it."""

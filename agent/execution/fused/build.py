@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -9,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 import warnings
@@ -35,14 +37,14 @@ def load() -> ctypes.PyDLL | None:
     """
     try:
         return declare(ctypes.PyDLL(str(compiled())))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a quote of CXX that is not closed
         reason = str(getattr(error, "stderr", None) or error).strip().partition("\n")[0]
         warnings.warn(f"layers are not fused, and updates take about twice as long: {reason}", stacklevel=2)
         return None
 
 
 def compiled() -> Path:
-    """The compiled file, which stays in the user's cache. Raises OSError or SubprocessError."""
+    """The compiled file, which stays in the user's cache. Raises OSError, ValueError or SubprocessError."""
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "c++", "clang++")), None)
     if compiler is None:
         raise OSError("there is no C++ compiler (on Debian and Ubuntu: apt install g++)")
@@ -50,7 +52,6 @@ def compiled() -> Path:
     about = hashlib.sha256(code + " ".join((compiler, *FLAGS, processor())).encode()).hexdigest()
     path = cache() / f"kernels-{about[:16]}.so"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # two processes may compile at once
             made = Path(folder) / path.name
             command = [*shlex.split(compiler), *FLAGS, *map(str, SOURCES), "-o", str(made)]
@@ -60,11 +61,21 @@ def compiled() -> Path:
 
 
 def cache() -> Path:
-    """The folder of compiled files: of a user without a home, in the system's folder for temporary ones."""
+    """The folder of compiled files, made where it is not there: the user's cache, or where nothing can be written there
+    one of the user's own among the temporary folders. Raises OSError."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if home.startswith("~"):
-        return Path(tempfile.gettempdir()) / f"looped-dreamer-{os.getuid()}"
-    return Path(home) / "looped-dreamer"
+    if not home.startswith("~"):  # a user without a home
+        folder = Path(home) / "looped-dreamer"
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    folder = Path(tempfile.gettempdir()) / f"looped-dreamer-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    about = folder.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o022:
+        raise OSError(f"{folder} can be written by others, and code from there is not run: remove it")
+    return folder
 
 
 def processor() -> str:

@@ -46,6 +46,7 @@ extern "C" {
 
 // out (rows, 2 actions): a mean before its tanh, and a deviation before its sigmoid. action = mean + deviation noise;
 // control, whose rows lie `stride` apart, gets the same with a size of at most 1, as many times as the action is held.
+// The 2 is that of Actor.distribution.
 void act_forward(int64_t rows, int64_t actions, int64_t held, float least, In out, In noise, Out action, Out control, int64_t stride) {
   for (int64_t r = 0; r < rows; ++r, out += 2 * actions, noise += actions, action += actions, control += stride)
     vectors(actions, [&](int64_t i, auto get, auto put) {

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from agent.execution.fused.functions import at as address
-from agent.execution.fused.scan_loops import At, Loop, Rows, Sizes
+from agent.execution.fused.scan_loops import At, LoopPlace, Rows, Sizes
 from agent.execution.fused.scope import SCOPE
 from agent.learning.actor_critic import MIN_STD
 from agent.learning.actor_critic import UNIMIX as UNIMIX_OF_CHOICES
@@ -29,7 +29,7 @@ BEHIND = "coda", "gain_coda", "w_prior", "gain_prior", "w_logits", "b_logits"
 TURNED = "w_in", "w_out", "w_gate", "coda", "w_prior", "w_logits"
 
 
-class Gate(NamedTuple):
+class GateWeights(NamedTuple):
     """Weights (D,), bias (1,) and weights of the changes (D,) of the exit gate, and the gain that stops a sample."""
 
     state: Tensor
@@ -58,7 +58,7 @@ class Given(NamedTuple):
     classes: int
     drawn: bool
     weights: tuple[Any, ...]
-    gate: Gate | None
+    gate: GateWeights | None
 
     def named(self) -> dict[str, Tensor]:
         return dict(zip((*BEFORE, *self.kind.weights, *BEHIND), self.weights, strict=True))
@@ -198,7 +198,7 @@ class Forward(Steps):
             injected, new = at["injected"].of(r, t), at["new"].of(r, t)
             after = min(r + 1, cap - 1)  # nothing goes on from the last one
             counts.append(rows)
-            self.kind.forward(run, self.sizes, at, Loop(r, t, rows, x, injected, new), w, turned)
+            self.kind.forward(run, self.sizes, at, LoopPlace(r, t, rows, x, injected, new), w, turned)
             rows = run.exits(
                 rows, width, self.extra, r + 1, cap, self.threshold, x, new, injected, *self.gate, at["index"].of(r, t),
                 at["depth"](t), at["residual"](t), at["last"](t), at["x"].of(after, t), at["injected"].of(after, t),

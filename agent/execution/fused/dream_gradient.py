@@ -14,7 +14,7 @@ from torch.autograd.function import Function, once_differentiable
 
 from agent.execution.fused.dream import Given, Kept, Steps, last_outputs, run_forward
 from agent.execution.fused.functions import at as address
-from agent.execution.fused.scan_loops import Loop, Sizes
+from agent.execution.fused.scan_loops import LoopPlace, Sizes
 from agent.execution.fused.scope import SCOPE
 from agent.learning.actor_critic import MIN_STD
 from world_model.latent import UNIMIX
@@ -70,7 +70,7 @@ class Backward(Steps):
             rows, index = counts[r], at["index"].of(r, t)
             run.gather(rows, width, b["dstate"], index, b["dnew"])
             x = at["x"].of(r, t) if r else at["deters"](t)
-            loop = Loop(r, t, rows, x, at["injected"].of(r, t), b["dnew"])
+            loop = LoopPlace(r, t, rows, x, at["injected"].of(r, t), b["dnew"])
             self.kind.backward(run, self.sizes, at, loop, b["dx"], b, w, self.frozen)
             run.scatter(rows, width, b["dx"], index, b["dstate"])
             run.scatter_add(rows, self.extra, b["dloop"], index, b["dinjected"])

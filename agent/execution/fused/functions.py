@@ -16,7 +16,8 @@ from world_model.latent import UNIMIX
 
 
 def at(x: Tensor | None) -> int | None:
-    """Where the numbers lie."""
+    """Where the numbers lie. A kernel gets plain numbers, so x must have a name until it returns: what has none may be
+    freed before."""
     return None if x is None else x.data_ptr()
 
 
@@ -36,7 +37,7 @@ def zeros(x: Tensor | None, wanted: bool) -> Tensor | None:
     return torch.zeros_like(x) if wanted and x is not None else None
 
 
-def given(weights: Iterable[Tensor | None]) -> list[Tensor | None]:
+def unless_frozen(weights: Iterable[Tensor | None]) -> list[Tensor | None]:
     """Weights as a function takes them: without gradient where they are frozen."""
     return [None if w is None else w.detach() for w in weights] if SCOPE.frozen else list(weights)
 
@@ -124,7 +125,7 @@ def chain(
     turned = [SCOPE.transposed(w) for w, _, _ in layers]
     if base is not None:
         base = base.expand(*x.shape[:-1], len(layers[0][0]))
-    return Chain.apply(x, base, classes, turned, known, *given(itertools.chain.from_iterable(layers)))
+    return Chain.apply(x, base, classes, turned, known, *unless_frozen(itertools.chain.from_iterable(layers)))
 
 
 class Prelude(Function):
@@ -150,7 +151,7 @@ class Prelude(Function):
     @once_differentiable
     def backward(ctx: Any, de: Tensor, dgate: Tensor) -> tuple[Tensor | None, ...]:
         deter, inputs, w_in, gain_in, w_out, gain_out, w_gate, kept, gate = ctx.saved_tensors
-        want = ctx.needs_input_grad[2]
+        want = any(ctx.needs_input_grad[2:])
         rows, tokens, width, _, units = ctx.sizes
         de, dgate = de.contiguous(), dgate.contiguous()
         scratch = deter.new_empty(2 * rows * (tokens * width + units))
@@ -167,7 +168,7 @@ class Prelude(Function):
 def prelude(deter: Tensor, inputs: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
     """weights: w_in, gain_in, w_out, gain_out, w_gate, bias."""
     turned = [SCOPE.transposed(weights[i]) for i in (0, 2, 4)]
-    return Prelude.apply(deter, inputs, *given(weights), *turned)
+    return Prelude.apply(deter, inputs, *unless_frozen(weights), *turned)
 
 
 class Loop(Function):
@@ -195,7 +196,7 @@ class Loop(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, decay, gain_mlp, w_up, w_down, gain, kept = ctx.saved_tensors
         rows, width, hidden = ctx.sizes
-        want = ctx.needs_input_grad[4]
+        want = any(ctx.needs_input_grad[2:])
         dy = dy.contiguous()
         scratch = dy.new_empty(rows * (width + 3 * hidden))
         ds = torch.empty_like(dy)
@@ -213,7 +214,7 @@ def loop(x: Tensor | None, injected: Tensor, decay: Tensor | None, *weights: Ten
     """weights: gain_mlp, w_up, w_down, gain."""
     turned = [SCOPE.transposed(weights[i]) for i in (1, 2)]
     decay = decay.detach() if decay is not None and SCOPE.frozen else decay
-    return Loop.apply(x, injected, decay, *given(weights), *turned)
+    return Loop.apply(x, injected, decay, *unless_frozen(weights), *turned)
 
 
 class CertifiedLoop(Function):
@@ -240,7 +241,7 @@ class CertifiedLoop(Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, injected, decay, coupling, w_up, w_down, kept = ctx.saved_tensors
         rows, width, hidden = ctx.sizes
-        want, dout = ctx.needs_input_grad[2], dout.contiguous()
+        want, dout = any(ctx.needs_input_grad[2:]), dout.contiguous()
         scratch = dout.new_empty(2 * rows * (width + hidden))
         gradients = [torch.empty_like(x), torch.empty_like(injected)]
         weights = [zeros(w, want) for w in (decay, coupling, w_up, w_down)]
@@ -254,7 +255,7 @@ class CertifiedLoop(Function):
 def certified_loop(x: Tensor, injected: Tensor, *weights: Tensor) -> Tensor:
     """weights: decay, coupling, w_up, w_down. injected holds the gate before its sigmoid."""
     turned = [SCOPE.transposed(weights[i]) for i in (2, 3)]
-    return CertifiedLoop.apply(x, injected, *given(weights), *turned)
+    return CertifiedLoop.apply(x, injected, *unless_frozen(weights), *turned)
 
 
 class Readout(Function):
@@ -280,7 +281,7 @@ class Readout(Function):
         width = len(w)
         dy = dy.contiguous()
         scratch, ddeter, dx, dgate = (torch.empty_like(dy) for _ in range(4))
-        weights = [zeros(part, ctx.needs_input_grad[3]) for part in (w, gain)]
+        weights = [zeros(part, any(ctx.needs_input_grad[3:])) for part in (w, gain)]
         SCOPE.kernels.readout_backward(
             x.numel() // width, width, at(deter), at(x), at(gate), at(w), at(gain), *parts(kept, *ctx.kept),
             at(dy), at(scratch), at(ddeter), at(dx), at(dgate), *map(at, weights),
@@ -290,4 +291,4 @@ class Readout(Function):
 
 def readout(deter: Tensor, x: Tensor, gate: Tensor, *weights: Tensor) -> Tensor:
     """weights: the coda's w and gain."""
-    return Readout.apply(deter, x, gate, *given(weights), SCOPE.transposed(weights[0]))
+    return Readout.apply(deter, x, gate, *unless_frozen(weights), SCOPE.transposed(weights[0]))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from agent.execution.fused.functions import at, given, parts, zeros
+from agent.execution.fused.functions import at, parts, unless_frozen, zeros
 from agent.execution.fused.scope import SCOPE
 
 WEIGHTS = "w_deter", "b_deter", "gain_deter", "w_stoch", "b_stoch", "gain_stoch", "w_action", "b_action", "gain_action"
@@ -45,7 +45,7 @@ class GRUStep(Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         deter, inputs, kept, t_hidden, t_gates, *weights = ctx.saved_tensors
         w = dict(zip((*WEIGHTS, *BEHIND), weights, strict=True))
-        gradients = [zeros(weight, ctx.needs_input_grad[4]) for weight in weights]
+        gradients = [zeros(weight, any(ctx.needs_input_grad[4:])) for weight in weights]
         rows, width, *_, units = ctx.sizes
         scratch = kept.new_empty(rows * (5 * width + 2 * units))
         ddeter, dinputs, grad = torch.empty_like(deter), torch.empty_like(inputs), grad.contiguous()
@@ -60,4 +60,4 @@ class GRUStep(Function):
 def gru_step(deter: Tensor, inputs: Tensor, latents: int, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
     """weights: of WEIGHTS and BEHIND."""
     turned = [SCOPE.transposed(weights[i]) for i in (0, 3, 6, 9, 12)]
-    return GRUStep.apply(deter, inputs, latents, turned, *given(weights))
+    return GRUStep.apply(deter, inputs, latents, turned, *unless_frozen(weights))

@@ -217,7 +217,7 @@ void gru_forward(int64_t rows, int64_t width, int64_t blocks, int64_t latents, i
   for (int64_t at = 0; at < rows * blocks; ++at)
     vectors(part, [&](int64_t i, auto get, auto put) {
       In g = gates + 3 * at * part + i;
-      Vec x = get(deter + at * part + i), u = sigmoid(get(g + 2 * part) - 1.0f);
+      Vec x = get(deter + at * part + i), u = sigmoid(get(g + 2 * part) - 1.0f);  // as GRUCore.forward
       Vec candidate = 2.0f * sigmoid(2.0f * sigmoid(get(g)) * get(g + part)) - 1.0f;
       put(out + at * part + i, x + u * (candidate - x));
       put(update + at * part + i, u);

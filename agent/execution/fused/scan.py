@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from agent.execution.fused.scan_loops import At, Loop, Rows, Sizes
+from agent.execution.fused.scan_loops import At, LoopPlace, Rows, Sizes
 from agent.execution.fused.scope import SCOPE
 from world_model.latent import UNIMIX
 
@@ -48,12 +48,12 @@ class Kept:
         def room(*shape: int) -> Tensor:
             return given.levels.new_empty(shape)
 
-        self.before, self.inputs = room(rows, size, width), room(rows, size, inputs)
+        self.states = room(loops + 1, rows, size, width)
+        self.before, self.inputs = self.states[0], room(rows, size, inputs)
         self.z, self.hidden, self.y = room(rows, size, units), room(rows, size, units), room(rows, size, width)
         self.stats = room(rows, 2 * size, 2)
         self.e, self.gate = room(rows, size, width), room(rows, size, width)
         self.injected = room(rows, size, given.kind.injected(sizes))
-        self.states = room(loops + 1, rows, size, width)
         for name, shape in given.kind.kept(sizes).items():
             setattr(self, name, room(loops, rows, *shape))
         self.coda_z, self.coda_out, self.deter = (room(rows, size, width) for _ in range(3))
@@ -69,7 +69,7 @@ def names_of(kind: Rows) -> tuple[str, ...]:
 
 class Scan(Function):
     """deter (B, D), stoch (B, S*K) before the first row, start (D,), embeds (T, B, U) -> deter (T, B, D), stoch and
-    probabilities (T, B, S*K); and without gradient states (R+1, T, B, D), e, gate and the deter before (T, B, D)."""
+    probabilities (T, B, S*K); and without gradient states (R+1, T, B, D), e and gate (T, B, D)."""
 
     @staticmethod
     def forward(
@@ -111,7 +111,7 @@ class Scan(Function):
             x = at["before"](t)
             for r in range(given.loops):
                 y = at["states"].of(r + 1, t)
-                kind.forward(run, sizes, at, Loop(r, t, size, x, at["injected"](t), y), p, turned)
+                kind.forward(run, sizes, at, LoopPlace(r, t, size, x, at["injected"](t), y), p, turned)
                 x = y
             run.readout_forward(
                 size, width, at["before"](t), x, at["gate"](t), turned["coda"], p["gain_coda"], at["coda_z"](t),
@@ -131,10 +131,9 @@ class Scan(Function):
             else:
                 stochs[t].copy_(probs[t])
             deter, stoch = deters[t], stochs[t]
-        k.states[0] = k.before
         ctx.given, ctx.kept, ctx.sizes = given, k, sizes
         ctx.save_for_backward(start, *tensors)
-        beside = k.states, k.e, k.gate, k.before
+        beside = k.states, k.e, k.gate
         ctx.mark_non_differentiable(*beside)
         results = k.deter, k.stoch, k.probs, *beside
         # An output that its own function holds would hold the function, and never be freed.
@@ -183,7 +182,7 @@ class Scan(Function):
             dx, other = out.dx, out.other
             out.dinjected.zero_()
             for r in range(given.loops - 1, -1, -1):
-                loop = Loop(r, t, size, at["states"].of(r, t), at["injected"](t), dx.data_ptr())
+                loop = LoopPlace(r, t, size, at["states"].of(r, t), at["injected"](t), dx.data_ptr())
                 kind.backward(run, sizes, at, loop, other.data_ptr(), b, w, g)
                 out.dinjected += out.dloop
                 dx, other = other, dx

@@ -36,7 +36,7 @@ class At:
         return self.begin + r * self.row + t * self.inner
 
 
-class Loop(NamedTuple):
+class LoopPlace(NamedTuple):
     """Loop r of row t, of its first `rows` samples: where x lies, what is injected, the new state or its gradient."""
 
     r: int
@@ -74,7 +74,7 @@ class LoopedRows:
         return {**states, "h": (size, 2 * hidden), "a": (size, hidden), "loop_stats": (2 * size, 2)}
 
     @staticmethod
-    def forward(run: Any, sizes: Sizes, at: Places, loop: Loop, p: Addresses, turned: Addresses) -> None:
+    def forward(run: Any, sizes: Sizes, at: Places, loop: LoopPlace, p: Addresses, turned: Addresses) -> None:
         r, t, rows, x, injected, y = loop
         run.loop_forward(
             rows, sizes.width, sizes.hidden, x, injected, p["decay"], p["gain_mlp"], turned["w_up"], turned["w_down"],
@@ -84,7 +84,7 @@ class LoopedRows:
 
     @staticmethod
     def backward(
-        run: Any, sizes: Sizes, at: Places, loop: Loop, dx: int, b: Addresses, w: Addresses, g: Addresses
+        run: Any, sizes: Sizes, at: Places, loop: LoopPlace, dx: int, b: Addresses, w: Addresses, g: Addresses
     ) -> None:
         """From the gradient dy of the new state that of the old one, and in b["dloop"] that of what is injected."""
         r, t, rows, x, _, dy = loop
@@ -113,7 +113,7 @@ class CertifiedRows:
         return {"s": state, "o": state, "h": units, "a": units}
 
     @staticmethod
-    def forward(run: Any, sizes: Sizes, at: Places, loop: Loop, p: Addresses, turned: Addresses) -> None:
+    def forward(run: Any, sizes: Sizes, at: Places, loop: LoopPlace, p: Addresses, turned: Addresses) -> None:
         r, t, rows, x, injected, y = loop
         run.certified_forward(
             rows, sizes.width, sizes.hidden, x, injected, p["decay"], p["coupling"], turned["w_up"], turned["w_down"],
@@ -122,7 +122,7 @@ class CertifiedRows:
 
     @staticmethod
     def backward(
-        run: Any, sizes: Sizes, at: Places, loop: Loop, dx: int, b: Addresses, w: Addresses, g: Addresses
+        run: Any, sizes: Sizes, at: Places, loop: LoopPlace, dx: int, b: Addresses, w: Addresses, g: Addresses
     ) -> None:
         r, t, rows, x, injected, dy = loop
         run.certified_backward(

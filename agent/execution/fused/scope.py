@@ -1,4 +1,8 @@
-"""When layers are fused: inside of `fused_layers`, which an update enters. Weights must not change there."""
+"""When layers are fused: inside of `fused_layers`, which an update enters.
+
+Weights must not change there: their transposes are computed once. What an ordinary optimiser changes is noticed, what
+is changed through `.data`, as by `FlatAdam`, is not.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +23,19 @@ class Scope(threading.local):
 
     def __init__(self) -> None:
         self.active = self.frozen = False
-        self.weights: dict[int, tuple[Tensor, Tensor]] = {}
+        self.weights: dict[int, tuple[Tensor, int, Tensor]] = {}
 
     def transposed(self, weight: Tensor) -> Tensor:
         """(O, I) -> (I, O), or the same of each of several blocks (g, O, I), computed once."""
-        found = self.weights.get(id(weight))
-        if found is None:
+        found, version = self.weights.get(id(weight)), 0 if weight.is_inference() else weight._version
+        if found is None or found[1] != version:
             *blocks, outputs, inputs = weight.shape
             t = weight.new_empty(*blocks, inputs, outputs)
             for one, other in zip(weight, t, strict=True) if blocks else [(weight, t)]:
                 self.kernels.transpose(outputs, inputs, one.data_ptr(), other.data_ptr())
-            found = self.weights[id(weight)] = weight, t  # the weight is held: no other tensor gets its id
-        return found[1]
+            # the weight is held: no other tensor gets its id
+            found = self.weights[id(weight)] = weight, version, t
+        return found[2]
 
 
 SCOPE = Scope()
@@ -39,12 +44,15 @@ SCOPE = Scope()
 @contextmanager
 def fused_layers() -> Iterator[None]:
     """Inside of this the modules that `fuse` has changed use the kernels."""
-    SCOPE.active = SCOPE.kernels is not None
+    before, SCOPE.active = SCOPE.active, SCOPE.kernels is not None
+    if not before:
+        SCOPE.weights.clear()
     try:
         yield
     finally:
-        SCOPE.active = False
-        SCOPE.weights.clear()
+        SCOPE.active = before
+        if not before:
+            SCOPE.weights.clear()
 
 
 @contextmanager

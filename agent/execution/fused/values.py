@@ -43,8 +43,8 @@ class TwoHotMean(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         probs, centers, mean = ctx.saved_tensors
         grad, dlogits = grad.contiguous(), torch.empty_like(probs)
-        given = probs, centers, mean, grad, dlogits
-        SCOPE.kernels.twohot_mean_backward(mean.numel(), len(centers), *map(at, given))
+        tensors = probs, centers, mean, grad, dlogits
+        SCOPE.kernels.twohot_mean_backward(mean.numel(), len(centers), *map(at, tensors))
         return dlogits, None
 
 
@@ -58,16 +58,17 @@ class TwoHotLoss(Function):
         logits, target = logits.contiguous(), target.contiguous()
         second = None if second is None else second.contiguous()
         log_sum, loss = torch.empty_like(target), torch.empty_like(target)
-        given = logits, centers, target, second, log_sum
-        SCOPE.kernels.twohot_loss_forward(target.numel(), len(centers), scale, *map(at, (*given, loss)))
-        ctx.save_for_backward(*given)
+        tensors = logits, centers, target, second, log_sum
+        SCOPE.kernels.twohot_loss_forward(target.numel(), len(centers), scale, *map(at, (*tensors, loss)))
+        ctx.save_for_backward(*tensors)
         ctx.scale = scale
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        given = ctx.saved_tensors
-        grad, dlogits = grad.contiguous(), torch.empty_like(given[0])
-        SCOPE.kernels.twohot_loss_backward(grad.numel(), len(given[1]), ctx.scale, *map(at, (*given, grad, dlogits)))
+        tensors = ctx.saved_tensors
+        grad, dlogits = grad.contiguous(), torch.empty_like(tensors[0])
+        places = map(at, (*tensors, grad, dlogits))
+        SCOPE.kernels.twohot_loss_backward(grad.numel(), len(tensors[1]), ctx.scale, *places)
         return dlogits, None, None, None, None

@@ -19,7 +19,7 @@ constexpr int L = 4;
 #endif
 constexpr int WIDE = L == 16 ? 4 : 2;  // vectors of a tile: with ROWS of them the accumulators fill the registers
 constexpr int ROWS = L == 16 ? 6 : L == 8 ? 6 : 8;
-constexpr float EPS = 1e-3f;  // of a norm
+constexpr float EPS = 1e-3f;  // of a norm: Norm.eps
 
 #define UNROLL _Pragma("GCC unroll 16")
 
@@ -57,7 +57,8 @@ inline float sum(Vec v) {
   return total;
 }
 
-// e^x, to about one unit in the last place: x = n log 2 + r, a polynomial in r, and n into the exponent.
+// e^x, to about one unit in the last place: x = n log 2 + r, a polynomial in r, and n into the exponent. Adding and taking
+// away 1.5 * 2^23 rounds to a whole number; log 2 is 0.693359375 - 2.1219444e-4, the first exact in few bits.
 inline Vec exp(Vec x) {
   const Vec top = all(88.0f), bottom = all(-87.0f), magic = all(12582912.0f);
   x = x > top ? top : x;
@@ -167,7 +168,8 @@ void norm_forward(int64_t rows, int64_t width, In z, In gain, bool silu, Out sta
       second += d * d;
     });
     float over = (width + L - 1) / L * L - width;  // what the numbers behind the end have added
-    float variance = (sum(second) - over * mean * mean) / width, inverse = 1.0f / __builtin_sqrtf(variance + EPS);
+    float variance = (sum(second) - over * mean * mean) / width;  // rounded it may be less than 0
+    float inverse = 1.0f / __builtin_sqrtf((variance > 0.0f ? variance : 0.0f) + EPS);
     stats[0] = mean, stats[1] = inverse;
     vectors(width, [&](int64_t i, auto get, auto put) {
       Vec n = (get(z + i) - mean) * inverse * get(gain + i);

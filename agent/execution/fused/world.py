@@ -32,7 +32,7 @@ class FusedWorldModel(WorldModel):
 
     def scan(self, state: LatentState, batch: Batch, embeds: Tensor, levels: Tensor, loops: int) -> Scanned:
         core = self.whole_core()
-        if core is None or not fusible(embeds):
+        if core is None or not (fusible(embeds) and fusible(levels)):
             return super().scan(state, batch, embeds, levels, loops)
         (kind, of_loops), shell = core.loop_weights(), core.shell_weights()
         posterior = self.post_deter.weight, self.post_norm.gain, self.post_out.weight, self.post_out.bias
@@ -46,9 +46,9 @@ class FusedWorldModel(WorldModel):
             embeds.transpose(0, 1), *weights,
         )  # fmt: skip
         latents = (self.cfg.groups, self.cfg.classes)
-        states, e, gate, before = (x.unsqueeze(-2).transpose(-4, -3) for x in beside)
+        states, e, gate = (x.unsqueeze(-2).transpose(-4, -3) for x in beside)
         rows = LatentState(deter.unsqueeze(-2).transpose(0, 1), stoch.unflatten(-1, latents).transpose(0, 1))
-        trace = Traces(states, before, gate, e)
+        trace = Traces(states, states[0], gate, e)
         return Scanned(rows, probs.unflatten(-1, latents).transpose(0, 1), trace, list(rows.deter.unbind(1)))
 
     def whole_core(self) -> FusedLoopedCore | FusedCertifiedCore | None:
@@ -92,8 +92,10 @@ class FusedWorldModel(WorldModel):
 
     def one_operation(self, start: LatentState, policy: Any, grad: bool = False) -> bool:
         """Whether a dream can be computed so: of the actor, with a gradient through continuous actions alone, or of
-        given actions (B, H, A) without one."""
+        given actions (B, H, A) without one. There is none to the states at its start."""
         core = self.whole_core()
+        if grad and any(leaf.requires_grad for leaf in start):
+            return False
         if not fusible(start.deter) or core is None or type(core.rule) not in (Gate, ExitRule):
             return False
         if not isinstance(self.prior, FusedMLP):
@@ -126,7 +128,7 @@ class FusedWorldModel(WorldModel):
             levels.append(self.latents.level((size,), start.deter))
         gate, rule = None, core.rule
         if isinstance(rule, Gate):
-            gate = dream.Gate(rule.state.weight[0], rule.state.bias, rule.change.weight[0], rule.threshold)
+            gate = dream.GateWeights(rule.state.weight[0], rule.state.bias, rule.change.weight[0], rule.threshold)
         with torch.no_grad():
             kind, of_loops = core.loop_weights()
         (w_prior, _, gain_prior), (w_logits, b_logits, _) = self.prior.layers()
