@@ -47,6 +47,9 @@ class EnvStepper:
         """The first observations of new episodes everywhere, and the info."""
         with failures():
             obs, info = self.envs.reset(seed=seed)
+        bad = not_finite(obs, np.zeros(self.envs.num_envs))
+        if bad.any() and self.skip_bad:
+            return self.restart(bad), info
         require_finite(obs)
         return obs, info
 

@@ -105,9 +105,9 @@ class TaskId:
     @classmethod
     def shows_images(cls, text: str) -> bool:
         """Whether `text` names a task with image observations: an Atari game, dmc:TASK@pixels, or gym:ID@image."""
-        suite, _, name = text.lower().partition(":")
+        suite, colon, name = text.lower().replace("-", "_").partition(":")
         shown = {"gym": {"image"}, "dmc": {*PIXELS}}.get(suite, set())
-        return suite in atari.STICKY or not shown.isdisjoint(name.split("@")[1:])
+        return bool(colon) and (suite in atari.STICKY or not shown.isdisjoint(name.split("@")[1:]))
 
     @property
     def unit(self) -> str:

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -74,16 +75,27 @@ def test_a_run_of_the_command_line(script, tmp_path):
         (["evaluate.py", "model", "run"], "has no world model"),
         (["evaluate.py", "policy", "run", "--exit", "fixed"], "has no loops"),
         (["evaluate.py", "export", "run", "x.pt2"], "has no world model"),
-        (["train_agent.py", "--resume", "run"], "holds the agent alone"),
+        (["train_agent.py", "--resume", "run"], "is a run of ppo, which cannot go on: start it anew"),
         (["train_agent.py", "toy:cue5", "--agent", "sac", "--preset", "debug"], "use ppo or dqn"),
         (["train_agent.py", "toy:cue5", "--agent", "td3"], "--agent"),
         (["train_agent.py", "toy:cue5", "--agent", "ppo", "--train.envs", 4], "knows nothing of --train.envs"),
         (["train_agent.py", "toy:cue5", "--agent", "ppo", "--train.prefill", 50], "knows nothing of --train.prefill"),
+        (["train_agent.py", "toy:cue5", "--agent", "ppo", "--train.slice", 5], "--train.slice: leave that out"),
         (["train_agent.py", "toy:cue5", "--agent", "ppo", "--steps", 100], "end within the 100 random actions"),
     ):
         refused = script(*words)
         assert refused.returncode == 2, words
         assert message in " ".join(refused.stderr.split())
+
+
+def test_an_agent_of_another_action_space_is_refused(tmp_path):
+    """Its actions would be clipped and stretched to the task's, without a word."""
+    cfg = TrainConfig(steps=300, prefill=100, eval_every=0)
+    agent = Baseline("sac", spaces_of(metronomes(1)), make_sb3_env(Metronome), cfg)
+    agent.model.action_space = gym.spaces.Box(-2.0, 2.0, agent.model.action_space.shape, np.float32)
+    agent.model.save(tmp_path / "agent.zip")
+    with pytest.raises(UsageError, match="acts in Box.-2.0, 2.0.*the task in Box.-1.0, 1.0"):
+        Baseline.from_sb3(str(tmp_path / "agent.zip"), spaces_of(metronomes(1)))
 
 
 def test_algorithms_that_cannot_act_are_refused():

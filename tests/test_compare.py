@@ -138,7 +138,9 @@ def test_runs_are_found_by_themselves_or_in_their_folder(tmp_path):
     (tmp_path / "sweep" / "a.log").write_text("")
     assert find_runs([str(tmp_path / "sweep")]) == [one, two]
     assert find_runs([str(one), str(tmp_path / "sweep" / "a.log"), str(one)]) == [one]
-    for words, message in (([str(tmp_path / "x" / "*")], "there is no run"), ([str(tmp_path)], "holds none"),
+    assert find_runs([str(tmp_path)]) == [one, two]  # runs/TASK/NAME
+    (tmp_path / "none").mkdir()
+    for words, message in (([str(tmp_path / "x" / "*")], "there is no run"), ([str(tmp_path / "none")], "holds none"),
                            ([str(tmp_path / "sweep" / "a.log")], "no run was given")):  # fmt: skip
         with pytest.raises(UsageError, match=message):
             find_runs(words)

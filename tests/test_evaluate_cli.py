@@ -159,7 +159,7 @@ def test_what_training_refuses_leaves_runs_alone(finished, refused, tmp_path):
     assert "is complete" in refused(train, "--resume", copy)
     assert "--model.units" in refused(train, "--resume", copy, "--steps", "1k", "--model.units", "9")
     best = copy / "checkpoints" / "best.pt"
-    assert "holds the agent alone" in refused(train, "--resume", best, "--steps", "1k")
+    assert "give the folder" in refused(train, "--resume", best, "--steps", "1k")
     assert "is not a run folder" in refused(train, "--resume", tmp_path)
     control = "toy:cue5", "--preset", "debug", "--model.core", "gru", "--run-dir", tmp_path / "new"
     assert "must divide" in refused(train, *control, "--model.loop.width", "6")

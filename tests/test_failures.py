@@ -1,6 +1,7 @@
 """Environments that fail, or say what is no number, while an agent trains in them."""
 
 import csv
+import itertools
 import json
 import math
 
@@ -62,6 +63,34 @@ def test_an_environment_that_fails_to_begin_is_named_and_the_run_can_go_on(make_
             trainer.run()
     trainer.load_state_dict(read_checkpoint(find_checkpoint(tmp_path)))
     assert trainer.run()
+
+
+def test_a_reset_that_fails_on_resuming_adds_no_row(make_trainer, tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, steps=200, eval_every=0, save_every=0)
+    trainer.begin_episodes()
+    for _ in range(3):
+        trainer.interact()
+    held = trainer.replay.count
+    with monkeypatch.context() as broken:
+        broken.setattr(Metronome, "look", lambda env: env.no_clock)
+        with pytest.raises(EnvironmentFailure):
+            trainer.begin_episodes()
+    assert trainer.replay.count == held
+    trainer.begin_episodes()
+    assert trainer.replay.count == held + 1
+
+
+def test_first_observations_that_are_not_finite_can_be_skipped(make_trainer, tmp_path, monkeypatch):
+    looks, look = itertools.count(), Metronome.look
+
+    def bad_at_first(env):
+        factor = np.nan if next(looks) < 3 else 1.0
+        return {name: value * factor for name, value in look(env).items()}
+
+    monkeypatch.setattr(Metronome, "look", bad_at_first)
+    trainer = make_trainer(tmp_path, steps=200, eval_every=0, on_bad_step="skip")
+    trainer.begin_episodes()
+    assert np.isfinite(trainer.row["obs/state"]).all()
 
 
 @pytest.mark.parametrize("words", [(), ("--agent", "ppo")])

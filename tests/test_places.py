@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import UsageError
+from agent.evaluation.episodes import EvalConfig
 from agent.runs.cli import parse_cli
 from agent.runs.commands import CollectArgs, CompareArgs, DatasetArgs, ExportArgs, PolicyArgs
 from agent.runs.config import Config
@@ -83,3 +84,11 @@ def test_a_new_run_needs_a_task(script):
     result = script("train_agent.py", "--preset", "debug")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("error: which task? For example: python train_agent.py dmc:cartpole_swingup, ")
+
+
+def test_episodes_are_those_of_the_end_of_training_and_after():
+    trained = EvalConfig(seed=1000, episodes=50)
+    again = PolicyArgs("run").eval_config(trained)
+    assert (again.seed, again.episodes) == (1000, 50)
+    others = PolicyArgs("run", seed=50, episodes=3).eval_config(trained)
+    assert (others.seed, others.episodes) == (1050, 3)

@@ -18,7 +18,7 @@ from agent.learning.actor_critic import BehaviorConfig
 from agent.runs import rank_run
 from agent.runs.presets import preset
 from agent.runs.rank_run import config_of_rank, seed_of
-from agent.training.parts import deal, deal_images, dealt, drop_other_images, joined, part_of
+from agent.training.parts import deal, deal_images, dealt, drop_other_images, intact, joined, part_of
 from world_model import LatentState
 
 DEBUG = {"steps": 200, "prefill": 60, "save_every": 0, "eval_every": 0, "log_every": 100, "batch": 2}
@@ -190,7 +190,10 @@ def test_rows_are_dealt_out_to_another_number_of_ranks(before, after, rows):
             assert flags["is_first"][kept.index(other)]
 
 
-def test_images_are_dealt_out_too(tmp_path):
+@pytest.mark.parametrize("later", [0, 3])
+def test_images_are_dealt_out_too(tmp_path, later):
+    """later: rows that a run wrote after its last checkpoint, before it was killed, in place of the oldest ones."""
+
     def work(ranks):
         place = {"first": ranks.rank, "rings": 2, "exists": ranks.rank > 0}
         if ranks.rank:
@@ -204,13 +207,19 @@ def test_images_are_dealt_out_too(tmp_path):
 
     replays = together(2, work)
     saved = checkpoint(replays)
+    for replay in replays:
+        for number in range(33, 33 + later):
+            replay.images["obs/image"].write(number, np.full((1, 16, 16, 1), 255, np.uint8))
     alone = ReplayBuffer(40, 1, {"state": 1, "image": (16, 16, 1)}, 1, (1, 2), (1, 3))
+    saved = intact(saved, alone, tmp_path)
     deal_images(saved, alone, tmp_path, 1, 1)
     part = dealt(saved, 0, 1, 1, 40)
     alone.open_image_store(tmp_path / "replay", exists=True)
     alone.load_state_dict(part["replay"])
-    assert alone.count == alone.held == 40
-    assert np.array_equal(alone.rows["obs/image"][0, :, 3, 3, 0], alone.rows["obs/state"][0, :, 0].astype(np.uint8))
+    held = 40 - 2 * later
+    assert alone.count == alone.held == held
+    images, states = alone.rows["obs/image"][0, :held, 3, 3, 0], alone.rows["obs/state"][0, :held, 0]
+    assert np.array_equal(images, states.astype(np.uint8))
 
 
 def test_images_of_other_numbers_of_ranks_are_deleted_and_nothing_else(tmp_path):

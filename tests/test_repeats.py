@@ -75,7 +75,8 @@ def test_names_of_folders_and_images() -> None:
     task = TaskId.parse("dmc:walker_walk@pixels@repeat4")
     assert (task.slug, task.draws, task.is_slow) == ("dmc-walker_walk-repeat4-pixels", True, True)
     shown = ("dmc:walker_walk@repeat4@pixels", "dmc:walker_walk@pixels@repeat4", "gym:A-v0@repeat2@image", "atari:pong")
-    assert all(map(TaskId.shows_images, shown))
+    assert all(map(TaskId.shows_images, (*shown, "dmc:walker_walk@fast-pixels")))
+    assert not any(map(TaskId.shows_images, ("atari", "image", "pixels")))  # values of other options
     assert not any(map(TaskId.shows_images, ("dmc:walker_walk@repeat4", "gym:A-v0@repeat2@grid", "toy:cue")))
 
 

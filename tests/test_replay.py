@@ -1,6 +1,7 @@
 """Replay with counting environments: every stored number says where it belongs."""
 
 import copy
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.data.replay import FADING, POWER, SAMPLING, ReplayBuffer
+from agent.data.replay import FADING, POWER, ReplayBuffer
+from agent.training.train_config import TrainConfig
 from world_model import LatentState
 
 GROUPS, CLASSES = 2, 5
@@ -92,7 +94,7 @@ def test_counting_environments_come_back_in_order(capacity, lengths, rows, lengt
     assert torch.equal(batch.start.stoch, before.stoch)
 
 
-@pytest.mark.parametrize("sampling", SAMPLING)
+@pytest.mark.parametrize("sampling", get_args(get_type_hints(TrainConfig)["sampling"]))
 @pytest.mark.parametrize("rows", [7, 20, 33])  # part full, exactly full, wrapped
 def test_every_possible_sequence_is_drawn_and_no_other(rows, sampling):
     replay = make(40, 2, sampling=sampling)
@@ -136,7 +138,7 @@ def test_written_latents_come_back_as_the_context_of_the_next_row():
     assert len(seen & set(written)) >= 4
 
 
-@pytest.mark.parametrize("sampling", SAMPLING)
+@pytest.mark.parametrize("sampling", get_args(get_type_hints(TrainConfig)["sampling"]))
 def test_state_round_trip_gives_the_same_samples(sampling):
     for rows in (9, 33):
         replay = make(sampling=sampling)

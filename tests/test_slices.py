@@ -22,6 +22,8 @@ def test_the_same_command_goes_on_until_the_run_is_done(script, tmp_path):
     again = script(*command)
     assert again.returncode == 2
     assert "is complete" in again.stderr
+    for spelling in ("./my_run_dir", "my_run_dir/", str(tmp_path / "my_run_dir")):  # as a terminal completes it
+        assert "is complete" in script(*command[:-1], spelling).stderr
     elsewhere = script(*command, "--optimizer.gpu", "compiled")  # how a GPU computes may change
     assert "is complete" in elsewhere.stderr
     other = script(*command, "--seed", "4")

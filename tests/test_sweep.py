@@ -75,6 +75,15 @@ def test_tasks_and_switches_can_be_swept(tmp_path):
     assert [parse(run.arguments).task for run in runs] == ["toy:cue5"] * 2 + ["toy:serial"] * 2
     assert [parse(run.arguments).video for run in runs] == [True, False] * 2
     assert runs[0].name == "task=toy-cue5,video=true"
+    assert "--preset small" in runs[0].command  # whatever the machine that runs it would choose
+
+
+def test_paths_are_absolute_on_a_node_of_a_cluster(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = SweepRun("a", Path("runs/a"), ["toy:cue5", "--config", "own.yaml", "--run-dir", "runs/a"])
+    assert run.elsewhere(run.arguments) == [
+        "toy:cue5", "--config", str(tmp_path / "own.yaml"), "--run-dir", str(tmp_path / "runs/a"),
+    ]  # fmt: skip
 
 
 def test_runs_side_by_side_use_one_thread_each(tmp_path):
@@ -201,9 +210,38 @@ def test_ctrl_c_lets_the_runs_save_and_begins_no_new_one(tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_under_nohup_the_loss_of_the_terminal_stops_nothing(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        (run,) = fake(tmp_path, "0.5")
+        threading.Timer(0.2, signal.raise_signal, [signal.SIGHUP]).start()
+        assert Sweep([run], 1, Local((sys.executable, "-c", CHILD)), io.StringIO()).run(0.02) == 0
+        assert run.state == "done"
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_that_cannot_go_on_is_not_called_saved(tmp_path):
+    (run,) = fake(tmp_path, "60")
+    run.can_resume = False
+
+    def interrupt():
+        while "ready" not in last_line(run.log):
+            time.sleep(0.02)
+        signal.raise_signal(signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    assert Sweep([run], 1, Local((sys.executable, "-c", CHILD)), io.StringIO()).run(0.02) == 130
+    assert run.state == "stopped"
+
+
 def test_two_sweeps_do_not_share_a_folder(tmp_path):
-    with folder_lock(tmp_path), pytest.raises(UsageError, match="another sweep, or a run"), folder_lock(tmp_path):
-        pass
+    with folder_lock(tmp_path) as lock:
+        lock.write("a token that nodes of a cluster read")
+        lock.flush()
+        with pytest.raises(UsageError, match="another sweep, or a run"), folder_lock(tmp_path):
+            pass
+        assert (tmp_path / ".sweep.lock").read_text().startswith("a token")
     with folder_lock(tmp_path):
         pass
 

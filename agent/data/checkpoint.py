@@ -197,6 +197,12 @@ def find_checkpoint(run: Path | str, which: str = "latest") -> Path:
     raise UsageError(f"{run} is not a run folder: it holds no checkpoints/{which}.pt")
 
 
+def has_saved(run: Path | str) -> bool:
+    """Whether a run folder holds a checkpoint to go on from: the latest one, or where a run ended between two renames
+    the one before it."""
+    return any((Path(run) / "checkpoints" / name).is_file() for name in ("latest.pt", "previous.pt"))
+
+
 def run_folder(checkpoint: Path) -> Path:
     """The folder of the run that a checkpoint file belongs to."""
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent

@@ -36,7 +36,6 @@ from world_model import Batch, LatentState, ObsSize
 FLAGS = ("is_first", "is_last", "is_terminal")
 LATENTS = ("deter", "stoch", "priority")
 """Columns that are no experience: what the agent made of it."""
-SAMPLING = ("uniform", "recent", "model-error", "value-error")
 RECENT = 0.1
 """Share of the rows that are recent: half of the sequences are drawn from them."""
 CANDIDATES, POWER = 8, 0.6
@@ -51,8 +50,8 @@ class ReplayBuffer:
     obs_sizes {name: O, or (H, W, C)}, action_size A, and the latent's shapes deter (N, D), stoch (S, K). onehot: each
     group of a stoch is told by its class.
 
-    sampling, one of SAMPLING, says which sequences are drawn: all evenly; half of them from the newest tenth; or more
-    often those whose last error was large, of the world model (KL of posterior from prior) or of the critic.
+    sampling, see `TrainConfig`, says which sequences are drawn: all evenly; half of them from the newest tenth; or
+    more often those whose last error was large, of the world model (KL of posterior from prior) or of the critic.
     """
 
     def __init__(

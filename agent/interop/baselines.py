@@ -239,8 +239,12 @@ class Baseline:
                     f"{path} takes {model.observation_space}, and the task shows {observation_size(spaces)} numbers: "
                     "give an agent of this task"
                 )
-            if isinstance(model.action_space, gym.spaces.Discrete) != spaces.action.discrete:
-                raise UsageError(f"{path} acts in {model.action_space}, the task does not: give an agent of this task")
+            acts = gym_spaces(spaces)[1]
+            if model.action_space != acts:
+                raise UsageError(
+                    f"{path} acts in {model.action_space}, the task in {acts}: give an agent that was trained in "
+                    "envs.make_env(task), or in a run's dream"
+                )
             agent = cls.__new__(cls)
             agent.name, agent.spaces, agent.model = algorithm.__name__.lower(), spaces, model
             return agent

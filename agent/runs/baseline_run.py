@@ -11,7 +11,6 @@ import gymnasium as gym
 import torch
 
 from agent.environment_failures import first_reset
-from agent.errors import UsageError
 from agent.evaluation.episodes import Evaluator
 from agent.runs.config import Config
 from agent.runs.folder import claimed
@@ -40,8 +39,6 @@ def train_baseline(
     from agent.interop.baseline_trainer import BaselineTrainer  # a second to import
     from agent.interop.baselines import Baseline, DreamVecEnv, VecEnv, make_sb3_env
 
-    if config.resume:
-        raise UsageError(f"a run of {config.agent} cannot go on: start it anew in another --run-dir")
     check_baseline(config)
     set_threads(config.train.threads)
     seed_everything(config.seed)

@@ -14,7 +14,7 @@ import tyro
 import yaml
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from agent.data.checkpoint import find_checkpoint, read_checkpoint
+from agent.data.checkpoint import find_checkpoint, has_saved, read_checkpoint
 from agent.errors import UsageError
 from agent.runs.config import Config, saved_config
 from agent.runs.header import evaluate_command
@@ -68,7 +68,7 @@ def parse_cli(
         raise UsageError("--config starts a new run and --resume goes on with an old one: give one of the two")
     run_dir = _path("run_dir", first.run_dir or "")
     values = {} if path is None else _read_config_file(path)
-    if run is None and run_dir and _sliced(getattr(first, "train.slice"), values) and _begun(run_dir):
+    if run is None and run_dir and _sliced(getattr(first, "train.slice"), values) and has_saved(run_dir):
         run = run_dir
     if run is not None:
         _run_folder(run)
@@ -131,11 +131,6 @@ def _sliced(word: str | None, values: dict[str, Any]) -> bool:
         return False
 
 
-def _begun(run_dir: str) -> bool:
-    """Whether a run in this folder has saved something to go on with."""
-    return any((Path(run_dir) / "checkpoints" / name).is_file() for name in ("latest.pt", "previous.pt"))
-
-
 def _run_folder(resume: str) -> Path:
     """The run's folder; what --resume names may be its latest.pt too. Raises UsageError for anything else."""
     path = Path(resume)
@@ -145,6 +140,9 @@ def _run_folder(resume: str) -> Path:
             raise UsageError(
                 f"--resume {resume}: a copied checkpoint has no run around it to go on with; give the run's folder"
             )
+        if path.name != "latest.pt":
+            run = path.parent.parent
+            raise UsageError(f"--resume goes on from latest.pt, or by itself from previous.pt: give the folder {run}")
         return path.parent.parent
     if not resume:
         raise UsageError("--resume needs the folder of a run (runs/TASK/NAME)")
@@ -158,10 +156,15 @@ def _parse(argv: Sequence[str], base: Config) -> Config:
 
 def _parse_resumed(argv: Sequence[str], saved: Mapping[str, Any], run: str) -> Config:
     """The settings of a stopped run; only what leaves the run the same run may be given anew."""
+    before = replace(saved_config(saved), resume=run, run_dir=str(_run_folder(run)))
+    if before.agent != "dreamer" or before.model_only:
+        kind = "a world model alone" if before.model_only else before.agent
+        raise UsageError(f"{run} is a run of {kind}, which cannot go on: start it anew in another --run-dir")
     if "trainer" not in saved:
         raise UsageError(f"{run} holds the agent alone; --resume needs the run's folder or its latest.pt")
-    before = replace(saved_config(saved), resume=run, run_dir=str(_run_folder(run)))
     config = _parse(argv, before)
+    if config.run_dir and before.run_dir and Path(config.run_dir).resolve() == Path(before.run_dir).resolve():
+        config = replace(config, run_dir=before.run_dir)  # ./runs/walker and runs/walker/ are runs/walker
     may_change = ("steps", "minutes", "slice", "eval_every", "log_every", "save_every", "threads", "on_bad_step")
     kept = {name: getattr(before.train, name) for name in may_change}
     fast = {name: getattr(before.optimizer, name) for name in ("gpu", "workers")}

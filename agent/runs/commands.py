@@ -23,7 +23,7 @@ class PolicyArgs:
     run: tyro.conf.Positional[str]
     """Run folder, or a checkpoint file."""
     episodes: int | None = None
-    """Number of episodes; by default 10, and 100 for atari100k."""
+    """Number of episodes; by default as at the end of training."""
     seed: int = 0
     """Which episodes; 0 begins with those of the evaluation at the end of training."""
     max_loops: int | None = None
@@ -88,7 +88,8 @@ class PolicyArgs:
 
     def eval_config(self, cfg: EvalConfig) -> EvalConfig:
         """The run's evaluation settings `cfg`, replaced by those of the command line."""
-        return replace(cfg, episodes=self.episodes, seed=self.seed)
+        episodes = cfg.episodes if self.episodes is None else self.episodes
+        return replace(cfg, episodes=episodes, seed=cfg.seed + self.seed)
 
 
 @dataclass(frozen=True)

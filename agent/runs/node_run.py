@@ -6,6 +6,7 @@ back in whole.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import io
@@ -83,8 +84,8 @@ class NodeRun:
         """How it stands. Where it has ended and the folder is shared, nothing of it is left here."""
         status, saved = self.process.poll(), 0.0
         if self.temporary:
-            latest = self.folder / "checkpoints" / "latest.pt"
-            saved = latest.stat().st_mtime if latest.exists() else 0.0
+            with contextlib.suppress(OSError):  # before the first one, and between two renames
+                saved = (self.folder / "checkpoints" / "latest.pt").stat().st_mtime
         return Said(status, last_line(self.log), saved)
 
     def interrupt(self) -> None:

@@ -96,6 +96,8 @@ class RayRun:
         except self.ray.exceptions.RayActorError as error:
             self.last = self.last._replace(line=str(error).strip().splitlines()[-1])
             return LOST
+        except self.ray.exceptions.RayTaskError as error:  # a disk that is full, a folder that cannot be written
+            return self.refuse(error)
         return None
 
     def begin(self) -> int | None:
@@ -106,13 +108,18 @@ class RayRun:
             try:
                 self.ray.get(self.started)
             except UsageError as error:
-                reason = str(error).strip().splitlines()[-1]
-                self.last = self.last._replace(line=reason)
-                with self.run.log.open("a", encoding="utf-8") as log:
-                    log.write(reason + "\n")
-                return self.end(2)
+                return self.refuse(error)
             self.begun, self.answer = True, self.actor.ask.remote()
         return None
+
+    def refuse(self, error: Exception) -> int:
+        """End a run that its node could not begin or go on with: it has failed, the others go on."""
+        reason = str(error).strip().splitlines()[-1]
+        self.last = self.last._replace(line=reason)
+        with self.run.log.open("a", encoding="utf-8") as log:
+            log.write(reason + "\n")
+        self.ray.kill(self.actor)
+        return 2
 
     def ready(self, answer: Any) -> bool:
         return bool(self.ray.wait([answer], timeout=0)[0])

@@ -7,7 +7,7 @@ from dataclasses import replace
 from agent.errors import UsageError
 from agent.runs.config import Config
 from agent.runtime import cores
-from agent.settings import differences, to_dict
+from agent.settings import differences, option, to_dict
 from agent.training.train_config import TrainConfig
 
 PRESETS = ("debug", "tiny", "small", "pixels", "base")
@@ -81,8 +81,10 @@ FIRST_ACTIONS = 100
 
 def check_baseline(config: Config) -> None:
     """Raise UsageError where a baseline was given settings that it would not look at."""
-    names = ("envs", "prefill", "ratio", "batch", "length", "replay_rows")
+    names = ["envs", "prefill", "ratio", "batch", "length", "replay_rows", "sampling", "slice", "save_every"]
+    names += ["on_bad_step", "lives_end"]
     unused = ("model.", "behavior.", "optimizer.", "offline.", *(f"train.{name}" for name in names))
     given = [name for name in differences(to_dict(preset(config.preset)), to_dict(config)) if name.startswith(unused)]
     if given:
-        raise UsageError(f"--agent {config.agent} has its own settings and knows nothing of --{', --'.join(given)}")
+        words = ", ".join(map(option, given))
+        raise UsageError(f"--agent {config.agent} has its own settings and knows nothing of {words}: leave that out")

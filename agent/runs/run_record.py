@@ -154,7 +154,8 @@ def checkpoint_of(run: str, which: str = "latest") -> Path:
 
 
 def find_runs(paths: Sequence[str]) -> list[Path]:
-    """The run folders among `paths`; of a folder that is no run, the run folders directly inside it.
+    """The run folders among `paths`; of a folder that is no run, those directly inside it, or else one level below, as
+    in runs/TASK/NAME.
 
     Raises UsageError where a path leads to no run.
     """
@@ -164,7 +165,8 @@ def find_runs(paths: Sequence[str]) -> list[Path]:
         if (path / "config.yaml").is_file():
             inside = [path]
         elif path.is_dir():
-            inside = sorted(child.parent for child in path.glob("*/config.yaml"))
+            found = list(path.glob("*/config.yaml")) or list(path.glob("*/*/config.yaml"))
+            inside = sorted(child.parent for child in found)
             inside = [child for child in inside if ".unsaved" not in child.name]
         elif path.is_file():
             continue  # the logs beside the runs of a sweep, where a shell wrote out DIR/*

@@ -42,6 +42,7 @@ from agent.runs.sweep_table import SweepTable
 from agent.runs.tune import run_tune
 from agent.runtime import PROJECT
 from agent.training.schedule import UNFINISHED
+from agent.training.signals import ignores_hangup
 
 PROGRAM = (sys.executable, str(PROJECT / "train_agent.py"))
 
@@ -146,7 +147,8 @@ class Sweep:
         elif status == UNFINISHED and not self.interrupts:
             run.state, run.note = "stopped", last_line(run.log)
         elif self.interrupts:
-            run.state, run.note = "saved" if status in (130, UNFINISHED) else "failed", last_line(run.log)
+            kept = "saved" if run.can_resume else "stopped"  # what cannot go on begins anew
+            run.state, run.note = kept if status in (130, UNFINISHED) else "failed", last_line(run.log)
         else:
             run.state, run.note = "failed", f"status {status}: {last_line(run.log)}"
 
@@ -159,12 +161,13 @@ class Sweep:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Inside, Ctrl-C, SIGTERM and the loss of the terminal are counted, see `pass_on`; no further run starts."""
+        """Inside, Ctrl-C, SIGTERM and the loss of the terminal are counted, see `pass_on`; no further run starts. Under
+        nohup the terminal may be lost."""
 
         def interrupt(*_: Any) -> None:
             self.interrupts += 1
 
-        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        signals = (signal.SIGINT, signal.SIGTERM, *(() if ignores_hangup() else (signal.SIGHUP,)))
         before = {number: signal.signal(number, interrupt) for number in signals}
         try:
             yield
@@ -190,7 +193,7 @@ def folder_lock(folder: Path) -> Iterator[TextIO]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".sweep.lock").open("w")
+        lock = (folder / ".sweep.lock").open("a+")  # another sweep's, which is still read, is not emptied
     except OSError as error:
         raise UsageError(f"--run-dir {folder} cannot be used: {error.strerror}") from error
     with lock:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from agent.data.checkpoint import has_saved
 from agent.errors import UsageError
 from agent.numbers import mean_and_spread, number
 from agent.runs.cli import load_yaml
@@ -96,16 +97,15 @@ class SweepRun:
 
     def begun(self) -> str:
         """stopped, where there is something to go on with, else waiting."""
-        has_checkpoint = (self.folder / "checkpoints" / "latest.pt").exists()
-        return "stopped" if has_checkpoint and self.can_resume else "waiting"
+        return "stopped" if has_saved(self.folder) and self.can_resume else "waiting"
 
     @property
     def log(self) -> Path:
         return self.folder.with_name(self.folder.name + ".log")
 
     def elsewhere(self, arguments: Sequence[str]) -> list[str]:
-        """Arguments that name this run's folder, as a node of a cluster understands them."""
-        return [str(self.folder.absolute()) if word == str(self.folder) else word for word in arguments]
+        """Arguments as a node of a cluster understands them: paths, this run's folder among them, are absolute."""
+        return [str(self.folder.absolute()) if w == str(self.folder) else w for w in _with_absolute_paths(arguments)]
 
     @property
     def command(self) -> str:
@@ -175,7 +175,7 @@ def make_runs(grid: SweepGrid, parse: Parse) -> list[SweepRun]:
         config = parse(arguments)
         if config.resume:
             raise UsageError("--sweep starts new runs and resumes its own by itself: leave --resume out")
-        arguments += _one_core_each(grid, config, arguments)
+        arguments += _as_checked(config, arguments) + _one_core_each(grid, config, arguments)
         folder = base / name
         can_resume = config.agent == "dreamer" and not config.model_only
         run = SweepRun(name, folder, [*arguments, "--run-dir", str(folder)], can_resume)
@@ -187,6 +187,17 @@ def make_runs(grid: SweepGrid, parse: Parse) -> list[SweepRun]:
             "sweep them apart, each with a --run-dir of its own"
         )
     return runs
+
+
+def _as_checked(config: Config, arguments: Sequence[str]) -> list[str]:
+    """More arguments, so that a run on another machine has the preset that was checked here: it depends on GPUs and
+    cores."""
+    more: list[str] = []
+    if not any(word.startswith("--preset") for word in arguments):
+        more += ["--preset", config.preset]
+    if config.preset == "base" and not any(word.startswith("--train.envs") for word in arguments):
+        more += ["--train.envs", str(config.train.envs)]
+    return more
 
 
 def _one_core_each(grid: SweepGrid, config: Config, arguments: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from agent.data.checkpoint import has_saved
 from agent.errors import UsageError
 from agent.numbers import number
 from agent.runs.config import Config
@@ -78,7 +79,7 @@ class Trial:
         if self.run is None and self.folder.exists() and in_use(self.folder):
             return  # by the same run on a node that was lost: it is saving
         if self.run is None:
-            begun = (self.folder / "checkpoints" / "latest.pt").exists()
+            begun = has_saved(self.folder)
             self.run = NodeRun()
             arguments = ["--resume", str(self.folder)] if begun else self.arguments
             self.run.begin(str(self.folder), arguments, self.token, self.source)

@@ -5,6 +5,8 @@ Symbols: N ranks, E environments of each (one ring of the replay for each), L ro
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 
 from agent.data.checkpoint import images_folder, ranks_of
-from agent.data.replay import ReplayBuffer
+from agent.data.replay import ReplayBuffer, with_images
 from agent.runtime import random_states
 
 
@@ -114,11 +116,18 @@ def dealt(saved: Mapping[str, Any], rank: int, size: int, envs: int, length: int
     return {**saved, "replay": replay, "trainer": trainer}
 
 
+def intact(saved: dict[str, Any], replay: ReplayBuffer, folder: Path) -> dict[str, Any]:
+    """The checkpoint without rows whose images were overwritten after it. Raises ValueError where files are missing."""
+    sizes = {name.removeprefix("obs/"): size for name, size in replay.image_sizes.items()}
+    first = with_images(saved["replay"], sizes, images_folder(folder, ranks_of(saved)))["first_intact"]
+    return {**saved, "replay": {**saved["replay"], "first_intact": first}}
+
+
 def deal_images(saved: Mapping[str, Any], replay: ReplayBuffer, folder: Path, rings: int, ranks: int) -> None:
     """Copy the images of a run's folder to where `ranks` ranks with `rings` rings of `replay`'s length look for them.
 
     The old files stay until the run is done (`drop_other_images`): the last checkpoints count on them. Raises
-    ValueError where they are missing or too short.
+    ValueError where they are missing or too short, and OSError where the disk is full.
     """
     plan, old = deal(saved["replay"], rings, replay.length), saved["replay"]["rows"]["reward"].shape[0]
     target = images_folder(folder, ranks)
@@ -129,12 +138,22 @@ def deal_images(saved: Mapping[str, Any], replay: ReplayBuffer, folder: Path, ri
         if not source.exists():
             raise ValueError(f"the images of the replay are missing: {source}")
         before = np.memmap(source, np.uint8, "r").reshape(old, -1, *size)  # (rings, L, H, W, C)
-        after = np.memmap(target / file, np.uint8, "w+", shape=(rings, replay.length, *size))
+        make_room(target / file, rings, replay.length * math.prod(size), plan.ring.shape[1] * math.prod(size))
+        after = np.memmap(target / file, np.uint8, "r+", shape=(rings, replay.length, *size))
         for ring in range(rings):
             for first in range(0, plan.ring.shape[1], COPIED):
                 part = slice(first, first + COPIED)
                 after[ring, part][: len(plan.ring[ring, part])] = before[plan.ring[ring, part], plan.place[ring, part]]
         np.array([plan.ring.shape[1]], np.int64).tofile((target / file).with_suffix(".count"))
+
+
+def make_room(path: Path, rings: int, ring_bytes: int, used: int) -> None:
+    """A new file of so many rings, with room on the disk for the first `used` bytes of each: a write into a mapped file
+    on a full disk would end the process. Raises OSError."""
+    with path.open("wb") as file:
+        file.truncate(rings * ring_bytes)
+        for ring in range(rings if used and hasattr(os, "posix_fallocate") else 0):
+            os.posix_fallocate(file.fileno(), ring * ring_bytes, used)
 
 
 def drop_other_images(folder: Path, ranks: int) -> None:

@@ -13,7 +13,7 @@ from agent.execution import Ranks
 from agent.learning.dreamer import Dreamer
 from agent.learning.noise import TIME_SCALES
 from agent.runtime import restore_random_states
-from agent.training.parts import deal_images, dealt, part_of
+from agent.training.parts import deal_images, dealt, intact, part_of
 
 RESUMED = (
     "finished", "updates_done", "seconds", "row", "memory", "returns", "evaluations", "bad_steps", "execution",
@@ -55,6 +55,7 @@ def open_part(
             raise KeyError(", ".join(missing) or "step or updates")
         agent.load_state_dict(saved["agent"])
         if ranks_of(saved) != ranks.size:
+            saved = intact(saved, replay, run_dir)
             if ranks.rank == 0 and replay.image_sizes:
                 deal_images(saved, replay, run_dir, rings, ranks.size)
             saved = dealt(saved, ranks.rank, ranks.size, replay.envs, replay.length)
@@ -63,6 +64,8 @@ def open_part(
         replay.open_image_store(folder, True, first, rings)
         replay.load_state_dict(saved["replay"])
         check_trainer(saved["trainer"], replay, agent.behavior.cfg.plan_horizon)
+    except OSError:  # a full disk
+        raise
     except Exception as error:  # any kind: the values in a file may be of any kind
         what = " ".join(str(error).split())[:200]
         raise UsageError(

@@ -44,7 +44,7 @@ def end_on_signals(stop: Callable[[int], None]) -> Iterator[None]:
         with contextlib.suppress(OSError):
             os.write(2, f"\n{name}: saving, then the run ends; a second signal ends it without saving\n".encode())
 
-    ignored = getattr(signal, "SIGHUP", None) if _ignores_hangup() else None
+    ignored = getattr(signal, "SIGHUP", None) if ignores_hangup() else None
     before = {number: signal.signal(number, handle) for number in SIGNALS if number != ignored}
     try:
         yield
@@ -53,5 +53,6 @@ def end_on_signals(stop: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _ignores_hangup() -> bool:
+def ignores_hangup() -> bool:
+    """Whether the loss of the terminal is to be ignored, as under nohup."""
     return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN

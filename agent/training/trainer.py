@@ -146,15 +146,15 @@ class Trainer:
 
         Of several environments some may have been at the first row of an episode: it stays a row without a successor.
         """
+        count = self.envs.num_envs
+        # Mixed, so that runs with neighbouring seeds share no episode; a resumed run sees new ones.
+        seed = np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0] % TRAINING.size
+        obs, _ = self.stepper.reset(int(min(seed, TRAINING.size - count)))  # one seed for each environment
         if self.row and not self.row["is_first"].all():
             _, self.memory, _ = self.act()
             if self.prefilling:  # the random numbers of a run that never stopped
                 _, self.memory = self.agent.act_randomly(self.memory)
             self.replay.add({**self.row, "is_last": ~self.row["is_first"]}, self.memory.state)
-        count = self.envs.num_envs
-        # Mixed, so that runs with neighbouring seeds share no episode; a resumed run sees new ones.
-        seed = np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0] % TRAINING.size
-        obs, _ = self.stepper.reset(int(min(seed, TRAINING.size - count)))  # one seed for each environment
         none = np.zeros(count, bool)
         action = np.zeros((count, self.agent.spaces.action.size), np.float32)
         self.row = self.make_row(obs, action, np.zeros(count, np.float32), ~none, none, none)
