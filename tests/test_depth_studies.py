@@ -1,9 +1,10 @@
-"""benchmarks/jumps.py, exits.py and choice.py on one short run with jumps."""
+"""benchmarks/jumps.py, jump_exits.py, exits.py and choice.py on one short run with jumps."""
 
 import csv
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import benchmark, spawn
@@ -76,3 +77,41 @@ def test_what_further_loops_bring_is_ranked_and_the_kl_is_that_of_the_model(trai
     row = torch.arange(known.shape[1])
     predicted = (row >= 3) & (row < episodes.length[:, None])
     torch.testing.assert_close(study.predict(world, held, 2, 16_000).kl[1], known[predicted], atol=1e-4, rtol=1e-3)
+
+
+def test_exits_over_different_times_are_compared_with_every_control():
+    study = benchmark("jump_exits")
+    error = torch.tensor([[[1.0, 1.0], [1.0, 1.0], [2.0, 2.0]], [[9.0, 5.0], [3.0, 5.0], [3.0, 1.0]]])  # (K, R, W)
+    steps = study.Steps(error, torch.tensor([[1, 1], [2, 3]]), np.arange(2))
+    assert steps.own.tolist() == [[1.0, 1.0], [3.0, 1.0]]
+    found = steps.controls()
+    assert found["random"].tolist() == [[1.25, 1.25], [6.0, 4.0]]  # depths 1, 1, 2, 3
+    assert found["within"].tolist() == [[1.0, 1.0], [3.0, 3.0]]  # at the second k 2 and 3
+    assert found["fixed"].tolist() == [[1.0, 1.0], [4.5, 5.0]]  # mean 1.75: a quarter of 1, three of 2
+    first, second, both = study.rows_of(steps, [1, 4])
+    assert (first["within_more"], second["within_more"], both["k"]) == (0.0, 50.0, "all")
+    assert both["random_more"] == pytest.approx(100 * (3.125 - 1.5) / 1.5)
+    assert study.equal_depth(steps) is None
+    assert study.equal_depth(steps._replace(depth=torch.full((2, 2), 2))) == 2
+    assert "rank correlation of loops and k: 0.9" in "\n".join(study.report(steps, [first, second, both], [1, 4]))
+
+
+def test_exits_over_different_times_of_a_run(trained, tmp_path, capsys):
+    study = benchmark("jump_exits")
+    words = [*map(str, trained), "--jumps", "1", "4", "--windows", "50", "--csv", str(tmp_path / "rows.csv")]
+    assert study.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "dreams take" in printed or "no fixed depth" in printed
+    assert [row["k"] for row in rows_of(tmp_path / "rows.csv")] == ["1", "4", "all"]
+    assert study.main([*map(str, trained), "--jumps", "1", "8"]) == 2
+    assert "give --jumps from 1 to that" in capsys.readouterr().err
+
+
+def test_inside_alone_every_step_has_the_depth_that_is_asked_for(trained):
+    study = benchmark("jump_exits")
+    world = study.Dreamer.load(trained[0], "cpu").averaged.world
+    with study.always(world, 3), torch.no_grad():
+        dream = world.imagine(world.initial(5), torch.zeros(5, 2, world.action_size), 2, jump=4)
+    assert (dream.loops.depth == 3).all()
+    assert world.core.cfg.max_loops is None
+    assert type(world.core.rule) is not ExitRule
