@@ -54,7 +54,10 @@ Places = dict[str, At]
 
 
 class LoopedRows:
-    """x_r = norm(block(decay x_{r-1} + injected))."""
+    """x_r = norm(block(decay x_{r-1} + injected)), with the names of layers.cpp for what is kept:
+
+    s = decay x + injected,  n = norm(s),  h = (g, v) = up n,  a = silu(g) v,  o = s + down a,  x_r = norm(o)
+    """
 
     reads = "injection"
     """The weight that is multiplied with e, once for all loops."""
@@ -97,7 +100,8 @@ class LoopedRows:
 
 
 class CertifiedRows:
-    """x_r = decay x_{r-1} + coupling T(coupling x_{r-1}; e) + B e, of `world_model/certified.py`."""
+    """x_r = decay x_{r-1} + coupling T(coupling x_{r-1}; e) + B e, of `world_model/certified.py`. Kept are y = coupling x
+    as s, T as o, and its hidden units before and behind maxmin and gate as h and a."""
 
     reads = "reads"
     weights = "reads", "decay", "coupling", "w_up", "w_down"
