@@ -39,8 +39,8 @@ class Given(NamedTuple):
 
 
 class Kept:
-    """All that the rows leave for the gradient, (T, B, ...) each, or (R, T, B, ...) of the loops. z, hidden, y and stats
-    are the prelude's; what ends in _z is the input of a norm, in _stats its mean and 1 / deviation."""
+    """All that the rows leave for the gradient, (T, B, ...) each, or (R, T, B, ...) of the loops. z, hidden, y and
+    stats are the prelude's; what ends in _z is the input of a norm, in _stats its mean and 1 / deviation."""
 
     def __init__(self, given: Given, sizes: Sizes):
         rows, loops = len(given.keeps), given.loops

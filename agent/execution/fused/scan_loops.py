@@ -100,7 +100,7 @@ class LoopedRows:
 
 
 class CertifiedRows:
-    """x_r = decay x_{r-1} + coupling T(coupling x_{r-1}; e) + B e, of `world_model/certified.py`. Kept are y = coupling x
+    """x_r = decay x_{r-1} + coupling T(coupling x_{r-1}; e) + B e, of `world_model/certified.py`. Kept are coupling x
     as s, T as o, and its hidden units before and behind maxmin and gate as h and a."""
 
     reads = "reads"
