@@ -25,3 +25,7 @@ def test_the_table_holds_the_last_evaluation_by_each_minute_and_the_first_that_r
     ]
     assert clock.table(runs, [0.5], None)[3] == "| dmc:a | sac | 3 |  | 3,000 |"
     assert clock.reached(runs[0], 31.0) is None
+    assert [(row["step"], row["minutes"], row["return"]) for row in clock.rows_of(runs[1:])] == [
+        (1000, "1.000", "5"),
+        (2000, "3.000", "40"),
+    ]
