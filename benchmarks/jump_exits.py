@@ -188,6 +188,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--jumps", type=int, nargs="+", default=[1, 2, 4, 8, 16], metavar="K")
     parser.add_argument("--windows", type=int, default=2000)
     parser.add_argument("--max-loops", type=int, help="most loops; by default as in training")
+    parser.add_argument("--threshold", type=float, help="of the run's exit rule; by default as in training")
     parser.add_argument("--no-times", action="store_true", help="leave the times of dreams out")
     parser.add_argument("--csv", type=Path, help="write the rows there")
     args = parser.parse_args(argv)
@@ -200,9 +201,11 @@ def main(argv: list[str]) -> int:
         world, jumps = agent.averaged.world, sorted(set(args.jumps))
         if not isinstance(world.core, LoopedCore):
             raise UsageError(f"the core of {args.run} is {world.cfg.core}, it has no loops")
-        if args.max_loops:
-            for each in (agent.world, world):
+        for each in (agent.world, world):
+            if args.max_loops:
                 each.core.cfg = replace(each.core.cfg, max_loops=args.max_loops)
+            if args.threshold is not None:
+                each.core.rule.threshold = args.threshold
         if world.run_cap < 2:
             raise UsageError(f"{args.run} has one loop, and nothing to choose: give a run with more, or --max-loops")
         if not 1 <= jumps[0] <= jumps[-1] <= world.cfg.jump:
