@@ -21,7 +21,6 @@ from agent.errors import UsageError
 from agent.runs.compare import return_at_seconds
 from agent.runs.run_record import RunRecord, find_runs, load_runs
 
-
 COLUMNS = ("task", "agent", "seed", "step", "minutes", "return")
 
 
