@@ -11,6 +11,7 @@ five places are all right (1/120 by chance), the share of single places (1/5), a
     own      the run's exit rule
     random   depths drawn at random with the histogram of the own ones, mean of four draws
     fixed    always the same depth, the mean of the own ones, rounded
+    full     always the cap, the most loops of training
 """
 
 from __future__ import annotations
@@ -98,8 +99,10 @@ def judge(world: WorldModel, played: Played) -> dict[str, Any]:
         with exit_rule(world, rule):
             drawn.append(share(predict(world, played)[0].all(-1)))
     with exit_rule(world, ExitRule()):
-        fixed = share(predict(world, played, max(1, round(row["loops"])))[0].all(-1))
-    return row | {"random": float(np.mean(drawn)), "fixed": fixed}
+        fixed, full = (
+            share(predict(world, played, loops)[0].all(-1)) for loops in (max(1, round(row["loops"])), world.run_cap)
+        )
+    return row | {"random": float(np.mean(drawn)), "fixed": fixed, "full": full}
 
 
 def share(right: Tensor) -> float:

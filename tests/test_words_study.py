@@ -53,11 +53,12 @@ def test_controls_have_the_depths_of_the_own_rule(trained, monkeypatch):
     with torch.no_grad():
         world.core.rule.threshold = float(np.median(world.core.rule.improvement(*_looked_at(world)).numpy()))
     row = study.judge(world, played)
-    own, *drawn, fixed = (depth.float().mean().item() for depth in depths)
+    own, *drawn, fixed, full = (depth.float().mean().item() for depth in depths)
     assert own == pytest.approx(row["loops"])
     assert np.mean(drawn) == pytest.approx(own, abs=0.1)
     assert fixed == round(own)
-    assert any((one != other).any() for one, other in pairwise(depths[1:-1]))
+    assert full == world.run_cap
+    assert any((one != other).any() for one, other in pairwise(depths[1:-2]))
 
 
 def _looked_at(world):
