@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from world_model.averages import Average, alone
-from world_model.nets import Norm, linear
+from world_model.nets import Norm, linear, truncated_normal
 from world_model.ranges import AT_LEAST_ONE, require
 
 Shape = tuple[int, int, int]
@@ -95,8 +95,7 @@ class ChannelNorm(nn.Module):
 
 def initialised(layer: nn.Conv2d | nn.ConvTranspose2d, std: float) -> nn.Module:
     """Truncated-normal weights of this standard deviation, and zero bias."""
-    std = std / 0.8796  # of a unit normal cut off at two deviations
-    nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+    truncated_normal(layer.weight, std)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer
 

@@ -9,17 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+CUT_OFF_STD = 0.8796
+"""Standard deviation of a unit normal that is cut off at two deviations."""
+
+
+def truncated_normal(weight: Tensor, std: float) -> None:
+    """Fill in place from a normal cut off at two of its deviations, so that what is left has this deviation."""
+    std = std / CUT_OFF_STD
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
 
 def linear(inputs: int, outputs: int, bias: bool = False, scale: float = 1.0) -> nn.Linear:
     """Linear layer with a truncated-normal fan-in initialisation times `scale`, and zero bias."""
     layer = nn.Linear(inputs, outputs, bias=bias)
-    # 0.8796 is the standard deviation of a unit normal cut off at two deviations.
-    std = scale / math.sqrt(inputs) / 0.8796
     with torch.no_grad():
         if scale == 0.0:
             layer.weight.zero_()
         else:
-            nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+            truncated_normal(layer.weight, scale / math.sqrt(inputs))
         if bias:
             layer.bias.zero_()
     return layer

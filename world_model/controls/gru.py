@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from world_model.core import Core, CoreSizes, Trace
 from world_model.looped import LoopConfig
-from world_model.nets import Norm, linear
+from world_model.nets import Norm, linear, truncated_normal
 
 BLOCKS = 8
 """Blocks of the recurrent matrices (DreamerV3)."""
@@ -24,9 +24,8 @@ class BlockLinear(nn.Module):
 
     def __init__(self, blocks: int, inputs: int, outputs: int):
         super().__init__()
-        std = 1.0 / math.sqrt(blocks * inputs) / 0.8796  # of a unit normal cut off at two deviations
         self.weight = nn.Parameter(torch.empty(blocks, inputs, outputs))
-        nn.init.trunc_normal_(self.weight, std=std, a=-2 * std, b=2 * std)
+        truncated_normal(self.weight, 1.0 / math.sqrt(blocks * inputs))
         self.bias = nn.Parameter(torch.zeros(blocks, 1, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
