@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from scaling_fits import between
 from scaling_nets import Net, families
 
@@ -161,8 +161,11 @@ def logarithmic(axis: Axes, ticks: Sequence[int]) -> None:
         axis.xaxis.set_minor_locator(NullLocator())
     else:
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        threes = FuncFormatter(lambda value, _: f"{value:,.0f}" if f"{value:e}"[0] == "3" else "")
+        left, right = axis.get_xlim()
+        between = "3" if right < 50 * left else ""  # more labels would touch each other
+        threes = FuncFormatter(lambda value, _: f"{value:,.0f}" if f"{value:e}"[0] == between else "")
         axis.xaxis.set_minor_formatter(threes)
+        axis.xaxis.set_major_locator(LogLocator(numticks=4))
         axis.tick_params(axis="x", which="minor", labelsize=7)
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_formatter(FuncFormatter(_few))
