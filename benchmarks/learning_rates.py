@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from agent.data.checkpoint import find_checkpoint, read_checkpoint
 from agent.data.dataset import check_dataset, load_dataset, pad_episodes
@@ -128,9 +129,10 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
             for seed in seeds:
                 line = [(row["depth"], row[f"error_{h}"]) for row in rows if (row["core"], row["seed"]) == (core, seed)]
                 axis.plot(*zip(*line, strict=True), color=f"C{number}", label=core if seed == seeds[0] else None)
-        axis.set_title(f"{h} steps ahead", fontsize=9)
+        axis.set_title(f"{h} step{'s' * (h > 1)} ahead", fontsize=9)
         axis.set_xlabel("loops of every step")
         axis.set_ylim(bottom=0.0)
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axis.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("error over variance")
     figure.axes[0].legend(frameon=False, fontsize=8)
