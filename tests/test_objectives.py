@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import integrate
 from small import make_batch, world_loss
+from small_ranks import together
 
 from world_model import LoopConfig, ModelConfig, WorldModel, objectives
 from world_model.objectives import (
@@ -67,6 +68,26 @@ def test_the_penalty_of_known_distributions(scale, expected):
         float(sigreg(scale * torch.randn(1024, 16), random_directions(16, 64, torch.zeros(1)))) for _ in range(5)
     ]
     assert np.mean(values) == pytest.approx(expected, rel=0.15)
+
+
+def test_leading_dimensions_have_a_statistic_each():
+    torch.manual_seed(0)
+    z, directions = torch.randn(5, 64, 4), random_directions(4, 8, torch.zeros(1))
+    z *= torch.arange(1.0, 6.0)[:, None, None]
+    each = [float(sigreg(part, directions)) for part in z]
+    assert float(sigreg(z, directions)) == pytest.approx(np.mean(each), rel=1e-5)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.9, 0.999])
+def test_embeddings_that_change_slowly_are_not_punished(keep):
+    """Normal numbers at every time, whatever they have to do with those before."""
+    torch.manual_seed(0)
+    objective, z = objectives.SIGReg(5, 5, EMBEDDING), [torch.randn(16, EMBEDDING)]
+    objective.projector = torch.nn.Identity()
+    for _ in range(15):
+        z.append(keep * z[-1] + math.sqrt(1.0 - keep**2) * torch.randn(16, EMBEDDING))
+    found = objective.losses(torch.zeros(16, 16, 5), torch.stack(z, 1))["sigreg"].mean()
+    assert float(found) == pytest.approx(objectives.SIGREG_SCALE * 1.05 / 16, rel=0.3)
 
 
 def test_it_is_least_for_a_normal_and_pulls_samples_there():
@@ -144,6 +165,37 @@ def test_the_penalty_keeps_embeddings_from_collapse(monkeypatch):
     assert float(collapsed.std(0).mean()) < 0.1
     assert kept.shape[1] == EMBEDDING
     assert last["world/embedding_loss"] < 1.0  # and its predictions are perfect
+
+
+def test_the_next_embedding_is_predicted_without_the_latents_of_its_observation():
+    torch.manual_seed(0)
+    objective, feat = objectives.SIGReg(8, 5, 6), torch.randn(3, 4, 8)
+    monkey = torch.zeros(3, 4, EMBEDDING)
+    objective.stored = torch.nn.Identity()
+    objective.stored.forward = lambda _: monkey
+    feat.requires_grad_()
+    (gradient,) = torch.autograd.grad(objective.losses(feat, torch.randn(3, 4, 6))["embedding"].sum(), feat)
+    assert gradient[..., :5].abs().min() > 0
+    assert not gradient[..., 5:].any()
+
+
+def test_redundancy_does_not_move_what_is_predicted():
+    torch.manual_seed(0)
+    embed = torch.randn(3, 4, 6, requires_grad=True)
+    loss = objectives.Redundancy(8, 5, 6).losses(torch.randn(3, 4, 8), embed)["redundancy"].sum()
+    assert loss.requires_grad
+    assert torch.autograd.grad(loss, embed, allow_unused=True) == (None,)
+
+
+def test_directions_are_those_of_all_ranks():
+    def directions(ranks):
+        gen = torch.Generator().manual_seed(ranks.rank)
+        drawn = torch.randn(5, 7, generator=gen)
+        return random_directions(5, 7, torch.zeros(1), lambda _: ranks.average(drawn))
+
+    one, other = together(2, directions)
+    assert torch.equal(one, other)
+    assert torch.allclose(one.norm(dim=0), torch.ones(7))
 
 
 def test_gradients_of_the_embedding_reach_both_sides():

@@ -68,7 +68,9 @@ class SIGReg(nn.Module):
         target = self.projector(embed)  # (B, T, E)
         ahead, stored = self.ahead(feat[..., : self.deter]), self.stored(feat)
         error = (ahead - target).square().sum(-1) + (stored - target).square().sum(-1)
-        penalty = sigreg(target.flatten(0, 1), random_directions(EMBEDDING, DIRECTIONS, target, average), average)
+        # Over the sequences at each time: rows of one sequence are alike, and to count them as independent samples
+        # would punish embeddings that change slowly.
+        penalty = sigreg(target.transpose(0, 1), random_directions(EMBEDDING, DIRECTIONS, target, average), average)
         return {"embedding": error, "sigreg": SIGREG_SCALE * penalty.expand(error.shape)}
 
 
@@ -111,18 +113,18 @@ def random_directions(size: int, count: int, like: Tensor, average: Average = al
 
 
 def sigreg(z: Tensor, directions: Tensor, average: Average = alone) -> Tensor:
-    """How far the samples z (M, E) are from a standard normal along directions (E, P), 0-d.
+    """How far M independent samples z (..., M, E) are from a standard normal along directions (E, P), 0-d.
 
     The Epps-Pulley statistic over M: the integral over t of |phi(t) - exp(-t^2/2)|^2 exp(-t^2/2), where phi is the
-    characteristic function of the samples, by the trapezoid rule, mean over the directions. About 1 / M for normal
-    samples, 0.40 where all are zero.
+    characteristic function of the samples, by the trapezoid rule, mean over the directions and over the leading
+    dimensions. About 1 / M for normal samples, 0.40 where all are zero.
     """
     t = torch.linspace(0.0, HIGHEST, FREQUENCIES, device=z.device)
     normal = torch.exp(-0.5 * t.square())
     weights = 2.0 * HIGHEST / (FREQUENCIES - 1) * normal  # twice: t < 0 says the same
     weights[0], weights[-1] = 0.5 * weights[0], 0.5 * weights[-1]
-    angle = (z.float() @ directions)[..., None] * t  # (M, P, points)
-    real, imaginary = average(angle.cos().mean(0)), average(angle.sin().mean(0))  # (P, points)
+    angle = (z.float() @ directions)[..., None] * t  # (..., M, P, points)
+    real, imaginary = average(angle.cos().mean(-3)), average(angle.sin().mean(-3))  # (..., P, points)
     return (((real - normal).square() + imaginary.square()) @ weights).mean()
 
 
