@@ -136,6 +136,14 @@ def test_rows_that_a_run_cannot_fill_are_not_reserved():
     assert make_replay(short, 1, seen, repeat=2).length == 500_000
 
 
+@pytest.mark.parametrize("sampling", ["uniform", "recent", "model-error", "value-error"])
+def test_a_replay_draws_as_the_settings_say(sampling):
+    few = Spaces({"state": 2}, ActionSpec(2, False))
+    replay = make_replay(config(steps=5000, sampling=sampling), 1, few, repeat=1)
+    assert replay.sampling == sampling
+    assert ("priority" in replay.rows) == sampling.endswith("error")
+
+
 def test_a_run_that_could_never_learn_from_jumps_is_refused():
     few = Spaces({"state": 2}, ActionSpec(2, False))
     jumps = replace(preset("small").model, jump=32)

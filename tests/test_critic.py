@@ -7,6 +7,7 @@ from torch import Tensor
 
 from agent.learning.actor_critic import REPLAY_VALUE_SCALE, lambda_return
 from world_model import Batch
+from world_model.averages import alone
 
 
 def test_slow_critic_is_never_trained():
@@ -105,7 +106,13 @@ def test_expansion_learns_at_observed_states_alone():
     expansion.load_state_dict(usual.state_dict())
     logits, values = expansion.values(rollout)
     returns = lambda_return(rollout.rewards, rollout.continues, values, GAMMA)
-    _, loss, _ = expansion.losses(rollout, returns, values, logits)
+    actor_loss, loss, metrics = expansion.losses(rollout, returns, values, logits)
+    advantage = (returns - values[:, :-1]).detach()[:, 0]  # (B,): the scale is that of what is learned from
+    scale = usual.scale.update(advantage[:, None], alone)
+    logp, *_ = usual.actor.evaluate(rollout.feat[:1].detach(), rollout.actions[:, :1].transpose(0, 1), None)
+    assert float(metrics["behavior/advantage_scale"]) == pytest.approx(float(scale))
+    expected = -(rollout.alive * logp[0] * advantage / scale).mean()
+    assert float(actor_loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-3, abs=1e-4)
     first = usual.critic.loss(logits[:1], rollout.feat[:1].detach(), returns.detach().t()[:1])  # (1, B)
     assert float(loss.detach()) == pytest.approx(float((rollout.alive * first).mean().detach()), rel=1e-5)
     (gradient,) = torch.autograd.grad(loss, logits)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.data.replay import FADING, POWER, ReplayBuffer
+from agent.data.replay import FADING, NEVER, POWER, ReplayBuffer
 from agent.training.train_config import TrainConfig
 from world_model import LatentState
 
@@ -245,6 +245,35 @@ def test_rows_are_drawn_by_their_last_error(sampling, column):
     assert 0.5 * 32**POWER < high / low < 1.1 * 32**POWER  # a few candidates at a time: a little less
 
 
+def test_an_error_is_that_of_all_rows_of_its_sequence():
+    replay = filled("value-error", 20)
+    where = np.stack(np.broadcast_arrays(np.array([[0], [1]]), np.array([[2, 3, 4], [7, 8, 9]])))
+    replay.write_back(where, marked(torch.zeros(2, 3, dtype=torch.long)), torch.tensor([[0.0, 5.0], [0.0, 0.5]]))
+    assert replay.rows["priority"][0, 1:6].tolist() == [NEVER, 5.0, 5.0, 5.0, NEVER]
+    assert replay.rows["priority"][1, 6:11].tolist() == [NEVER, 0.5, 0.5, 0.5, NEVER]
+
+
+def test_rows_that_were_never_learned_from_count_as_much_as_the_largest_error_of_late():
+    """Those of the beginning too, whatever the errors were then."""
+    replay = filled("value-error")
+    errors = torch.full((100, 2), 300.0)
+    where = np.stack([np.zeros((100, 1), int), np.arange(100)[:, None]])
+    for env in (0, 1):
+        where[0] = env
+        replay.write_back(where, marked(torch.zeros(100, 1, dtype=torch.long)), errors)
+    share = float(first_rows(replay, 400)[100:].sum())
+    assert share == pytest.approx(100 / 199, abs=0.1)
+
+
+def test_the_largest_error_of_late_is_saved():
+    replay, other = filled("model-error", 20), make(40, 2, sampling="model-error")
+    where = np.stack([np.zeros((1, 1), int), np.full((1, 1), 3)])
+    replay.write_back(where, marked(torch.zeros(1, 1, dtype=torch.long)), torch.tensor([[5.0, 0.0]]))
+    other.load_state_dict(replay.state_dict())
+    assert other.highest == 5.0
+    assert np.array_equal(other.rows["priority"], replay.rows["priority"])
+
+
 def test_new_rows_count_as_much_as_the_largest_error_of_late():
     replay = filled("model-error", 20)
     where = np.stack([np.zeros((1, 1), int), np.full((1, 1), 3)])
@@ -253,7 +282,7 @@ def test_new_rows_count_as_much_as_the_largest_error_of_late():
     replay.write_back(where, marked(torch.zeros(1, 1, dtype=torch.long)), torch.tensor([[0.5, 0.0]]))
     assert replay.highest == pytest.approx(5.0 * FADING)
     Counters([3, 4]).fill(replay, 1)
-    assert replay.rows["priority"][0, replay.count % replay.length - 1] == pytest.approx(5.0 * FADING)
+    assert replay.rows["priority"][0, replay.count % replay.length - 1] == NEVER
 
 
 def test_uniform_sampling_holds_no_priorities():

@@ -4,8 +4,10 @@ import dataclasses
 
 import pytest
 import torch
-from small import gradients, make_batch, make_world, observe, world_loss
+from small import ACTIONS, SIZES, gradients, make_batch, make_world, observe, world_loss
+from torch import distributions
 
+from world_model import LoopConfig, ModelConfig, WorldModel
 from world_model.latent import kl_divergence
 
 
@@ -75,6 +77,23 @@ def test_each_kl_loss_trains_its_own_head(loss, side, monkeypatch):
     for name, grad in grads.items():
         if name.startswith(("prior.", "post_")):
             assert (grad is not None and bool(grad.abs().max() > 1e-6)) == name.startswith(side), name
+
+
+@pytest.mark.parametrize("latents", ["categorical", "gaussian"])
+def test_the_dynamics_loss_is_the_divergence_of_its_latents(latents, monkeypatch):
+    monkeypatch.setattr("world_model.model.FREE_NATS", 0.0)
+    torch.manual_seed(0)
+    cfg = ModelConfig(LoopConfig(2, 8, units=16), latents=latents, groups=3, classes=4, units=16)
+    world = WorldModel(cfg, SIZES, ACTIONS)
+    batch = make_batch(world)
+    post = observe(world, batch)
+    kinds = {
+        "categorical": lambda x: distributions.Categorical(logits=x),
+        "gaussian": lambda x: distributions.Normal(x[..., :4], x[..., 4:].exp()),
+    }
+    two = (kinds[latents](x) for x in (post.post_dist, post.prior_dist))
+    known = distributions.kl_divergence(*two).flatten(2).sum(-1)
+    torch.testing.assert_close(world.losses(post, batch)["dynamics"], known, rtol=1e-3, atol=1e-4)
 
 
 def test_the_reward_weighs_what_it_is_told_to():

@@ -52,7 +52,7 @@ class ImageConfig:
     anneal: bool = False
     """Images of little contrast have their loss raised by a factor of up to 25, or they are learned late. With this it
     goes back to 1 between update 500 and 1,500: kept for good, latents store details that no state predicts, and
-    rewards are learned last."""
+    rewards are learned last. Of no use to objectives without a decoder."""
 
     def __post_init__(self) -> None:
         require(self, "", base_channels=AT_LEAST_ONE)

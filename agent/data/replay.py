@@ -41,7 +41,9 @@ RECENT = 0.1
 CANDIDATES, POWER = 8, 0.6
 """With priorities so many times the sequences are drawn evenly, and of these some by priority^POWER."""
 FADING = 0.99
-"""Of the priority of rows that were never learned from, the largest of late, with each update."""
+"""Of the priority of rows that were never learned from, the largest error of late, with each update."""
+NEVER = -1.0
+"""Marks these rows."""
 
 
 class ReplayBuffer:
@@ -150,7 +152,7 @@ class ReplayBuffer:
         self.rows["deter"][:, at] = state.deter.numpy(force=True)
         self.rows["stoch"][:, at] = self.kept(state.stoch)
         if self.prioritised:
-            self.rows["priority"][:, at] = self.highest
+            self.rows["priority"][:, at] = NEVER
         self.count += 1
 
     def kept(self, stoch: torch.Tensor) -> np.ndarray:
@@ -170,7 +172,7 @@ class ReplayBuffer:
         self.rows["deter"][0] = state.deter.numpy(force=True)
         self.rows["stoch"][0] = self.kept(state.stoch)
         if self.prioritised:
-            self.rows["priority"][0] = self.highest
+            self.rows["priority"][0] = NEVER
         self.count = self.length
 
     def write_back(self, where: np.ndarray, states: LatentState, errors: torch.Tensor) -> None:
@@ -241,7 +243,8 @@ class ReplayBuffer:
             return self.rng.integers(0, self.envs, size), first
         first = self.rng.integers(low, high, CANDIDATES * size)
         env = self.rng.integers(0, self.envs, CANDIDATES * size)
-        priority = self.rows["priority"][env, (first + length // 2) % self.length]
+        known = self.rows["priority"][env, (first + length // 2) % self.length]
+        priority = np.where(known == NEVER, self.highest, known)
         # The largest of log p + Gumbel noise are a draw without replacement in proportion to p.
         score = POWER * np.log(priority + 1e-6) + self.rng.gumbel(size=len(first))
         chosen = np.argpartition(-score, size - 1)[:size]

@@ -207,7 +207,7 @@ class ActorCritic(nn.Module):
     def __init__(self, cfg: BehaviorConfig, features: int, spec: ActionSpec):
         super().__init__()
         if cfg.plans and spec.discrete:
-            raise ValueError(f"--behavior.decisions {cfg.decisions} plans continuous actions; this task's are choices")
+            raise ValueError(f"--behavior.decisions {cfg.decisions} needs continuous actions: give actor or expansion")
         self.cfg, self.spec = cfg, spec
         self.actor = Actor(cfg, features, spec)
         self.critic = Critic(cfg, features)
@@ -244,7 +244,7 @@ class ActorCritic(nn.Module):
         if self.cfg.decisions == "expansion":  # of s_0 alone, and in the mean as much
             weight = F.pad(weight.shape[1] * weight[:, :1], (0, weight.shape[1] - 1))
         advantage = (returns - values[:, :-1]).detach()
-        scale = self.scale.update(advantage, average)
+        scale = self.scale.update(advantage[:, :1] if self.cfg.decisions == "expansion" else advantage, average)
         advantage = advantage / scale
         actions = rollout.actions.detach().transpose(0, 1)  # (H, B, A), the rest (H, B)
         logp, entropy, saturation, spread = self.actor.evaluate(feat, actions, rollout.outputs)

@@ -19,6 +19,7 @@ from agent.errors import NonFiniteError, UsageError
 from agent.learning.actor_critic import SLOW_RATE, ActorCritic, BehaviorConfig, Metrics, lambda_return
 from agent.learning.optimizer import EMA_DECAY, FlatAdam, OptimizerConfig, flatten, rate_factor
 from agent.learning.policy import Memory, Policy
+from agent.learning.sequence_errors import sequence_errors
 from agent.runtime import Stopwatch, resolve_device
 from agent.settings import from_dict
 from agent.spaces import Spaces, to_env
@@ -140,7 +141,7 @@ class Dreamer:
         metrics |= self.optimizer_step(execution)
         clock.lap("optimizer")
         wrong = (values[:, 0] - returns[:, 0]).abs().view_as(is_terminal)  # (B, L)
-        errors = torch.stack([posterior.kl().mean(1), wrong.mean(1)], 1).detach()
+        errors = sequence_errors(posterior.kl(), batch.is_first, wrong, is_terminal)
         return Update(posterior.states.detach(), rollout.loops.depth, metrics, errors)
 
     def start_rows(self, size: int, length: int, processes: int) -> slice:

@@ -80,6 +80,8 @@ class Config:
             raise ValueError(f"--seed must be below {TRAINING.size:,}, where the seeds of evaluations begin")
         if self.model_only and not self.dataset:
             raise ValueError("--model-only learns from a data set: give --dataset DIR with it")
+        if self.model_only and self.train.sampling == "value-error":
+            raise ValueError("--model-only has no critic: give --train.sampling model-error, or another")
         if self.dataset and self.agent != "dreamer":
             raise ValueError(f"--agent {self.agent} learns from no data set: leave --dataset out")
         if self.dream and self.agent == "dreamer":

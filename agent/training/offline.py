@@ -21,6 +21,7 @@ from agent.execution import Eager
 from agent.execution.fused import fused_layers
 from agent.learning.dreamer import Dreamer, Update, check_finite
 from agent.learning.sampling import rows_needed, sample
+from agent.learning.sequence_errors import sequence_errors
 from agent.logs.logger import Logger
 from agent.training.schedule import Every, Progress
 from world_model import Batch, ExitRule, stability
@@ -74,8 +75,7 @@ def update_world(agent: Dreamer, batch: Batch, progress: float) -> Update:
     check_finite(norm, {"world/grad_norm": norm})
     adam.step()
     agent.average_flats["world"].lerp_(adam.flat.detach(), agent.average_rate)
-    model_error = posterior.kl().mean(1).detach()  # (B,)
-    errors = torch.stack([model_error, torch.zeros_like(model_error)], 1)
+    errors = sequence_errors(posterior.kl(), batch.is_first)
     return Update(posterior.states.detach(), torch.full((), depth), metrics, errors)
 
 
