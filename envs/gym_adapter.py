@@ -126,9 +126,14 @@ class GymAdapter(gym.Wrapper[dict[str, Any], Any, Any, Any]):
         return self._read(observation)
 
     def unit_action(self, action: Any) -> Any:
-        """The inverse of what `step` does with an action: one of the inner environment as one of `action_space`."""
+        """The inverse of what `step` does with an action: one of the inner environment as one of `action_space`.
+
+        Raises TaskError for a choice that the environment does not have; numbers beyond the bounds are cut off.
+        """
         inner = self.env.action_space
         if isinstance(inner, spaces.Discrete):
+            if not 0 <= int(action) - int(inner.start) < inner.n:
+                raise TaskError(f"{self._name} has no action {action}: {inner.start} to {inner.start + inner.n - 1}")
             return int(action) - int(inner.start)
         given = np.asarray(action, np.float64).reshape(self._bounded.shape)
         span = np.where(self._span == 0.0, 1.0, self._span)

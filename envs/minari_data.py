@@ -38,7 +38,6 @@ class MinariData:
 
     Attributes:
         task: the name of its environment, as gym:ID, or gym:module:ID where another package registers it.
-        note: what of the environment the task does not say.
         adapter: the format of observations and actions here.
     """
 
@@ -57,11 +56,20 @@ class MinariData:
             raise TaskError(f"the data set {name} names no environment, so there is no task that it is of")
         module = str(spec.entry_point).partition(":")[0].partition(".")[0]
         self.task = f"gym:{spec.id}" if module in ("gymnasium", "None") else f"gym:{module}:{spec.id}"
-        self.note = f"its environment was made with {spec.kwargs}: the task here has none" if spec.kwargs else ""
+        self._made = f"its environment was made with {spec.kwargs}: the task here has none" if spec.kwargs else ""
+        self._cut = 0
         self.adapter = GymAdapter(_Described(self._data.observation_space, self._data.action_space), name=name)
 
+    @property
+    def note(self) -> str:
+        """What of the environment the task does not say, and how many actions had to be cut off so far."""
+        space = self.adapter.env.action_space
+        cut = f"{self._cut:,} actions lie outside of {space} and are cut off at its bounds" if self._cut else ""
+        return "; ".join(text for text in (self._made, cut) if text)
+
     def episodes(self) -> Iterator[RecordedEpisode]:
-        """All episodes that have a step, in their order."""
+        """All episodes that have a step, in their order. Raises TaskError for choices that there are not."""
+        space = self.adapter.env.action_space
         for episode in self._data.iterate_episodes():
             length = len(episode.rewards)
             if length == 0:
@@ -69,6 +77,10 @@ class MinariData:
             seen = [self.adapter.read(_at(episode.observations, step)) for step in range(length + 1)]
             obs = {name: np.stack([one[name] for one in seen]) for name in seen[0]}
             action = np.stack([self.adapter.unit_action(one) for one in episode.actions])
+            if isinstance(space, spaces.Box):
+                actions = np.asarray(episode.actions, np.float64).reshape(length, *space.shape)
+                outside = (actions < space.low) | (actions > space.high)
+                self._cut += int(outside.reshape(length, -1).any(-1).sum())
             yield RecordedEpisode(obs, action, np.asarray(episode.rewards, np.float32), bool(episode.terminations[-1]))
 
 

@@ -53,6 +53,8 @@ def test_a_data_set_of_other_programs_is_read_where_it_fits(tmp_path):
     ({"reward": np.full(20, np.nan)}, "reward holds values that are not finite"),
     ({"reward": np.full(20, 1e39)}, "reward holds values that are not finite"),
     ({"reward": np.full(20, "one")}, "reward is of type"), ({"reward": np.full(20, 1j)}, "reward is of type"),
+    ({"prev_action": np.full((20, 1), -1.01)}, "actions outside of -1 to 1"),
+    ({"is_terminal": np.ones(20, bool)}, "is_terminal is set inside of an episode"),
     ({"is_first": np.ones(20)}, "is_first is of type"), ({"is_first": np.zeros(20, bool)}, "no whole episodes"),
     ({"is_last": np.zeros(20, bool)}, "no whole episodes"),
     ({name: value[:4] for name, value in columns().items()}, "has 2 episodes"),
@@ -62,6 +64,19 @@ def test_columns_that_do_not_fit_are_named(tmp_path, changes, message):
     with pytest.raises(UsageError, match=message) as caught:
         load_dataset(write_files(tmp_path / "data", columns(**changes)))
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_choices_are_one_one_among_zeros(tmp_path):
+    spaces = {"obs": {"state": 1}, "action": {"size": 3, "discrete": True}}
+    choices = np.tile(np.array([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), (10, 1))
+    metadata = {"task": "toy:counter", "spaces": spaces}
+    dataset = load_dataset(write_files(tmp_path / "good", columns(prev_action=choices), metadata))
+    assert dataset.spaces.action.discrete
+    for number, wrong in enumerate(([1.0, 1.0, 0.0], [7.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.5, 0.5, 0.0])):
+        damaged = choices.copy()
+        damaged[5] = wrong
+        with pytest.raises(UsageError, match="actions that are no choice"):
+            load_dataset(write_files(tmp_path / str(number), columns(prev_action=damaged), metadata))
 
 
 @pytest.mark.parametrize("metadata", [

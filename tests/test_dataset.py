@@ -198,7 +198,7 @@ def test_a_limit_of_time_ends_the_training_of_a_model(tmp_path, monkeypatch):
     torch.manual_seed(0)
     agent = Dreamer(config.model, config.behavior, config.optimizer, dataset.spaces)
     logger = Logger(tmp_path / "run", 400, console=False)
-    cfg, rest = OfflineConfig(updates=400, eval_every=100), ((4, 8), 0, "uniform", 1.0)
+    cfg, rest = OfflineConfig(updates=400, eval_every=100), ((4, 8), 0, "model-error", 1.0)
     trainer = OfflineTrainer(cfg, agent, Eager(agent), dataset, logger, lambda *_: None, *rest)
     passed = iter(range(0, 10_000, 10))
     monkeypatch.setattr(trainer.progress, "now", lambda: trainer.progress.start + next(passed))
@@ -206,6 +206,8 @@ def test_a_limit_of_time_ends_the_training_of_a_model(tmp_path, monkeypatch):
     logger.close()
     assert trainer.finished
     assert trainer.step == 6  # ten seconds each
+    assert trainer.replay.sampling == "model-error"
+    assert (trainer.replay.rows["priority"] > 0).any()
 
 
 def test_the_commands_export_train_and_explain(finished, tmp_path, script):

@@ -67,6 +67,15 @@ def test_each_row_is_an_arrival(minari, script, tmp_path):
     assert start == len(rows["reward"])
 
 
+def test_actions_beyond_the_bounds_are_cut_off_and_counted(minari, script, tmp_path):
+    minari[3].actions[:2] = 9.0
+    made = script("evaluate.py", "dataset", "minari:known/v0", tmp_path / "data")
+    assert made.returncode == 0, made.stderr
+    assert "has none; 2 actions lie outside of Box(-2.0, 6.0, (1,), float32) and are cut off" in made.stdout
+    actions = load_dataset(tmp_path / "data").train["prev_action"]
+    assert float(actions.max()) == 1.0
+
+
 def test_what_is_missing_is_said(minari, script, tmp_path, monkeypatch):
     refused = script("evaluate.py", "dataset", "minari:other/v0", tmp_path / "data")
     assert refused.returncode == 2

@@ -1,5 +1,6 @@
 """A recorded data set in the replay of a run: each row where it belongs, and the whole program with it."""
 
+import json
 import shutil
 
 import numpy as np
@@ -100,6 +101,8 @@ def test_a_run_begins_with_a_data_set_and_goes_on_without_it(script, tmp_path):
     assert done.returncode == 0, done.stderr
     again = torch.load(run / "checkpoints" / "latest.pt", weights_only=True)
     assert again["replay"]["count"] >= saved["replay"]["count"] + 100
+    assert script("evaluate.py", "dataset", run, tmp_path / "both").returncode == 0
+    assert f"with episodes of {data}" in json.loads((tmp_path / "both" / "dataset.json").read_text())["source"]
     refused = script("train_agent.py", "toy:counter", "--preset", "debug", "--dataset", data)
     assert refused.returncode == 2
     assert "is not a data set" in refused.stderr

@@ -77,7 +77,9 @@ def export_dataset(
     if keep is not None:
         rows["obs/state"] = rows["obs/state"][:, keep]
         spaces = {**spaces, "obs": {"state": int(keep.sum())}}
-    return write_dataset(rows, folder, {"task": saved["task"] + variant, "spaces": spaces, "source": str(source)})
+    learned_from = saved.get("config", {}).get("dataset")  # its episodes lie in the replay too
+    named = f"{source}, with episodes of {learned_from}" if learned_from else str(source)
+    return write_dataset(rows, folder, {"task": saved["task"] + variant, "spaces": spaces, "source": named})
 
 
 def rows_of(episodes: Episodes, terminal: torch.Tensor) -> Rows:
@@ -189,9 +191,21 @@ def checked_rows(rows: Rows, spaces: Spaces) -> Rows:
     first, last = result["is_first"], result["is_last"]
     if not count or not first[0] or not last[-1] or (last[:-1] != first[1:]).any():
         raise ValueError("its rows are no whole episodes, from is_first to is_last, one after the other")
+    if wrong := actions_out_of_range(result["prev_action"], first, spaces):
+        raise ValueError(f"column prev_action holds {wrong}")
+    if (result["is_terminal"] & ~last).any():
+        raise ValueError("column is_terminal is set inside of an episode, where is_last is not")
     if first.sum() < HELD_OUT_EVERY:
         raise ValueError(f"it has {first.sum()} episodes, and needs at least {HELD_OUT_EVERY}")
     return result
+
+
+def actions_out_of_range(action: np.ndarray, first: np.ndarray, spaces: Spaces) -> str:
+    """What is wrong with actions (L, A), or an empty text; before the first rows (L,) of episodes there is none."""
+    if spaces.action.discrete:
+        choices = ((action == 0.0) | (action == 1.0)).all(-1) & (action.sum(-1) == 1.0)
+        return "" if (choices | first).all() else "actions that are no choice, one 1 among zeros"
+    return "" if (np.abs(action) <= 1.0 + 1e-4).all() else "actions outside of -1 to 1"  # but for rounding
 
 
 def check_dataset(dataset: Dataset, task: str) -> None:
