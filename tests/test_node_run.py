@@ -1,6 +1,7 @@
 """A run of a sweep on a node of a cluster: the part that knows nothing of the cluster."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -151,3 +152,28 @@ def state_of(process):
             return file.read().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         return "Z"
+
+
+def test_images_are_copied_in_blocks_and_their_holes_stay_holes(tmp_path):
+    folder, size = tmp_path / "run", 300 << 20
+    folder.mkdir()
+    (folder / "small.csv").write_text("1\n")
+    with (folder / "images.bin").open("wb") as file:
+        file.write(b"first")
+        file.seek(200 << 20)
+        file.write(b"later")
+        file.truncate(size)
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    content = pack(folder)
+    assert len(content) < 4 << 20
+    unpack(content, tmp_path / "other/run")
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held) << 10
+    assert grown < 100 << 20
+    copy = tmp_path / "other/run/images.bin"
+    assert copy.stat().st_size == size
+    assert copy.stat().st_blocks * 512 < 8 << 20
+    with copy.open("rb") as file:
+        assert file.read(7) == b"first\0\0"
+        file.seek(200 << 20)
+        assert file.read(6) == b"later\0"
+    assert (tmp_path / "other/run/small.csv").read_text() == "1\n"

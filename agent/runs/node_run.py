@@ -28,6 +28,9 @@ from agent.runtime import PROJECT
 TOKEN = ".sweep.lock"
 """File of a sweep's folder by which a node sees whether it is the same folder there."""
 
+LARGE, BLOCK = 64 << 20, 1 << 20
+"""Bytes from which on a file is copied in blocks, and the bytes of a block."""
+
 DIE_WITH_PARENT = 1
 """Linux: prctl(PR_SET_PDEATHSIG)."""
 
@@ -124,13 +127,20 @@ def source_fingerprint() -> str:
 
 
 def pack(*paths: Path) -> bytes:
-    """Files and folders side by side, as an archive. What is deleted meanwhile is left out."""
+    """Files and folders side by side, as a compressed archive. What is deleted meanwhile is left out.
+
+    Large files, the images of a replay, are never held in memory; what of them was not written yet takes no room.
+    """
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
         for top in paths:
             for path in [top, *sorted(top.rglob("*"))] if top.is_dir() else [top]:
                 try:
                     info = archive.gettarinfo(path, str(path.relative_to(top.parent)))
+                    if info.size > LARGE:
+                        with path.open("rb") as file:
+                            archive.addfile(info, file)
+                        continue
                     content = path.read_bytes() if path.is_file() else b""
                 except OSError:
                     continue
@@ -145,7 +155,11 @@ def unpack(content: bytes, folder: Path) -> None:
     place = Path(tempfile.mkdtemp(prefix=".copied-", dir=folder.parent))
     try:
         with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-            archive.extractall(place, filter="data")
+            for member in archive:
+                if member.isfile() and member.size > LARGE:
+                    write_sparse(archive, tarfile.data_filter(member, str(place)), place)
+                else:
+                    archive.extract(member, place, filter="data")
         for path in sorted(place.rglob("*")):
             target = folder.parent / path.relative_to(place)
             if path.is_dir():
@@ -154,6 +168,20 @@ def unpack(content: bytes, folder: Path) -> None:
                 os.replace(path, target)
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def write_sparse(archive: tarfile.TarFile, member: tarfile.TarInfo, place: Path) -> None:
+    """Write a file of the archive with holes where it holds zeros: the images that a replay has no rows for yet."""
+    content, path = archive.extractfile(member), place / member.name
+    assert content is not None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        while block := content.read(BLOCK):
+            if block.count(0) == len(block):
+                file.seek(len(block), os.SEEK_CUR)
+            else:
+                file.write(block)
+        file.truncate(member.size)
 
 
 def last_line(log: Path, tail: int = 4096) -> str:
