@@ -30,7 +30,7 @@ from torch import Tensor
 from agent.data.checkpoint import check_spaces, find_checkpoint, read_checkpoint
 from agent.errors import UsageError
 from agent.evaluation.open_loop import exit_rule
-from agent.learning.dreamer import Dreamer
+from agent.interop.load import load_dreamer
 from agent.runtime import set_threads
 from agent.spaces import spaces_of
 from envs import TaskError, TaskId, make_vector_env
@@ -131,10 +131,14 @@ def main(words: Sequence[str]) -> int:
     try:
         for run in args.runs:
             saved = read_checkpoint(find_checkpoint(run))
-            world = Dreamer.from_checkpoint(saved, "cpu").averaged.world
+            world = load_dreamer(saved, run).averaged.world
+            if not world.observation_model.decodes:
+                raise UsageError(f"{run} predicts no observations: give runs with --model.objective reconstruct")
             for length in args.lengths:
                 task = task_of(run, saved, length)
-                check_spaces(saved, spaces_of(make_vector_env(task, 1, args.seed)))
+                envs = make_vector_env(task, 1, args.seed)
+                check_spaces(saved, spaces_of(envs))
+                envs.close()
                 row = {"run": Path(run).name, "length": length, **judge(world, play(task, args.words, args.seed))}
                 cells = (f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
                 print("  ".join(cells), flush=True)

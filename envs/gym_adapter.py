@@ -135,10 +135,18 @@ class GymAdapter(gym.Wrapper[dict[str, Any], Any, Any, Any]):
             if not 0 <= int(action) - int(inner.start) < inner.n:
                 raise TaskError(f"{self._name} has no action {action}: {inner.start} to {inner.start + inner.n - 1}")
             return int(action) - int(inner.start)
+        return np.clip(self._in_units(action), -1.0, 1.0).astype(np.float32).ravel()
+
+    def beyond(self, action: Any) -> bool:
+        """Whether `unit_action` would cut numbers off, by more than rounding."""
+        box = isinstance(self.env.action_space, spaces.Box)
+        return box and bool((np.abs(self._in_units(action)) > 1.0 + 1e-4).any())
+
+    def _in_units(self, action: Any) -> np.ndarray:
+        """Numbers of the inner environment, from -1 to 1 where they lie inside of its bounds."""
         given = np.asarray(action, np.float64).reshape(self._bounded.shape)
         span = np.where(self._span == 0.0, 1.0, self._span)
-        unit = np.where(self._bounded, 2.0 * (given - self._base) / span - 1.0, given)
-        return np.clip(unit, -1.0, 1.0).astype(np.float32).ravel()
+        return np.where(self._bounded, 2.0 * (given - self._base) / span - 1.0, given)
 
     def _translate(self, action: Any) -> Any:
         inner = self.env.action_space

@@ -64,12 +64,11 @@ class MinariData:
     def note(self) -> str:
         """What of the environment the task does not say, and how many actions had to be cut off so far."""
         space = self.adapter.env.action_space
-        cut = f"{self._cut:,} actions lie outside of {space} and are cut off at its bounds" if self._cut else ""
+        cut = f"{self._cut:,} actions lie beyond what a task with {space} takes, and are cut off" if self._cut else ""
         return "; ".join(text for text in (self._made, cut) if text)
 
     def episodes(self) -> Iterator[RecordedEpisode]:
         """All episodes that have a step, in their order. Raises TaskError for choices that there are not."""
-        space = self.adapter.env.action_space
         for episode in self._data.iterate_episodes():
             length = len(episode.rewards)
             if length == 0:
@@ -77,10 +76,7 @@ class MinariData:
             seen = [self.adapter.read(_at(episode.observations, step)) for step in range(length + 1)]
             obs = {name: np.stack([one[name] for one in seen]) for name in seen[0]}
             action = np.stack([self.adapter.unit_action(one) for one in episode.actions])
-            if isinstance(space, spaces.Box):
-                actions = np.asarray(episode.actions, np.float64).reshape(length, *space.shape)
-                outside = (actions < space.low) | (actions > space.high)
-                self._cut += int(outside.reshape(length, -1).any(-1).sum())
+            self._cut += sum(self.adapter.beyond(one) for one in episode.actions)
             yield RecordedEpisode(obs, action, np.asarray(episode.rewards, np.float32), bool(episode.terminations[-1]))
 
 

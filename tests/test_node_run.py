@@ -1,11 +1,12 @@
 """A run of a sweep on a node of a cluster: the part that knows nothing of the cluster."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+import tracemalloc
 
 import pytest
 
@@ -112,15 +113,16 @@ def test_files_that_vanish_or_grow_while_they_are_packed_do_no_harm(tmp_path, mo
     folder.mkdir()
     (folder / "a.tmp").write_text("gone soon")
     (folder / "b.csv").write_text("1\n")
-    read = type(folder).read_bytes
+    opened = type(folder).open
 
-    def read_bytes(path):
+    def open_it(path, *args):
         if path.suffix == ".tmp":
             path.unlink()
-        return read(path)
+        return opened(path, *args)
 
-    monkeypatch.setattr(type(folder), "read_bytes", read_bytes)
+    monkeypatch.setattr(type(folder), "open", open_it)
     content = pack(folder)
+    monkeypatch.undo()
     unpack(content, tmp_path / "other/run")
     assert [path.name for path in (tmp_path / "other/run").iterdir()] == ["b.csv"]
 
@@ -163,12 +165,13 @@ def test_images_are_copied_in_blocks_and_their_holes_stay_holes(tmp_path):
         file.seek(200 << 20)
         file.write(b"later")
         file.truncate(size)
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tracemalloc.start()
     content = pack(folder)
-    assert len(content) < 4 << 20
     unpack(content, tmp_path / "other/run")
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held) << 10
-    assert grown < 100 << 20
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(content) < 4 << 20
+    assert most < 32 << 20
     copy = tmp_path / "other/run/images.bin"
     assert copy.stat().st_size == size
     assert copy.stat().st_blocks * 512 < 8 << 20
@@ -177,3 +180,28 @@ def test_images_are_copied_in_blocks_and_their_holes_stay_holes(tmp_path):
         file.seek(200 << 20)
         assert file.read(6) == b"later\0"
     assert (tmp_path / "other/run/small.csv").read_text() == "1\n"
+
+
+def test_a_large_file_that_is_replaced_while_it_is_packed_is_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(node_run, "LARGE", 1000)
+    folder, measure = tmp_path / "run", tarfile.TarFile.gettarinfo
+    folder.mkdir()
+    (folder / "latest.pt").write_bytes(b"1" * 5000)
+    (folder / "last.csv").symlink_to("zz.csv")
+    (folder / "zz.csv").write_text("1\n")
+    (folder / "zz.csv").chmod(0o600)
+
+    def replace_it(archive, *args, **more):
+        found = measure(archive, *args, **more)
+        for size in (9000, 200):
+            (folder / "new").write_bytes(b"2" * size)
+            os.replace(folder / "new", folder / "latest.pt")
+        return found
+
+    monkeypatch.setattr(tarfile.TarFile, "gettarinfo", replace_it)
+    content = pack(folder)
+    monkeypatch.undo()
+    unpack(content, tmp_path / "other/run")
+    assert (tmp_path / "other/run/latest.pt").read_bytes() in (b"1" * 5000, b"2" * 200)
+    assert (tmp_path / "other/run/last.csv").read_text() == "1\n"
+    assert (tmp_path / "other/run/zz.csv").stat().st_mode & 0o777 == 0o600

@@ -3,6 +3,7 @@
 import torch
 from test_dreamer import learn, make, make_batch
 
+from agent.learning.actor_critic import lambda_return
 from agent.learning.sequence_errors import sequence_errors
 
 
@@ -30,13 +31,17 @@ def test_rows_that_have_nothing_to_learn_do_not_count():
 
 
 def test_the_critic_is_wrong_where_its_value_is_not_the_return(monkeypatch):
-    agent, told = make(starts=8), []
-    monkeypatch.setattr(
-        "agent.learning.dreamer.sequence_errors",
-        lambda kl, first, wrong, ended: told.append(wrong) or sequence_errors(kl, first, wrong, ended),
-    )
+    agent, known = make(starts=8), []
+
+    def remembered(rewards, continues, values, gamma):
+        known.append((values, lambda_return(rewards, continues, values, gamma)))
+        return known[-1][1]
+
+    monkeypatch.setattr("agent.learning.dreamer.lambda_return", remembered)
     with torch.no_grad():
         agent.behavior.critic.net.out.weight.normal_()
-    before = learn(agent, make_batch()).errors[:, 1]
-    assert (before > 0).all()
-    assert torch.allclose(before, told[0].mean(1))
+    errors = learn(agent, make_batch()).errors[:, 1]
+    ((values, returns),) = known
+    wrong = (values[:, 0] - returns[:, 0]).abs().view(len(errors), -1)
+    assert (errors > 0).all()
+    assert torch.allclose(errors, wrong.mean(1).detach())

@@ -90,6 +90,8 @@ class Config:
             raise ValueError(f"--agent {self.agent} has no world model: leave --model-only out")
         if self.model.jump > 1 and self.train.sampling.endswith("-error"):
             raise ValueError("--train.sampling by errors knows no jumps: leave --model.jump out, or sample otherwise")
+        if self.model.objective == "sigreg" and self.train.batch < 4:
+            raise ValueError("--model.objective sigreg compares the sequences of a batch: give --train.batch 4 or more")
         if self.train.batch % self.optimizer.workers:
             raise ValueError(
                 f"--train.batch {self.train.batch} cannot be shared evenly by {self.optimizer.workers} processes: "

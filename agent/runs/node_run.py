@@ -129,23 +129,29 @@ def source_fingerprint() -> str:
 def pack(*paths: Path) -> bytes:
     """Files and folders side by side, as a compressed archive. What is deleted meanwhile is left out.
 
-    Large files, the images of a replay, are never held in memory; what of them was not written yet takes no room.
+    Large files, the images of a replay, are read in blocks; what of them was not written yet takes no room.
     """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
+        archive.dereference = True
         for top in paths:
             for path in [top, *sorted(top.rglob("*"))] if top.is_dir() else [top]:
+                name = str(path.relative_to(top.parent))
+                if path.is_dir():
+                    archive.addfile(archive.gettarinfo(path, name))
+                    continue
                 try:
-                    info = archive.gettarinfo(path, str(path.relative_to(top.parent)))
-                    if info.size > LARGE:
-                        with path.open("rb") as file:
-                            archive.addfile(info, file)
-                        continue
-                    content = path.read_bytes() if path.is_file() else b""
+                    file = path.open("rb")
                 except OSError:
                     continue
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
+                with file:  # the size is that of the open file, which nobody replaces
+                    info = archive.gettarinfo(arcname=name, fileobj=file)
+                    if info.size > LARGE:
+                        archive.addfile(info, file)
+                        continue
+                    content = file.read()
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
     return buffer.getvalue()
 
 
@@ -182,6 +188,8 @@ def write_sparse(archive: tarfile.TarFile, member: tarfile.TarInfo, place: Path)
             else:
                 file.write(block)
         file.truncate(member.size)
+    if member.mode is not None:
+        path.chmod(member.mode)
 
 
 def last_line(log: Path, tail: int = 4096) -> str:
