@@ -167,16 +167,20 @@ def longer(agent: Dreamer, episodes: Episodes, jumps: Sequence[int], depth: int)
     return totals[1] / totals[0]
 
 
+def rank_correlation(steps: Steps, jumps: Sequence[int]) -> float:
+    """Spearman's of loops and k over all predictions; nan where the loops do not vary."""
+    k = torch.tensor(jumps)[:, None].expand_as(steps.depth)
+    varies = int(steps.depth.min()) < int(steps.depth.max())
+    return float(spearmanr(steps.depth.flatten(), k.flatten()).statistic) if varies else float("nan")
+
+
 def report(steps: Steps, rows: Sequence[dict[str, Any]], jumps: Sequence[int]) -> list[str]:
     """Lines of Markdown."""
     lines = ["| k | loops | error | random | within | fixed |", "|---|---|---|---|---|---|"]
     for row in rows:
         cells = [f"{row[f'{name}_more']:+.1f} +- {row[f'{name}_half']:.1f} %" for name in CONTROLS]
         lines.append(f"| {row['k']} | {row['loops']:.2f} | {row['own']:.4f} | {' | '.join(cells)} |")
-    k = torch.tensor(jumps)[:, None].expand_as(steps.depth)
-    varies = int(steps.depth.min()) < int(steps.depth.max())
-    rank = float(spearmanr(steps.depth.flatten(), k.flatten()).statistic) if varies else float("nan")
-    lines += ["", f"rank correlation of loops and k: {rank:.3f}"]
+    lines += ["", f"rank correlation of loops and k: {rank_correlation(steps, jumps):.3f}"]
     return [*lines, "error over all k after 1, 2, .. loops: " + ", ".join(f"{e:.4f}" for e in steps.error.mean((0, 2)))]
 
 
@@ -222,14 +226,13 @@ def main(argv: list[str]) -> int:
     rows = rows_of(steps, jumps)
     print("\n".join(report(steps, rows, jumps)))
     depth = equal_depth(steps)
-    if depth is None:
-        print("no fixed depth errs as little")
-    else:
-        ratio = "" if args.no_times else f", and dreams take {longer(agent, episodes, jumps, depth):.2f} times as long"
-        print(f"fixed depth of equal error: {depth}{ratio}")
+    ratio = None if depth is None or args.no_times else longer(agent, episodes, jumps, depth)
+    found = "no fixed depth errs as little" if depth is None else f"fixed depth of equal error: {depth}"
+    print(found + ("" if ratio is None else f", and dreams take {ratio:.2f} times as long"))
+    rows[-1] |= {"rank": rank_correlation(steps, jumps), "equal_depth": depth, "longer": ratio}
     if args.csv:
         with args.csv.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+            writer = csv.DictWriter(file, rows[-1].keys(), lineterminator="\n")
             writer.writeheader()
             writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     return 0

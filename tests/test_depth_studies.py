@@ -102,7 +102,9 @@ def test_exits_over_different_times_of_a_run(trained, tmp_path, capsys):
     assert study.main(words) == 0
     printed = capsys.readouterr().out
     assert "dreams take" in printed or "no fixed depth" in printed
-    assert [row["k"] for row in rows_of(tmp_path / "rows.csv")] == ["1", "4", "all"]
+    rows = rows_of(tmp_path / "rows.csv")
+    assert [row["k"] for row in rows] == ["1", "4", "all"]
+    assert [row["rank"] == "" for row in rows] == [True, True, False]
     assert study.main([*map(str, trained), "--jumps", "1", "8"]) == 2
     assert "give --jumps from 1 to that" in capsys.readouterr().err
 
