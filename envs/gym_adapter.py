@@ -133,7 +133,8 @@ class GymAdapter(gym.Wrapper[dict[str, Any], Any, Any, Any]):
         inner = self.env.action_space
         if isinstance(inner, spaces.Discrete):
             if not 0 <= int(action) - int(inner.start) < inner.n:
-                raise TaskError(f"{self._name} has no action {action}: {inner.start} to {inner.start + inner.n - 1}")
+                last = inner.start + inner.n - 1
+                raise TaskError(f"{self._name} has no action {action}: it must be from {inner.start} to {last}")
             return int(action) - int(inner.start)
         return np.clip(self._in_units(action), -1.0, 1.0).astype(np.float32).ravel()
 

@@ -153,7 +153,7 @@ def test_choices_are_not_planned():
     agent = untrained(partial(make_vector_env, "toy:cue5", seed=0))
     with pytest.raises(ValueError, match="continuous actions"):
         use_plan(agent.averaged.behavior, 16, None)
-    with pytest.raises(ValueError, match="plans continuous actions"):
+    with pytest.raises(ValueError, match="needs continuous actions: give actor"):
         ActorCritic(BehaviorConfig(decisions="plan"), 8, ActionSpec(2, True))
     with pytest.raises(ValueError, match="plan-horizon must be at least 1"):
         BehaviorConfig(decisions="plan", plan_candidates=8, plan_horizon=0)
