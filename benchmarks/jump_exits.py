@@ -16,8 +16,9 @@ the same:
 
 and by how much random, within and fixed err more than own, in per cent of its error, with the 95 % interval, for which
 windows that overlap count as one. The last lines are the rank correlation of loops and k, the smallest fixed depth that
-errs no more than the own rule over all k, and how much longer dreams take at this depth: fused, of 64 states, with
-actions of the data that are held for k decisions, rules and k in turns. Nothing else may run then.
+errs no more than the own rule over all k, and how much longer dreams take at this depth: fused, of --states states (64
+as in `small`, 1024 as in `base`), with actions of the data that are held for k decisions, rules and k in turns. Nothing
+else may run then.
 """
 
 from __future__ import annotations
@@ -42,7 +43,14 @@ from agent.data.checkpoint import find_checkpoint, read_checkpoint
 from agent.data.dataset import Episodes, check_dataset, load_dataset, pad_episodes
 from agent.errors import UsageError
 from agent.evaluation.normalised_error import NormalisedError, targets_at
-from agent.evaluation.open_loop import SAMPLES, Windows, choose_windows, exit_rule, posterior_states
+from agent.evaluation.open_loop import (
+    SAMPLES,
+    Windows,
+    choose_windows,
+    exit_rule,
+    posterior_states,
+    usable_horizons,
+)
 from agent.evaluation.statistics import standard_error
 from agent.execution.fused import fuse, fused_layers
 from agent.learning.dreamer import Dreamer
@@ -50,7 +58,7 @@ from agent.runtime import set_threads
 from world_model import ExitRule, LatentState, LoopedCore, WorldModel
 from world_model.jumps import control
 
-STATES, HORIZON, ROUNDS = 64, 15, 15
+HORIZON, ROUNDS = 15, 15
 CONTROLS = ("random", "within", "fixed")
 
 
@@ -144,10 +152,11 @@ def always(world: WorldModel, depth: int) -> Any:
         core.cfg = cfg
 
 
-def longer(agent: Dreamer, episodes: Episodes, jumps: Sequence[int], depth: int) -> float:
-    """Time of dreams at `depth` over that with the own rule: the sums over k of medians."""
+def longer(agent: Dreamer, episodes: Episodes, jumps: Sequence[int], depth: int, size: int) -> float:
+    """Time of dreams of `size` states at `depth` over that with the own rule: the sums over k of medians."""
     fuse(agent)
-    world, places = agent.world, choose_windows(episodes, HORIZON, STATES, seed=1)
+    horizon = usable_horizons(episodes, range(1, HORIZON + 1))[-1]
+    world, places = agent.world, choose_windows(episodes, horizon, size, seed=1)
     world.load_state_dict(agent.averaged.world.state_dict())
     states, _ = posterior_states(world, episodes)
     start = states.map(lambda leaf: leaf[places.episode, places.row])
@@ -158,10 +167,10 @@ def longer(agent: Dreamer, episodes: Episodes, jumps: Sequence[int], depth: int)
             for (own, k), seconds in took.items():
                 began = time.perf_counter()
                 if own:
-                    world.imagine(start, actions, HORIZON, jump=k)
+                    world.imagine(start, actions, horizon, jump=k)
                 else:
                     with always(world, depth):
-                        world.imagine(start, actions, HORIZON, jump=k)
+                        world.imagine(start, actions, horizon, jump=k)
                 seconds.append(time.perf_counter() - began)
     totals = [sum(statistics.median(took[own, k][1:]) for k in jumps) for own in (True, False)]
     return totals[1] / totals[0]
@@ -193,6 +202,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--windows", type=int, default=2000)
     parser.add_argument("--max-loops", type=int, help="most loops; by default as in training")
     parser.add_argument("--threshold", type=float, help="of the run's exit rule; by default as in training")
+    parser.add_argument("--states", type=int, nargs="+", default=[64], metavar="B", help="of the dreams that are timed")
     parser.add_argument("--no-times", action="store_true", help="leave the times of dreams out")
     parser.add_argument("--csv", type=Path, help="write the rows there")
     args = parser.parse_args(argv)
@@ -226,10 +236,11 @@ def main(argv: list[str]) -> int:
     rows = rows_of(steps, jumps)
     print("\n".join(report(steps, rows, jumps)))
     depth = equal_depth(steps)
-    ratio = None if depth is None or args.no_times else longer(agent, episodes, jumps, depth)
-    found = "no fixed depth errs as little" if depth is None else f"fixed depth of equal error: {depth}"
-    print(found + ("" if ratio is None else f", and dreams take {ratio:.2f} times as long"))
-    rows[-1] |= {"rank": rank_correlation(steps, jumps), "equal_depth": depth, "longer": ratio}
+    print("no fixed depth errs as little" if depth is None else f"fixed depth of equal error: {depth}")
+    rows[-1] |= {"rank": rank_correlation(steps, jumps), "equal_depth": depth}
+    for size in args.states if depth and not args.no_times else ():
+        rows[-1][f"longer_{size}"] = ratio = longer(agent, episodes, jumps, depth, size)
+        print(f"dreams of {size} states take {ratio:.2f} times as long")
     if args.csv:
         with args.csv.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, rows[-1].keys(), lineterminator="\n")

@@ -58,7 +58,10 @@ def measure(
     episodes = pad_episodes(dataset.held_out)
     world = agent.averaged.world
     states, _ = posterior_states(world, episodes)
-    places = choose_windows(episodes, max(times), windows)
+    try:
+        places = choose_windows(episodes, max(times), windows)
+    except ValueError as error:
+        raise UsageError(f"{error}: give shorter --times") from error
     rows = []
     for jump, ms in zip(jumps, milliseconds(agent, jumps, max(times)), strict=True):
         horizons = [t for t in times if t % jump == 0]

@@ -44,6 +44,8 @@ def test_jumps_start_from_the_same_states_whatever_divides_the_times(trained, tm
     assert float(three["ms"]) > 0
     assert study.main([*words[:2], "--jumps", "8"]) == 2
     assert "was trained with --model.jump 4" in capsys.readouterr().err
+    assert study.main([*words[:2], "--jumps", "1", "--times", "500"]) == 2  # an episode has 200 steps
+    assert "give shorter --times" in capsys.readouterr().err
 
 
 def test_exits_are_compared_by_windows_that_overlap_in_part(trained, tmp_path, monkeypatch, capsys):
@@ -99,9 +101,9 @@ def test_exits_over_different_times_are_compared_with_every_control():
 def test_exits_over_different_times_of_a_run(trained, tmp_path, capsys):
     study = benchmark("jump_exits")
     words = [*map(str, trained), "--jumps", "1", "4", "--windows", "50", "--csv", str(tmp_path / "rows.csv")]
-    assert study.main(words) == 0
+    assert study.main([*words, "--states", "4", "8"]) == 0
     printed = capsys.readouterr().out
-    assert "dreams take" in printed or "no fixed depth" in printed
+    assert printed.count("dreams of ") == 2 or "no fixed depth" in printed
     rows = rows_of(tmp_path / "rows.csv")
     assert [row["k"] for row in rows] == ["1", "4", "all"]
     assert [row["rank"] == "" for row in rows] == [True, True, False]
