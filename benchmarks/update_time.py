@@ -6,6 +6,7 @@
     python benchmarks/update_time.py --images dmc       # or atari: at 1, 2 and 4 fixed loops, and with exits
     python benchmarks/update_time.py --images atari --device cuda --preset base
     python benchmarks/update_time.py --in-turn small tiny    # presets against each other, also on busy cores
+    python benchmarks/update_time.py --in-turn small small+certified small+gru     # presets with other cores
     python benchmarks/update_time.py --plain --threads 1     # plain layers against fused ones, in turn
 
 The reference size is 16 x 64 rows, 1,024 dreams of 15 steps, two fixed loops; it is timed with the actor's gradient
@@ -25,6 +26,7 @@ import argparse
 import os
 import platform
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -33,8 +35,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from agent.errors import UsageError
 from agent.execution import CudaGraphs, Eager, make_execution
 from agent.execution.cuda_graphs import WARM_UPDATES
+from agent.execution.fused import fused_layers
 from agent.learning.dreamer import Dreamer
 from agent.runs.config import Config
 from agent.runs.presets import PRESETS, preset
@@ -44,6 +48,7 @@ from agent.spaces import (
     Spaces,
 )
 from world_model import Batch, LoopConfig
+from world_model.exits import Gate
 
 SPACES = Spaces({"state": 5}, ActionSpec(1, False))  # those of dmc:cartpole_swingup
 WALKER = Spaces({"state": 24}, ActionSpec(6, False))  # those of dmc:walker_walk
@@ -193,38 +198,68 @@ def plain_in_turn(label: str, config: Config, gates: Mapping[str, float | None],
         print(f"    {floor_of(count, float('nan'), float(np.median(rates))).partition(', ratio')[0]}")
 
 
+def with_core(name: str) -> Config:
+    """The preset, or PRESET+CORE: the preset with this core."""
+    chosen, _, core = name.partition("+")
+    config = preset(chosen)
+    return replace(config, model=replace(config.model, core=core or config.model.core))
+
+
+def preset_name(name: str) -> str:
+    """For argparse."""
+    try:
+        with_core(name)
+    except (UsageError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return name
+
+
+def set_gate(agent: Dreamer, gain: float) -> None:
+    """Let the exit gate, where there is one, predict this gain for every state."""
+    if isinstance(rule := getattr(agent.world.core, "rule", None), Gate):
+        rule.state.bias.data.fill_(gain)
+
+
+def dream_time(agent: Dreamer, config: Config) -> float:
+    """Seconds of one imagined step, without gradient, of as many states as in an update."""
+    size, horizon = config.behavior.starts or config.train.batch * config.train.length, config.behavior.horizon
+    with torch.no_grad(), fused_layers():
+        began = time.perf_counter()
+        agent.world.imagine(agent.world.initial(size), agent.behavior.policy, horizon)
+        return (time.perf_counter() - began) / horizon
+
+
 def in_turn(names: list[str], updates: int) -> None:
-    """Print medians of whole updates of presets on walker_walk's sizes, and the first one's time over each.
+    """Print medians of whole updates on walker_walk's sizes and of imagined steps, and the first one's time over each.
 
     One update of each in turn, so that what else runs slows all of them, at the same sampled depths; without and with
     further loops of the dreams.
     """
-    print(f"{'median ms of an update':22s} {'params':>9s} {'core':>8s}   all exit after one     none exits")
-    agents = {}
-    for name in names:
-        config = preset(name)
-        torch.manual_seed(0)
-        agents[name] = Dreamer(config.model, config.behavior, config.optimizer, WALKER, "cpu")
+    columns = "update, all exit after one", "update, none exits", "imagined step, exit", "none exits"
+    print(f"{'median ms':22s} {'params':>9s} {'core':>8s}   " + "   ".join(f"{column:>26s}" for column in columns))
+    configs = {name: with_core(name) for name in names}
+    agents = {name: plain_agent(config, WALKER) for name, config in configs.items()}
     executions = {name: make_execution(agent) for name, agent in agents.items()}
-    medians: dict[str, list[float]] = {name: [] for name in names}
+    taken: dict[tuple[str, str, float], list[float]] = defaultdict(list)
     for gate in (-1.0, 1e3):
-        times: dict[str, list[float]] = {name: [] for name in names}
         for number in range(updates + FIRST):
             for name, agent in agents.items():
-                agent.world.core.rule.state.bias.data.fill_(gate)  # trained by the update
-                batch = random_batch(agent, preset(name).train.batch, preset(name).train.length)
+                set_gate(agent, gate)  # trained by the update
+                batch = random_batch(agent, configs[name].train.batch, configs[name].train.length)
                 torch.manual_seed(number)  # the same depth
                 began = now(agent)
                 executions[name].update(batch)
-                if number >= FIRST:
-                    times[name].append(now(agent) - began)
-        for name in names:
-            medians[name].append(1e3 * float(np.median(times[name])))
+                taken["update", name, gate].append(now(agent) - began)
+                set_gate(agent, gate)
+                taken["dream", name, gate].append(dream_time(agent, configs[name]))
+    medians: dict[str, list[float]] = {name: [] for name in names}
+    for (_, name, _), seconds in sorted(taken.items(), key=lambda item: (item[0][0] == "dream", item[0][2])):
+        medians[name].append(1e3 * float(np.median(seconds[FIRST:])))
     for name, agent in agents.items():
         counts, first = agent.parameter_counts(), medians[names[0]]
-        shown = (f"{ms:8.1f} ({one / ms:.2f} x)" for ms, one in zip(medians[name], first, strict=True))
+        shown = (f"{ms:17.3f} ({one / ms:.2f} x)" for ms, one in zip(medians[name], first, strict=True))
         total = counts["world"] + counts["actor"] + counts["critic"]
-        print(f"{name:22s} {total:>9,} {counts['core']:>8,}   " + "    ".join(shown))
+        print(f"{name:22s} {total:>9,} {counts['core']:>8,}   " + "   ".join(shown))
         executions[name].close()
 
 
@@ -266,7 +301,9 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=60, help="timed updates of each size")
     parser.add_argument("--images", choices=IMAGES, help="an agent that sees images, with the actions of dmc or atari")
     parser.add_argument("--preset", choices=PRESETS, default="small", help="sizes of the agent that sees images")
-    parser.add_argument("--in-turn", choices=PRESETS, nargs="+", help="time these presets in turn, on vectors")
+    parser.add_argument(
+        "--in-turn", type=preset_name, nargs="+", metavar="PRESET[+CORE]", help="time these in turn, on vectors"
+    )
     parser.add_argument("--plain", action="store_true", help="time plain and fused layers in turn, on vectors")
     parser.add_argument("--device", default="cpu", help="where the agent that sees images computes")
     args = parser.parse_args()

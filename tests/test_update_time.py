@@ -40,19 +40,23 @@ def test_a_row_of_times(update_time, monkeypatch, capsys):
 
 
 def test_presets_are_timed_in_turn(update_time, monkeypatch, capsys):
-    words = ["--in-turn", "debug", "tiny", "--updates", "2", "--threads", "1"]
+    words = ["--in-turn", "debug", "tiny", "debug+gru", "--updates", "2", "--threads", "1"]
     monkeypatch.setattr(sys, "argv", ["update_time.py", *words])
     update_time.main()
     _, header, *rows = capsys.readouterr().out.splitlines()
     assert header.endswith("none exits")
-    assert [row.split()[0] for row in rows] == ["debug", "tiny"]
+    assert [row.split()[0] for row in rows] == ["debug", "tiny", "debug+gru"]
     assert rows[1].split()[1:3] == ["111,940", "38,657"]
-    assert re.findall(r"\(([\d.]+) x\)", rows[0]) == ["1.00", "1.00"]
-    shown = (re.findall(r"([\d.]+) \(([\d.]+) x\)", row) for row in rows)
+    assert re.findall(r"\(([\d.]+) x\)", rows[0]) == ["1.00"] * 4  # updates and imagined steps, with and without exits
+    shown = (re.findall(r"([\d.]+) \(([\d.]+) x\)", row) for row in rows[:2])
     first, other = ([(float(ms), float(ratio)) for ms, ratio in pairs] for pairs in shown)
-    assert len(first) == len(other) == 2
+    assert len(first) == len(other) == 4
     for (least, _), (took, ratio) in zip(first, other, strict=True):  # which one is faster depends on what else runs
-        assert ratio == pytest.approx(least / took, rel=0.03)
+        assert ratio == pytest.approx(least / took, rel=0.03, abs=0.01)
+    monkeypatch.setattr(sys, "argv", ["update_time.py", "--in-turn", "small+gruu"])
+    with pytest.raises(SystemExit):
+        update_time.main()
+    assert "gruu" in capsys.readouterr().err
 
 
 def test_two_checkouts_are_timed_in_turn(monkeypatch, capsys, tmp_path):
