@@ -102,7 +102,7 @@ def train_dreamer(
         start, counts = saved["step"] if saved else 0, agent.parameter_counts()
         claim_folder = partial(claimed, config.run_dir, task.slug, f"{config.preset}-s{config.seed}", saved)
         with folder_of(ranks, claim_folder) as folder:
-            saved = open_replay(replay, folder, saved, agent, ranks)
+            own_saved = open_replay(replay, folder, saved, agent, ranks)  # of this rank
             if recorded:
                 add_recorded(replay, recorded, agent)
             opening = partial(open_run, config, str(task), spaces, device, counts, folder, config.train.steps, start)
@@ -113,8 +113,8 @@ def train_dreamer(
                     own.train, agent, execution, envs, replay, run.logger, evaluations, run.store, own.seed,
                     task.action_repeat,
                 )  # fmt: skip
-                if saved:
-                    trainer.load_state_dict(saved)
+                if own_saved:
+                    trainer.load_state_dict(own_saved)
                 lines = [f"resume       {resume_command(folder)}", *how_shown(envs)]
                 lines += notes(config, spaces, device, limit, cannot_draw, ranks.size)
                 print_header(headline(config, task), spaces, counts, f"{device}, {config.preset}", folder, *lines)

@@ -9,7 +9,7 @@ import torch
 from agent.data.checkpoint import read_checkpoint
 from agent.errors import UsageError
 from agent.runs import capacity
-from agent.runs.capacity import check_capacity, out_of_memory, row_bytes, rows_needed
+from agent.runs.capacity import check_capacity, out_of_memory, row_bytes, rows_held
 from agent.runs.presets import preset
 from agent.runs.run import make_agent, make_replay
 from agent.runtime import available_memory
@@ -46,8 +46,8 @@ def test_a_row_is_as_large_as_the_replay_makes_it(spaces):
 
 
 def test_a_run_of_few_steps_fills_few_rows():
-    assert rows_needed(config(steps=10_000, replay_rows=500_000), repeat=2) == 5001
-    assert rows_needed(config(steps=10_000_000, replay_rows=500_000), repeat=2) == 500_000
+    assert rows_held(config(steps=10_000, replay_rows=500_000), repeat=2) == 5001
+    assert rows_held(config(steps=10_000_000, replay_rows=500_000), repeat=2) == 500_000
 
 
 def test_a_replay_that_does_not_fit_is_told_with_one_that_does(free):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 LogPrior = Callable[[Tensor], Tensor]
-"""(B, N, D) next deter -> (B, S, K) log-probabilities of the prior, for the exit rules that ask it."""
+"""(B, N, D) next deter -> (B, S, P): the prior, as `Latents.kl_form` has it, for the exit rules that ask it."""
 
 
 class LoopStats(NamedTuple):

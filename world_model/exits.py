@@ -37,7 +37,7 @@ CONTROLS = {
 RULES = ("fixed", "gate", *CONTROLS)
 
 GAIN_LIMIT = 2.0
-"""Nats beyond which a gain counts no more in the training of a rule."""
+"""Gains are clamped to +- this (nats) in the training of a rule."""
 
 
 class HaltingState(NamedTuple):
@@ -120,7 +120,10 @@ class Gate(ExitRule):
         return self.improvement(now.x, now.change) <= self.threshold, memory
 
     def target(self, gain: Tensor, predicted: Tensor) -> Tensor:
-        """What to predict after loops 1..R-1, given what is predicted there, (R-1, B, T) each: the next loop's gain."""
+        """What to predict after loops 1..R-1, given what is predicted there, (R-1, B, T) each: the next loop's gain.
+
+        A method of its own for rules that count further loops too.
+        """
         return gain
 
     def loss(self, batch: HaltingBatch) -> tuple[Tensor, Metrics]:

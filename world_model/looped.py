@@ -12,7 +12,7 @@ what a loop forgets of its start it learns again from the input. Three things ar
 - The state is normalised after each loop. Unnormalised, a pre-norm residual stream grows with every loop and relative
   changes of the state mean nothing to an exit test.
 - The outer gate u keeps a memory over environment steps.
-- The exit gate is linear in the loop state times the size of its last change, and in that change (`exits.py`). It is
+- The exit gate is linear in the loop state times the RMS of its last change, and in |change| (`exits.py`). It is
   regressed on what another loop would bring, where the paper trains a gate by its entropy alone (eq. 9 and 10).
 
 Symbols as in `types.py`; M samples that are still looping.
@@ -54,7 +54,7 @@ class LoopConfig:
     units: int = 128
     """Width of the prelude's hidden layer; in the control gru, of its three input layers."""
     mean_loops: float = 2.0
-    """Mean number of loops while the world model trains; the cap is twice that."""
+    """Mean of the Poisson distribution of training depths, which are cut off at 1 and at twice the mean."""
     depth: Literal["update", "fixed"] = "update"
     """Training depth: Poisson-sampled once per update, or always the mean."""
     retention: Literal["constrained", "free"] = "constrained"
@@ -63,7 +63,7 @@ class LoopConfig:
     """Injection per loop: Delta (the paper), or 1 - Abar (as slow as the channel forgets)."""
     exit: str = "gate"
     """When a state stops looping in imagination, acting and evaluation: gate, residual, acceleration, kl, paper,
-    random, certified, module:Class of your own, or fixed, which always runs `mean_loops` loops."""
+    random, certified, module:Class of your own, or fixed: always `max_loops` loops, by default the mean."""
     max_loops: int | None = None
     """Cap of the loops with exits, or the fixed number; may exceed the training depth."""
     exit_threshold: float | None = None
@@ -212,7 +212,7 @@ class LoopedCore(GatedCore):
         e, gate = self.prelude(deter, inputs)  # (B, N, D) each
         injected, memory = self.inject(e, prepared), self.rule.begin(e.detach(), cap)
 
-        def prior_at(x: Tensor, rows: Tensor) -> Tensor:  # (M, N, D) -> (M, S, K)
+        def prior_at(x: Tensor, rows: Tensor) -> Tensor:  # (M, N, D) -> (M, S, P)
             if log_prior is None:
                 raise ValueError("this exit rule asks the prior: pass log_prior")
             return log_prior(self.readout(deter[rows], x, gate[rows]))

@@ -227,9 +227,8 @@ class WorldModel(nn.Module):
         self, obs: dict[str, Tensor], prev_action: Tensor, is_first: Tensor, state: LatentState,
         sample: bool = True, max_loops: int | None = None,
     ) -> tuple[LatentState, LoopStats]:  # fmt: skip
-        """One step of acting: obs {name: (B, O)}, prev_action (B, A), is_first (B,) -> posterior state.
-
-        sample=False takes the most probable latents (evaluation).
+        """One step of acting: obs {name: (B, O) or images}, prev_action (B, A), is_first (B,) -> posterior state and
+        loops. sample=False: the most probable latents (evaluation). max_loops: instead of the configured cap.
         """
         keep = 1.0 - is_first.to(prev_action.dtype)
         state, prepared = self.reset(state, keep), self.core.prepare()
@@ -246,7 +245,7 @@ class WorldModel(nn.Module):
         """Dream `horizon` steps of `jump` decisions from (B, ...) states, without gradient unless `grad`.
 
         policy maps features (B, F) to (B, A) actions, each held for a step, or is itself the actions of an open-loop
-        prediction: (B, H, A), or (B, H, k, A) of steps of k decisions.
+        prediction: (B, H, A), or (B, H, k, A) of steps of k decisions. alive (B,): 0 where the start is terminal.
         """
         if horizon < 1:
             raise ValueError(f"an imagination horizon must be at least 1, got {horizon}")

@@ -7,7 +7,7 @@
 A loss on predictions alone is lowest where all embeddings are equal. Redundancy does not move what is predicted, and
 sigreg has a penalty against that collapse.
 
-Symbols as in `types.py`; M = B*T samples, E numbers of a projected embedding, P directions.
+Symbols as in `types.py`; M samples, E numbers of a projected embedding, P directions.
 """
 
 from __future__ import annotations
@@ -84,11 +84,11 @@ def make_objective(name: str, feat: int, deter: int, units: int) -> Redundancy |
 
 
 def redundancy_loss(prediction: Tensor, target: Tensor, off: float, average: Average = alone) -> Tensor:
-    """(M, U) twice -> (M,) each sample's part of sum_i (1 - C_ii)^2 + off * sum_{i != j} C_ij^2.
+    """(M, U) twice -> (M,) sum_i (1 - C_ii)^2 + off * sum_{i != j} C_ij^2, repeated, so that the mean is the loss.
 
     C is the cross-correlation over the M samples of the embedding that states predict and the embedding itself: each
     number is to be predicted, and no two are to say the same (R2-Dreamer, arXiv 2603.18202, after Barlow Twins,
-    arXiv 2103.03230). It is one number for all samples, spread evenly over them.
+    arXiv 2103.03230).
     """
     one, two = (standardised(x, average) for x in (prediction, target))
     correlation = average(one.t() @ two / len(prediction))  # (U, U)

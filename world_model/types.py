@@ -4,6 +4,7 @@
     T  rows of a sequence             D  width of a token                     A  size of an action
     H  imagined steps (horizon)       S  categorical latents (groups)         U  hidden units
     O  size of a vector observation   K  classes of each latent               F  features of a state, N*D + S*K
+    J  longest jump, in decisions     P  numbers of a latent's distribution: K, or 2K of gaussian ones
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from world_model.latents import Latents
 class Batch(NamedTuple):
     """Arrival rows (B, T, ...): row t is what the agent knows on arrival at observation t.
 
-    obs {name: (B, T, O) or (B, T, H, W, C)}, prev_action (B, T, A), the rest (B, T); start is the state before the
-    first row. span (B, T): number of decisions of each row, where rows are jumps; prev_action is then (B, T, J, A).
+    obs {name: (B, T, O) or (B, T, height, width, C)}, prev_action (B, T, A), the rest (B, T). is_terminal: the episode
+    terminated here; is_last: or was truncated. start: the state before the first row; None: the learned first state.
+    span (B, T): number of decisions of each row, where rows are jumps; prev_action is then (B, T, J, A).
     """
 
     obs: dict[str, Tensor]
@@ -60,9 +62,8 @@ class Scanned(NamedTuple):
 class Posterior(NamedTuple):
     """What the model infers along a batch: states (B, T, ...), distributions (B, T, S, P) as of `Latents.kl_form`.
 
-    trace holds the loop states of every step, detached, for the exit rule and the metrics.
-    embed (B, T, U) is the encoder's embedding of the observations. latents: the kind of
-    the distributions.
+    trace: loop states of every step, detached, for the exit rule and the metrics; loops: how many; deters: as of
+    `Scanned`; embed (B, T, U): the encoder's embeddings; latents: the kind of the distributions.
     """
 
     states: LatentState
@@ -82,8 +83,8 @@ class Posterior(NamedTuple):
 class Rollout(NamedTuple):
     """An imagined trajectory; the alignment lives here and nowhere else.
 
-    states    s_0 .. s_H       (B, H+1, ...)   s_0 is a posterior, detached
-    actions   a_0 .. a_{H-1}   (B, H, A)       a_k sampled at s_k
+    states    s_0 .. s_H       (B, H+1, ...)   s_0 is a posterior, detached by the caller
+    actions   a_0 .. a_{H-1}   (B, H, A)       a_k sampled at s_k; (B, H, k, A) where given for jumps of k decisions
     rewards   r_1 .. r_H       (B, H)          predicted from s_{k+1}
     continues c_1 .. c_H       (B, H)          predicted from s_{k+1}; gamma belongs to the lambda-return
     loops     depth (B, H) and residual (B, H, R)

@@ -56,11 +56,11 @@ class BehaviorConfig:
     jump: int = 1
     """k, decisions that an imagined step covers, with the same action; at most --model.jump."""
     entropy: float | None = None
-    """Entropy weight, against advantages of mean size 1, divided by the root of the number of action dimensions.
+    """Entropy weight, against advantages of mean size 1; divided by the root of the number of continuous dimensions.
     By default 0.1 with the dynamics gradient (with 0.025 the policy settles too early), else 0.025."""
     decisions: Literal["actor", "plan", "both", "expansion"] = "actor"
     """Who acts: the actor; plans of continuous actions; or both, plans while exploring and the actor in evaluations.
-    expansion: the actor; losses are those of observed states alone, and dreams are their targets."""
+    expansion: the actor; losses are those of observed states alone, their targets the returns of dreams (MVE)."""
     plan_candidates: int = CANDIDATES
     """Sequences of actions that a plan compares."""
     plan_horizon: int = PLANNED
@@ -219,7 +219,7 @@ class ActorCritic(nn.Module):
         self.starts = cfg.starts if cfg.starts is not None else 64 if self.dynamics_backprop else 128
         entropy = cfg.entropy if cfg.entropy is not None else 0.1 if self.dynamics_backprop else 0.025
         self.entropy_weight = entropy if spec.discrete else entropy * spec.size**-0.5
-        """Where A dimensions move the return independently, an advantage of size 1 holds 1 / sqrt(A) of each."""
+        """If A dimensions contribute independently, each accounts for 1 / sqrt(A) of an advantage of size 1."""
 
     def policy(self, feat: Tensor) -> Tensor:
         """Features (B, F) -> sampled actions (B, A) for imagination."""
@@ -241,7 +241,7 @@ class ActorCritic(nn.Module):
         """
         feat = rollout.feat[:-1].detach()  # (H, B, F)
         weight = rollout_weights(rollout.alive, rollout.continues.detach(), self.cfg.gamma**self.cfg.jump)  # (B, H)
-        if self.cfg.decisions == "expansion":  # of s_0 alone, and in the mean as much
+        if self.cfg.decisions == "expansion":  # s_0 alone, times H: the mean keeps its scale
             weight = F.pad(weight.shape[1] * weight[:, :1], (0, weight.shape[1] - 1))
         advantage = (returns - values[:, :-1]).detach()
         scale = self.scale.update(advantage[:, :1] if self.cfg.decisions == "expansion" else advantage, average)

@@ -31,8 +31,8 @@ NORMALISER_IMAGES = 256
 
 
 class Update(NamedTuple):
-    """Detached: posterior states (B, T, ...); dream_depth (B*L, H), loops of imagined steps (of the world model alone
-    those of the update, 0-d); metrics 0-d; errors (B, 2), mean KL(posterior || prior) and |value - lambda return|."""
+    """Detached: posterior states (B, T, ...); dream_depth (B*L, H), loops of each imagined step (0-d, those of the
+    update, where the world model learns alone); errors (B, 2): KL(posterior || prior), |v - lambda return|."""
 
     states: LatentState
     dream_depth: Tensor
@@ -87,9 +87,9 @@ class Dreamer:
     # ------------------------------------------------------------------ learning
 
     def update(self, batch: Batch, depth: int, execution: Execution) -> Update:
-        """One update of everything on (B, T) rows, with `depth` loops in the world model (DreamerV3, with loops).
+        """One update of everything on (B, T) rows: DreamerV3's, with `depth` loops of the core in every row.
 
-        Where several processes share the batch, B is the part of this one, and all of them take the same step.
+        Where processes share a batch, B is this one's share, and all take the same optimiser step.
         Raises NonFiniteError, before any weight is moved, when a loss or a gradient is not finite.
         """
         world, behavior, parts, clock = self.world, self.behavior, self.policy.parts(), self.clock.start()
@@ -140,13 +140,13 @@ class Dreamer:
         metrics = execution.reduce((total + actor_loss).detach(), metrics)
         metrics |= self.optimizer_step(execution)
         clock.lap("optimizer")
-        wrong = (values[:, 0] - returns[:, 0]).abs().view_as(is_terminal)  # (B, L)
-        errors = sequence_errors(posterior.kl(), batch.is_first, wrong, is_terminal)
+        value_error = (values[:, 0] - returns[:, 0]).abs().view_as(is_terminal)  # (B, L)
+        errors = sequence_errors(posterior.kl(), batch.is_first, value_error, is_terminal)
         return Update(posterior.states.detach(), rollout.loops.depth, metrics, errors)
 
     def start_rows(self, size: int, length: int, processes: int) -> slice:
-        """The last L rows of each of `size` sequences, at which imagined rollouts start: all with `starts` 0, and two
-        at least, or the critic would learn nothing from replayed rewards."""
+        """The last L rows of each of `size` sequences, at which imagined rollouts start. `starts` 0: all rows. At least
+        two, because the replay value loss needs a row and its successor."""
         per_sequence = self.behavior.starts // (processes * size) if self.behavior.starts else length
         return slice(-min(length, max(2, per_sequence)), None)
 
@@ -198,8 +198,8 @@ class Dreamer:
     ) -> tuple[np.ndarray, Memory, np.ndarray]:  # fmt: skip
         """obs {name: (E, O) or (E, H, W, C)} -> environment actions (E, A) or (E,), memory, loops used (E,).
 
-        Exploring plans and samples with the newest weights; otherwise the averaged weights give the mean
-        action from the most probable latents.
+        Exploring: newest weights, sampled latents and actions. Otherwise: averaged weights, most probable latents, mean
+        (discrete: most probable) action. `decisions` says which of the two plan.
         """
         policy = self.policy if explore else self.averaged
         # A rendered frame may be a view with negative strides, which torch does not take.

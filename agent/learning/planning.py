@@ -1,7 +1,7 @@
 """Planning at decision time: sequences of actions are improved in the world model before the first one is taken.
 
-Source: model-predictive path integral control as in TD-MPC2 (Hansen et al. 2024): candidates are scored by imagined
-rewards and the critic's value behind them, the best ones make the next candidates, and the policy proposes some.
+Source: model-predictive path integral control as in TD-MPC2 (Hansen et al. 2024), with lambda returns for its n-step
+sums: candidates are scored in imagination, the best ones make the next candidates, and the policy proposes some.
 
 Shapes: E environments, N candidates of each, H steps, A actions. Everything is for one environment alone: no row of a
 batch depends on the others.
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from agent.learning.actor_critic import ADVANTAGE_FLOOR, ActorCritic, lambda_return
+from agent.learning.actor_critic import ActorCritic, lambda_return
 from world_model import LatentState, Rollout, WorldModel
 
 ITERATIONS = 4
@@ -27,6 +27,8 @@ TEMPERATURE = 0.5
 """Of the elites' weights, in standard deviations of all scores."""
 LARGEST_STD, SMALLEST_STD = 0.3, 0.05
 """Of the candidates around their mean. With 1.0 instead of 0.3 returns were lower (results/notes/suite.md)."""
+EVEN_SPREAD = 0.01
+"""Spread of the policy's scores, in rewards, at which plan and policy count the same."""
 
 
 class Plan(NamedTuple):
@@ -82,7 +84,7 @@ def plan(
         mean = (weight * chosen).sum(1)
         std = (weight * (chosen - mean[:, None]).square()).sum(1).sqrt().clamp(SMALLEST_STD, LARGEST_STD)
     spread = proposal_scores.std(1, keepdim=True) if proposed > 1 else torch.zeros_like(mean[:, 0, :1])  # (E, 1)
-    trust = spread / (spread + ADVANTAGE_FLOOR)
+    trust = spread / (spread + EVEN_SPREAD)
     own, own_std = behavior.actor.parameters_of(state.feat())  # (E, A) each
     return Plan(mean, torch.lerp(own, mean[:, 0], trust), torch.lerp(own_std, std[:, 0], trust))
 

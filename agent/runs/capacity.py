@@ -26,7 +26,7 @@ SHARE = 0.9
 """Of what is free, for a replay that is suggested: networks and environments need some too."""
 
 
-def rows_needed(config: Config, repeat: int) -> int:
+def rows_held(config: Config, repeat: int) -> int:
     """Rows that the replay will hold at the end, one for each step; repeat: simulator steps of one action.
 
     Episodes of a few steps add a row each, for their first observation. A data set may fill all of it.
@@ -51,7 +51,7 @@ def check_capacity(config: Config, spaces: Spaces, repeat: int, resumed: bool = 
 
     resumed: the run goes on, with the replay that it has.
     """
-    rows, (vector, image) = rows_needed(config, repeat), row_bytes(config, spaces)
+    rows, (vector, image) = rows_held(config, repeat), row_bytes(config, spaces)
     folder = Path(config.run_dir or "runs")
     memory, disk = available_memory(), _free_on_disk(folder)
     needs = {"memory": (IN_MEMORY * vector, memory), "disk": (ON_DISK * vector + image, disk)}

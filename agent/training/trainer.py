@@ -70,10 +70,11 @@ class Trainer:
     # ------------------------------------------------------------------ the loop
 
     def run(self) -> bool:
-        """Train to the last step or minute and evaluate. False when a signal ended it before, with everything saved.
+        """Train to the last step or minute and evaluate. False when a signal or the end of a slice of time came before,
+        with everything saved.
 
-        Raises EnvironmentFailure and WorkerFailure, with everything saved, and NonFiniteError, without saving, when a
-        loss or gradient is not finite.
+        Raises EnvironmentFailure and WorkerFailure, with everything saved where this process still can, OSError when a
+        checkpoint cannot be written, and NonFiniteError, without saving, when a loss or gradient is not finite.
         """
         self.saved_at = self.now()
         with end_on_signals(self.stop):
