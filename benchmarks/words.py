@@ -3,12 +3,13 @@
     python evaluate.py collect toy:words1-16x4 datasets/words --episodes 12000
     python train_agent.py toy:words1-16x4 --model-only --dataset datasets/words --train.length 12 --run-dir RUN
     python benchmarks/words.py RUN [RUN ..] --lengths 4 8 16 32 64 --csv words.csv
+    python benchmarks/words.py RUN --exit residual --exit-threshold 0.1
 
 Every RUN reads words of each length, several generators a step, under random actions, and predicts from the query on
 the observation that it has not seen: where the five elements are. Printed for every length: the share of words whose
 five places are all right (1/120 by chance), the share of single places (1/5), and the loops of a step, with
 
-    own      the run's exit rule
+    own      the run's exit rule, or that of --exit
     random   depths drawn at random with the histogram of the own ones, mean of four draws
     fixed    always the same depth, the mean of the own ones, rounded
     full     always the cap, the most loops of training
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from agent.data.checkpoint import check_spaces, find_checkpoint, read_checkpoint
 from agent.errors import UsageError
-from agent.evaluation.open_loop import exit_rule
+from agent.evaluation.open_loop import exit_rule, use_exit
 from agent.interop.load import load_dreamer
 from agent.runtime import set_threads
 from agent.spaces import spaces_of
@@ -124,6 +125,8 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--lengths", type=int, nargs="+", default=[4, 8, 16, 32, 64], metavar="L")
     parser.add_argument("--words", type=int, default=500, help="of each length")
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--exit", choices=("residual", "acceleration", "kl"), help="another rule than the run's own")
+    parser.add_argument("--exit-threshold", type=float, help="of that rule")
     parser.add_argument("--csv", type=Path, help="write the rows there")
     args = parser.parse_args(words)
     set_threads(1)
@@ -131,7 +134,13 @@ def main(words: Sequence[str]) -> int:
     try:
         for run in args.runs:
             saved = read_checkpoint(find_checkpoint(run))
-            world = load_dreamer(saved, run).averaged.world
+            agent = load_dreamer(saved, run)
+            world = agent.averaged.world
+            if args.exit:
+                try:
+                    use_exit(agent, args.exit, world.run_cap, args.exit_threshold, ())
+                except ValueError as error:
+                    raise UsageError(str(error)) from error
             if not world.observation_model.decodes:
                 raise UsageError(f"{run} predicts no observations: give runs with --model.objective reconstruct")
             for length in args.lengths:

@@ -45,6 +45,16 @@ def test_the_last_observation_is_not_seen_and_a_model_that_knows_it_is_all_right
     assert study.judge(world, played)["whole"] == 1.0
 
 
+def test_another_exit_rule_is_asked_instead_of_the_own_one(trained, capsys, tmp_path):
+    study = benchmark("words")
+    words = [str(trained), "--lengths", "4", "--words", "20", "--csv", str(tmp_path / "words.csv")]
+    for threshold, loops in (("0.0", 4.0), ("1e9", 1.0)):  # nothing is still enough, and everything is
+        assert study.main([*words, "--exit", "residual", "--exit-threshold", threshold]) == 0
+        with (tmp_path / "words.csv").open(newline="") as file:
+            assert float(next(csv.DictReader(file))["loops"]) == loops
+    capsys.readouterr()
+
+
 def test_controls_have_the_depths_of_the_own_rule(trained, monkeypatch):
     study = benchmark("words")
     world, played = Dreamer.load(trained, "cpu").averaged.world, study.play("toy:words4x2", 200, 7)
