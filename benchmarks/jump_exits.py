@@ -56,7 +56,7 @@ from agent.execution.fused import fuse, fused_layers
 from agent.learning.dreamer import Dreamer
 from agent.runtime import set_threads
 from world_model import ExitRule, LatentState, LoopedCore, WorldModel
-from world_model.jumps import control
+from world_model.jumps import action_input
 
 HORIZON, ROUNDS = 15, 15
 CONTROLS = ("random", "within", "fixed")
@@ -102,7 +102,7 @@ def predict(world: WorldModel, episodes: Episodes, places: Windows, jumps: Seque
     errors, depths = [], []
     for k in jumps:
         actions = episodes.prev_action[places.episode[:, None], places.ahead[:, :k]]  # (W, k, A)
-        inputs = world.inputs(state, control(actions[:, 0] if k == 1 else actions, k, world.cfg.jump))
+        inputs = world.inputs(state, action_input(actions[:, 0] if k == 1 else actions, k, world.cfg.jump))
         _, trace = core(state.deter, inputs, loops, prepared)
         _, stats = core.adaptive_step(state.deter, inputs, prepared, loops, log_prior=world.log_prior)
         targets = targets_at(world.observation_model, episodes, places.episode, places.ahead[:, k - 1])

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from world_model import Batch, CoreSizes, LatentState, LoopConfig, LoopedCore, WorldModel
 from world_model.core import Traces
-from world_model.jumps import control
+from world_model.jumps import action_input
 from world_model.nets import linear
 from world_model.types import Scanned
 
@@ -68,7 +68,7 @@ class FilterWorldModel(WorldModel):
         stoch = self.draw(probs, levels.transpose(0, 1))
         before = torch.cat([state.stoch[:, None], stoch[:, :-1]], 1).flatten(2)  # (B, T, S*K)
         keep = (1.0 - batch.is_first.to(before.dtype))[..., None]
-        actions = control(batch.prev_action, batch.span, self.cfg.jump)
+        actions = action_input(batch.prev_action, batch.span, self.cfg.jump)
         return probs, stoch, torch.cat([before, actions], -1) * keep
 
     def carried(self, state: LatentState, batch: Batch, gate: Tensor, new: Tensor) -> Tensor:

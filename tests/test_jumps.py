@@ -10,7 +10,7 @@ from small import make_world, random_state
 from agent.data.replay import ReplayBuffer
 from agent.learning.sampling import sample
 from world_model import Batch, LatentState
-from world_model.jumps import control, jump_rows, pack
+from world_model.jumps import action_input, jump_rows, pack
 
 GAMMA = 0.9
 
@@ -80,7 +80,7 @@ def test_what_comes_after_the_actions_taken_is_not_read():
 def test_a_held_action_is_taken_at_every_decision():
     action = torch.randn(3, 2)
     action = action.clamp(-1, 1)
-    assert torch.equal(control(action, 3, 4), pack(action[:, None].expand(3, 4, 2), torch.full((3,), 3)))
+    assert torch.equal(action_input(action, 3, 4), pack(action[:, None].expand(3, 4, 2), torch.full((3,), 3)))
 
 
 @pytest.mark.parametrize("jump", [1, 2, 3, 4, 6])
@@ -120,8 +120,8 @@ def test_what_is_sampled_lies_where_it_is_said_to_lie():
 
 def test_a_model_without_jumps_reads_actions_as_they_are():
     action = torch.rand(3, 2)
-    assert torch.equal(control(action, None, 1), action)
-    assert torch.equal(control(3 * action + 1, None, 1), torch.ones(3, 2))
+    assert torch.equal(action_input(action, None, 1), action)
+    assert torch.equal(action_input(3 * action + 1, None, 1), torch.ones(3, 2))
 
 
 def test_an_action_that_is_held_is_dreamed_like_the_same_action_at_every_decision():

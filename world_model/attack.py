@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from world_model.jumps import control
+from world_model.jumps import action_input
 from world_model.looped import LoopedCore
 from world_model.model import WorldModel
 from world_model.types import Batch
@@ -64,7 +64,7 @@ def visited_points(world: WorldModel, batch: Batch, loops: int, count: int) -> t
     loop = Points(post.trace.states[:-1].flatten(0, 2), e.flatten(0, 2))
     before = post.states.map(lambda leaf: leaf[:, :-1].flatten(0, 1))
     span = None if batch.span is None else batch.span[:, 1:]
-    actions = control(batch.prev_action[:, 1:], span, world.cfg.jump).flatten(0, 1)
+    actions = action_input(batch.prev_action[:, 1:], span, world.cfg.jump).flatten(0, 1)
     step = Points(before.deter, world.inputs(before, actions))
 
     def some(points: Points) -> Points:

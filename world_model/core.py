@@ -57,8 +57,8 @@ class Traces(NamedTuple):
 
 
 class CoreSizes(NamedTuple):
-    """Sizes from outside of the core: groups S, classes K, numbers C of the actions (see `jumps.control_size`), and the
-    expected squared norm of the latents, by default that of S one-hot vectors."""
+    """Sizes from outside of the core: groups S, classes K, numbers C of the actions (`jumps.action_input_size`), and
+    the expected squared norm of the latents, by default that of S one-hot vectors."""
 
     groups: int
     classes: int

@@ -18,7 +18,7 @@ from world_model.nets import clipped
 from world_model.types import Batch
 
 
-def control_size(action: int, longest: int) -> int:
+def action_input_size(action: int, longest: int) -> int:
     """Numbers that the core reads of a jump's actions: A, or J*A + J."""
     return action if longest == 1 else longest * (action + 1)
 
@@ -31,8 +31,8 @@ def pack(actions: Tensor, span: Tensor) -> Tensor:
     return torch.cat([(actions * within[..., None]).flatten(-2), number], -1)
 
 
-def control(action: Tensor, span: Tensor | int | None, longest: int) -> Tensor:
-    """What the core reads of actions, clipped: C numbers, see `control_size`.
+def action_input(action: Tensor, span: Tensor | int | None, longest: int) -> Tensor:
+    """What the core reads of actions, clipped: C numbers, see `action_input_size`.
 
     span, None: single decisions (..., A). A tensor (...): jumps of so many decisions (..., J, A). A number k: one
     action (B, A) that is held for k decisions, or k decisions (B, k, A).

@@ -24,7 +24,7 @@ from world_model.core import Core, CoreSizes, LoopStats, Traces
 from world_model.distributions import BINS, TwoHot
 from world_model.exits import HaltingBatch, Metrics
 from world_model.images import FIRST_LOGITS, ImageConfig
-from world_model.jumps import control, control_size
+from world_model.jumps import action_input, action_input_size
 from world_model.latent import LatentState, kl_balance
 from world_model.latents import KINDS
 from world_model.looped import LoopConfig, LoopedCore, sample_depth
@@ -84,7 +84,7 @@ class WorldModel(nn.Module):
         self.latents = KINDS[cfg.latents](cfg.groups, cfg.classes)
         flat, described, units = cfg.loop.tokens * cfg.loop.width, self.latents.size, cfg.units
         self.feat_size = flat + cfg.groups * cfg.classes
-        sizes = CoreSizes(cfg.groups, cfg.classes, control_size(action_size, cfg.jump), self.latents.squared_norm)
+        sizes = CoreSizes(cfg.groups, cfg.classes, action_input_size(action_size, cfg.jump), self.latents.squared_norm)
         self.core: Core = make_core(cfg.core, cfg.loop, sizes, cfg.match)
         self.observation_model = ObservationModel(obs_sizes, self.feat_size, units, cfg.image, cfg.objective, flat)
         # The posterior's first layer is split, so that its observation half runs outside of the scan over time.
@@ -125,9 +125,9 @@ class WorldModel(nn.Module):
         leaves = feat.split([math.prod(shape) for shape in shapes], -1)
         return LatentState(*(leaf.unflatten(-1, shape) for leaf, shape in zip(leaves, shapes, strict=True)))
 
-    def inputs(self, state: LatentState, control: Tensor) -> Tensor:
-        """(B, S*K + C): what enters the core beside deter; control (B, C) as of `jumps.control`."""
-        return torch.cat([state.stoch.flatten(1), control], -1)
+    def inputs(self, state: LatentState, actions: Tensor) -> Tensor:
+        """(B, S*K + C): what enters the core beside deter; actions (B, C) as of `jumps.action_input`."""
+        return torch.cat([state.stoch.flatten(1), actions], -1)
 
     def posterior(self, deter: Tensor, embed: Tensor) -> Tensor:
         """deter (..., N, D), embed (..., U) as of `post_embed` -> (..., S, P) distribution q(stoch | deter, obs)."""
@@ -165,7 +165,7 @@ class WorldModel(nn.Module):
     def scan(self, state: LatentState, batch: Batch, embeds: Tensor, levels: Tensor, loops: int) -> Scanned:
         """Row by row: the core from the state before, then the posterior; embeds (B, T, U), levels of `latents`."""
         prepared, length = self.core.prepare(), embeds.shape[1]
-        actions = control(batch.prev_action, batch.span, self.cfg.jump)  # (B, T, C)
+        actions = action_input(batch.prev_action, batch.span, self.cfg.jump)  # (B, T, C)
         resets = [True] * length if self.core.static_shapes else batch.is_first.any(0).tolist()
         keeps = (1.0 - batch.is_first.to(levels.dtype)).unbind(1)
         states, posts, traces = [], [], []
@@ -232,7 +232,7 @@ class WorldModel(nn.Module):
         """
         keep = 1.0 - is_first.to(prev_action.dtype)
         state, prepared = self.reset(state, keep), self.core.prepare()
-        inputs = self.inputs(state, control(prev_action, None, self.cfg.jump) * keep[:, None])  # (B, S*K + C)
+        inputs = self.inputs(state, action_input(prev_action, None, self.cfg.jump) * keep[:, None])  # (B, S*K + C)
         deter, stats = self.core.adaptive_step(state.deter, inputs, prepared, max_loops, log_prior=self.log_prior)
         probs = self.posterior(deter, self.post_embed(self.observation_model(obs)))  # (B, S, P)
         return LatentState(deter, self.draw(probs, self.latents.level((len(probs),), probs) if sample else None)), stats
@@ -278,7 +278,7 @@ class WorldModel(nn.Module):
 
         action (B, A) is held for `jump` decisions, or (B, k, A) holds those of k decisions.
         """
-        inputs = self.inputs(state, control(action, jump, self.cfg.jump))  # (B, S*K + C)
+        inputs = self.inputs(state, action_input(action, jump, self.cfg.jump))  # (B, S*K + C)
         deter, stats = self.core.adaptive_step(state.deter, inputs, prepared, max_loops, log_prior=self.log_prior)
         probs = self.prior_probs(deter)  # (B, S, P)
         stoch = self.draw(probs, self.latents.level((len(probs),), probs) if sample else None)  # (B, S, K)

@@ -19,7 +19,7 @@ from agent.evaluation.tables import Row
 from agent.learning.actor_critic import ActorCritic
 from world_model import LatentState, LoopedCore, WorldModel
 from world_model.attack import Points, loop_map
-from world_model.jumps import control
+from world_model.jumps import action_input
 from world_model.orbits import LOOPS, Orbits, orbits, spectral_radius
 
 
@@ -53,7 +53,7 @@ class Samples:
         assert isinstance(core, LoopedCore)
         self.reference = world.cfg.loop.train_cap
         states = world.observe_sequence(batch, self.reference).states.map(lambda leaf: leaf[:, :-1].flatten(0, 1))
-        actions = control(batch.prev_action[:, 1:], None, world.cfg.jump).flatten(0, 1)
+        actions = action_input(batch.prev_action[:, 1:], None, world.cfg.jump).flatten(0, 1)
         obs = {name: value[:, 1:].flatten(0, 1) for name, value in batch.obs.items()}
         chosen = torch.randperm(len(actions))[:count]
         self.deter = states.deter[chosen]

@@ -22,7 +22,7 @@ from agent.learning.actor_critic import Actor, ActorCritic
 from world_model import Batch, LatentState, Rollout, WorldModel
 from world_model.core import LoopStats, Traces
 from world_model.exits import ExitRule, Gate
-from world_model.jumps import control
+from world_model.jumps import action_input
 from world_model.latents import Categorical, Gaussian, Simplicial
 from world_model.types import Scanned
 
@@ -37,7 +37,7 @@ class FusedWorldModel(WorldModel):
         (kind, of_loops), shell = core.loop_weights(), core.shell_weights()
         posterior = self.post_deter.weight, self.post_norm.gain, self.post_out.weight, self.post_out.bias
         weights = (*shell[:6], *of_loops, *shell[6:], *posterior)
-        actions = control(batch.prev_action, batch.span, self.cfg.jump).transpose(0, 1).contiguous()
+        actions = action_input(batch.prev_action, batch.span, self.cfg.jump).transpose(0, 1).contiguous()
         keeps = (1.0 - batch.is_first.to(levels.dtype)).t().contiguous()
         resets, drawn = batch.is_first.any(0).tolist(), type(self.latents) is Categorical
         given = Given(kind, actions, keeps, resets, levels, loops, self.cfg.classes, drawn)
@@ -122,7 +122,7 @@ class FusedWorldModel(WorldModel):
         noise, levels = [], []
         for t in range(horizon):
             if actor is None:
-                noise.append(control(policy[:, t], jump, self.cfg.jump))  # (B, C)
+                noise.append(action_input(policy[:, t], jump, self.cfg.jump))  # (B, C)
             else:
                 noise.append(torch.rand(size, 1) if source == "choice" else torch.randn(size, self.action_size))
             levels.append(self.latents.level((size,), start.deter))
