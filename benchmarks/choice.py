@@ -33,7 +33,7 @@ from agent.evaluation.normalised_error import NormalisedError, targets_at
 from agent.evaluation.open_loop import ALIKE_ROWS, SAMPLES, posterior_states
 from agent.learning.dreamer import Dreamer
 from world_model import LatentState, LoopedCore, WorldModel
-from world_model.jumps import control
+from world_model.jumps import action_input
 
 
 class Steps(NamedTuple):
@@ -66,7 +66,7 @@ def predict(world: WorldModel, rows: Rows, loops: int, most: int) -> Steps:
     places = ((row >= 2) & (row < episodes.length[:, None] - 1)).nonzero()
     episode, now = places[torch.randperm(len(places))[:most].sort().values].unbind(1)
     state = states.map(lambda leaf: leaf[episode, now])
-    inputs = world.inputs(state, control(episodes.prev_action[episode, now + 1], None, world.cfg.jump))
+    inputs = world.inputs(state, action_input(episodes.prev_action[episode, now + 1], None, world.cfg.jump))
     _, trace = core(state.deter, inputs, loops, core.prepare())
     observation_model = world.observation_model
     embed = observation_model({name: value[episode, now + 1] for name, value in episodes.obs.items()})
