@@ -222,7 +222,7 @@ def set_gate(agent: Dreamer, gain: float) -> None:
 
 def dream_time(agent: Dreamer, config: Config) -> float:
     """Seconds of one imagined step, without gradient, of as many states as in an update."""
-    size, horizon = config.behavior.starts or config.train.batch * config.train.length, config.behavior.horizon
+    size, horizon = agent.behavior.starts or config.train.batch * config.train.length, config.behavior.horizon
     with torch.no_grad(), fused_layers():
         began = time.perf_counter()
         agent.world.imagine(agent.world.initial(size), agent.behavior.policy, horizon)
