@@ -1,5 +1,8 @@
 """Jumps: which rows they cover, what they sum, and that values do not depend on their length."""
 
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +11,10 @@ import torch
 from small import make_world, random_state
 
 from agent.data.replay import ReplayBuffer
+from agent.learning.policy import Memory
 from agent.learning.sampling import sample
+from agent.runs.presets import preset
+from envs import make_vector_env
 from world_model import Batch, LatentState
 from world_model.jumps import action_input, jump_rows, pack
 
@@ -173,3 +179,24 @@ def test_one_jump_learns_what_its_decisions_do_together():
     other = torch.linalg.lstsq(actions[..., 1], moved).solution  # of the actions that do nothing
     assert effect.min() > 0.03  # in truth 0.1, less at the ends
     assert other.abs().max() < 0.02
+
+
+@pytest.mark.parametrize("task", ["gym:Pendulum-v1", "toy:cue"])
+def test_an_agent_that_acts_holds_its_action_as_long_as_in_imagination(task, make_trainer, tmp_path):
+    config = preset("debug")
+    config = replace(config, model=replace(config.model, jump=3), behavior=replace(config.behavior, jump=3))
+    agent = make_trainer(tmp_path, partial(make_vector_env, task, seed=0), config=config).agent
+    for explore in (True, False):
+        memory, actions, gen = None, [], np.random.default_rng(0)
+        for step in range(9):  # the second environment begins a new episode at step 4
+            obs = {name: gen.random((2, size), np.float32) for name, size in agent.spaces.obs.items()}
+            _, memory, _ = agent.act(obs, memory, np.array([step == 0, step in (0, 4)]), explore)
+            actions.append(memory.action)
+        changed = [(a != b).any(-1).tolist() for a, b in pairwise(actions)]  # (T-1, E)
+        may_change = [[step in (3, 6), step in (3, 4, 7)] for step in range(1, 9)]
+        if agent.spaces.action.discrete:  # a new choice may be the old one
+            assert all(not any(np.greater(*both)) for both in zip(changed, may_change, strict=True))
+        else:
+            assert changed == may_change
+    assert memory.holds.tolist() == [0, 1]
+    assert torch.equal(Memory.of(memory.plain(), torch.device("cpu")).holds, memory.holds)

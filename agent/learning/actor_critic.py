@@ -54,7 +54,7 @@ class BehaviorConfig:
     gamma: float = 0.99
     """Discount per agent step."""
     jump: int = 1
-    """k, decisions that an imagined step covers, with the same action; at most --model.jump."""
+    """k, decisions for which an action is held, in imagination and acting; at most --model.jump."""
     entropy: float | None = None
     """Entropy weight, against advantages of mean size 1; divided by the root of the number of continuous dimensions.
     By default 0.1 with the dynamics gradient (with 0.025 the policy settles too early), else 0.025."""

@@ -16,16 +16,18 @@ from world_model import LatentState, WorldModel
 
 class Memory(NamedTuple):
     """What acting carries from step to step: the latent state, the last policy output (E, A); where continuous actions
-    are sampled, the processes (E, P, A) of the noise; where they are planned, the plan (E, H, A)."""
+    are sampled, the processes (E, P, A) of the noise; where they are planned, the plan (E, H, A); where they are held
+    (`--behavior.jump`), for how many decisions more (E,)."""
 
     state: LatentState
     action: Tensor
     noise: Tensor | None = None
     plan: Tensor | None = None
+    holds: Tensor | None = None
 
     def plain(self) -> dict[str, Tensor]:
         """Its tensors by name."""
-        optional = {"noise": self.noise, "plan": self.plan}
+        optional = {"noise": self.noise, "plan": self.plan, "holds": self.holds}
         present = {name: leaf for name, leaf in optional.items() if leaf is not None}
         return {**self.state._asdict(), "action": self.action, **present}
 
@@ -38,7 +40,7 @@ class Memory(NamedTuple):
         """The inverse of `plain`, on this device."""
         leaves = {name: leaf.to(device) for name, leaf in plain.items()}
         state = LatentState(leaves["deter"], leaves["stoch"])
-        return cls(state, leaves["action"], leaves.get("noise"), leaves.get("plan"))
+        return cls(state, leaves["action"], leaves.get("noise"), leaves.get("plan"), leaves.get("holds"))
 
 
 class Policy(nn.Module):
@@ -69,8 +71,8 @@ class Policy(nn.Module):
             memory = Memory(self.world.initial(len(is_first)), action)
         state, stats = self.world.observe(obs, memory.action, is_first, memory.state, explore, max_loops)
         if self.behavior.spec.discrete:
-            action = self.behavior.actor.act(state.feat(), explore)
-            return action, Memory(state, action), stats.depth
+            action, holds = self.hold(self.behavior.actor.act(state.feat(), explore), memory, is_first)
+            return action, Memory(state, action, holds=holds), stats.depth
         plans, noise = None, None
         if self.behavior.cfg.plans:
             plans, action, std = plan(self.world, self.behavior, state, memory.plan, ~is_first, max_loops)
@@ -79,7 +81,21 @@ class Policy(nn.Module):
         if explore:
             noise = begin_noise(action) if memory.noise is None else next_noise(memory.noise)
             action = torch.addcmul(action, std, noise_of(noise))
-        return action, Memory(state, action, noise, plans), stats.depth
+        action, holds = self.hold(action, memory, is_first)
+        return action, Memory(state, action, noise, plans, holds), stats.depth
+
+    def hold(self, action: Tensor, memory: Memory, is_first: Tensor) -> tuple[Tensor, Tensor | None]:
+        """-> the action (E, A) to take, and for how many decisions more (E,).
+
+        In imagination an action is held for `jump` decisions. An agent of cheetah_run that decided anew at each of them
+        got a tenth of the rewards that it imagined. Plans are of single decisions, and are not held.
+        """
+        if self.behavior.cfg.jump == 1 or self.behavior.cfg.plans:
+            return action, None
+        left = torch.zeros_like(is_first, dtype=torch.long) if memory.holds is None else memory.holds
+        held = (left > 0) & ~is_first
+        action = torch.where(held[:, None], memory.action, action)
+        return action, torch.where(held, left - 1, self.behavior.cfg.jump - 1)
 
     def act_randomly(self, memory: Memory) -> Memory:
         """With a random action instead of the one that `act` took: uniformly distributed, and with its noise."""
