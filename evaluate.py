@@ -45,7 +45,7 @@ from agent.evaluation.rollout_plots import draw_all, save_all
 from agent.evaluation.stability import format_stability, save_stability, stability_report
 from agent.evaluation.statistics import format_summary
 from agent.evaluation.video import save_video
-from agent.interop.export import export_policy
+from agent.interop.export import export_notes, export_policy
 from agent.interop.load import load_agent, load_dreamer, load_sb3_agent
 from agent.learning.dreamer import Dreamer
 from agent.learning.planning import use_plan
@@ -294,8 +294,8 @@ def export(args: ExportArgs, write: Write) -> None:
     export_policy(agent, Path(args.file), loops)
     sizes = ", ".join(f"{name} ({size})" for name, size in agent.spaces.obs.items())
     print(f"{args.file}: observation {sizes} -> action ({agent.spaces.action.size}), {loops} loops per step")
-    if agent.averaged.behavior.cfg.plans:
-        print("note: this is the actor, and evaluations of this run plan")
+    for note in export_notes(agent):
+        print(f"note: {note}")
 
 
 # ---------------------------------------------------------------------- command line

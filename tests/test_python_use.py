@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from agent.errors import UsageError
 from agent.evaluation.episodes import run_episodes
-from agent.interop.export import export_policy
+from agent.interop.export import export_notes, export_policy
 from agent.learning.actor_critic import BehaviorConfig
 from agent.learning.dreamer import Dreamer
 from agent.learning.optimizer import OptimizerConfig
@@ -83,6 +84,15 @@ def test_the_exported_program_acts_like_the_agent(tmp_path, loops):
         wanted, memory, depth = agent.act({"state": obs.numpy()}, memory, first.numpy(), False, loops)
         assert (depth == loops).all()
         assert np.allclose(action.clamp(-1, 1).numpy(), wanted, atol=1e-5)
+
+
+def test_an_export_says_what_the_program_does_not_do():
+    agent = lively()
+    assert export_notes(agent) == []
+    agent.averaged.behavior.cfg = replace(agent.averaged.behavior.cfg, jump=3)
+    assert "holds every action for 3 decisions" in export_notes(agent)[0]
+    agent.averaged.behavior.cfg = replace(agent.averaged.behavior.cfg, decisions="plan")  # plans are not held
+    assert export_notes(agent) == ["this is the actor, and evaluations of this run plan"]
 
 
 def test_the_exported_program_of_an_agent_that_sees_images_acts_like_it(tmp_path):

@@ -79,6 +79,16 @@ def export_policy(agent: Dreamer, path: Path, loops: int) -> ExportablePolicy:
     return module
 
 
+def export_notes(agent: Dreamer) -> list[str]:
+    """What the agent does when it acts and the exported program does not."""
+    cfg = agent.averaged.behavior.cfg
+    notes = ["this is the actor, and evaluations of this run plan"] if cfg.plans else []
+    if agent.averaged.holds_actions:
+        held, when = f"the agent holds every action for {cfg.jump} decisions", f"at every {cfg.jump}th alone"
+        notes.append(f"{held}: call the program at each, with the action that was taken, and take its new one {when}")
+    return notes
+
+
 def _random_observations(world: WorldModel, count: int) -> Tensor | dict[str, Tensor]:
     """Random observations in the form that the program takes."""
     if not world.observation_model.images:

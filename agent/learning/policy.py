@@ -84,13 +84,18 @@ class Policy(nn.Module):
         action, holds = self.hold(action, memory, is_first)
         return action, Memory(state, action, noise, plans, holds), stats.depth
 
+    @property
+    def holds_actions(self) -> bool:
+        """Whether acting decides at every `jump`-th decision alone. Plans are of single decisions, and are not held."""
+        return self.behavior.cfg.jump > 1 and not self.behavior.cfg.plans
+
     def hold(self, action: Tensor, memory: Memory, is_first: Tensor) -> tuple[Tensor, Tensor | None]:
         """-> the action (E, A) to take, and for how many decisions more (E,).
 
         In imagination an action is held for `jump` decisions. An agent of cheetah_run that decided anew at each of them
-        got a tenth of the rewards that it imagined. Plans are of single decisions, and are not held.
+        got a tenth of the rewards that it imagined.
         """
-        if self.behavior.cfg.jump == 1 or self.behavior.cfg.plans:
+        if not self.holds_actions:
             return action, None
         left = torch.zeros_like(is_first, dtype=torch.long) if memory.holds is None else memory.holds
         held = (left > 0) & ~is_first
