@@ -245,6 +245,9 @@ def test_by_default_continuous_actions_learn_through_the_world_model(spec, throu
     assert make(spec, actor_gradient="auto").dynamics_backprop == through
     assert make(spec, actor_gradient="dynamics").dynamics_backprop
     assert not make(spec).dynamics_backprop
+    assert not make(spec, actor_gradient="auto", decisions="expansion").dynamics_backprop
+    with pytest.raises(ValueError, match="expansion learns by reinforce: leave"):
+        make(spec, actor_gradient="dynamics", decisions="expansion")
 
 
 def test_dreams_and_entropy_follow_the_gradient_unless_they_are_given():

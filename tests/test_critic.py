@@ -102,7 +102,7 @@ def test_replay_loss_of_one_row_is_zero():
 def test_expansion_learns_at_observed_states_alone():
     """Dreams are their targets: what the critic says of imagined states has no gradient, and no weight."""
     rollout = make_rollout()
-    usual, expansion = make(), make(decisions="expansion")
+    usual, expansion = make(), make(decisions="expansion", actor_gradient="auto")
     expansion.load_state_dict(usual.state_dict())
     logits, values = expansion.values(rollout)
     returns = lambda_return(rollout.rewards, rollout.continues, values, GAMMA)

@@ -60,7 +60,7 @@ class BehaviorConfig:
     By default 0.1 with the dynamics gradient (with 0.025 the policy settles too early), else 0.025."""
     decisions: Literal["actor", "plan", "both", "expansion"] = "actor"
     """Who acts: the actor; plans of continuous actions; or both, plans while exploring and the actor in evaluations.
-    expansion: the actor; losses are those of observed states alone, their targets the returns of dreams (MVE)."""
+    expansion: the actor; it learns at observed states alone, by REINFORCE, with returns of dreams as targets (MVE)."""
     plan_candidates: int = CANDIDATES
     """Sequences of actions that a plan compares."""
     plan_horizon: int = PLANNED
@@ -73,6 +73,8 @@ class BehaviorConfig:
         require(self, "--behavior.", **whole, entropy=NOT_NEGATIVE, gamma=SOME_SHARE)
         if self.starts is not None and self.starts < 0:
             raise ValueError(f"--behavior.starts must be 0 (all) or more, got {self.starts}")
+        if self.decisions == "expansion" and self.actor_gradient == "dynamics":
+            raise ValueError("--behavior.decisions expansion learns by reinforce: leave --behavior.actor-gradient out")
         if not self.plans and (self.plan_candidates, self.plan_horizon) != (CANDIDATES, PLANNED):
             raise ValueError(f"--behavior.decisions {self.decisions} plans nothing: give plan or both")
 
@@ -209,12 +211,10 @@ class ActorCritic(nn.Module):
         if cfg.plans and spec.discrete:
             raise ValueError(f"--behavior.decisions {cfg.decisions} needs continuous actions: give actor or expansion")
         self.cfg, self.spec = cfg, spec
-        self.actor = Actor(cfg, features, spec)
-        self.critic = Critic(cfg, features)
+        self.actor, self.critic = Actor(cfg, features, spec), Critic(cfg, features)
         self.scale = AdvantageScale()
-        self.dynamics_backprop = cfg.actor_gradient == "dynamics" or (
-            cfg.actor_gradient == "auto" and not spec.discrete
-        )
+        auto = not spec.discrete and cfg.decisions != "expansion"
+        self.dynamics_backprop = auto if cfg.actor_gradient == "auto" else cfg.actor_gradient == "dynamics"
         """Whether the actor's gradient passes through the dynamics, so that imagination needs its gradient."""
         self.starts = cfg.starts if cfg.starts is not None else 64 if self.dynamics_backprop else 128
         entropy = cfg.entropy if cfg.entropy is not None else 0.1 if self.dynamics_backprop else 0.025
