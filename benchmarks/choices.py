@@ -8,10 +8,11 @@
         --run-dir runs/objective-models
     python benchmarks/choices.py model.objective runs/objective --models runs/objective-models --csv objective.csv
 
-Returns are means of the last evaluation, of each seed. Models are world models trained on one data set: the R^2 of a
-linear read-out of the true state from their latents, as they are and after 5 and 15 imagined steps, and the
-share of their embedding that is filled (effective rank). Updates per second are those of agents, and compare only where
-runs had the machine to themselves in the same way.
+Returns are means of the last evaluation, of each seed; a dash stands for a seed that is missing. Models are world
+models trained on a data set: the R^2 of a linear read-out of the true state from their latents, as they are and after 5
+and 15 imagined steps, and the effective rank of their embedding as a share of its size (for sigreg, of its projection).
+Updates per second are those of agents, a mean over the tasks that every value has, and compare only where runs had the
+machine to themselves in the same way.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import argparse
 import csv
 import json
 import sys
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +32,20 @@ from agent.runs.config import Config
 from agent.runs.run_record import RunRecord, find_runs, load_runs
 from agent.settings import known_name, value_of
 
-READ = ("probe", "probe_5", "probe_15")
+READ = {"probe": "R^2 now", "probe_5": "R^2 after 5 steps", "probe_15": "after 15"}
 RANK = "stability/embedding_rank"
 
 
 def finished(folder: Path) -> bool:
     """Whether a world model was trained to its end."""
-    return bool(json.loads((folder / "meta.json").read_text(encoding="utf-8")).get("finished"))
+    path = folder / "meta.json"
+    return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8")).get("finished"))
 
 
 def of_models(folder: Path, field: str) -> dict[str, Any]:
     """What one world model knows, by the last line of its files."""
     settings = read_yaml(folder / "config.yaml")
-    row = {"value": str(value_of(settings, field)), "task": "model", "seed": settings["seed"]}
+    row = {"value": str(value_of(settings, field)), "model_of": settings["task"], "seed": settings["seed"]}
     path = folder / "probe.csv"
     if not path.is_file():
         raise UsageError(f"{folder} has no probe.csv: give finished runs of --model-only with vectors")
@@ -66,38 +67,44 @@ def of_agents(run: RunRecord, field: str) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Lines of Markdown: a line for each value, seeds side by side."""
-    cells: dict[tuple[str, str], list[str]] = defaultdict(list)
-    speeds: dict[str, list[float]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: row["seed"]):
-        if row["task"] != "model":
-            cells[row["value"], row["task"]].append(f"{row['return']:.0f}")
-            if "updates_per_second" in row:
-                speeds[row["value"]].append(row["updates_per_second"])
-            continue
-        for name in (*READ, "rank"):
+    seeds, values = sorted({row["seed"] for row in rows}), list(dict.fromkeys(row["value"] for row in rows))
+    cells: dict[str, dict[str, dict[int, str]]] = {}  # by column, value and seed
+    speeds: dict[str, dict[str, list[float]]] = {}  # by task and value
+
+    def put(column: str, row: dict[str, Any], text: str) -> None:
+        cells.setdefault(column, {}).setdefault(row["value"], {})[row["seed"]] = text
+
+    for row in sorted((row for row in rows if "task" in row), key=lambda row: row["task"]):
+        put(row["task"], row, f"{row['return']:.0f}")
+        if "updates_per_second" in row:
+            speeds.setdefault(row["task"], {}).setdefault(row["value"], []).append(row["updates_per_second"])
+    for row in sorted((row for row in rows if "model_of" in row), key=lambda row: row["model_of"]):
+        for name, text in (READ | {"rank": "rank"}).items():
             if name in row:
-                cells[row["value"], name].append(f"{row[name]:.2f}")
-    columns = {task: task for task in sorted({row["task"] for row in rows} - {"model"})}
-    names = {"probe": "R^2 now", "probe_5": "R^2 after 5 steps", "probe_15": "after 15", "rank": "rank"}
-    columns |= {name: text for name, text in names.items() if any(name in row for row in rows)}
-    lines = ["| | " + " | ".join(columns.values()) + " | updates per second |", "|" + "---|" * (2 + len(columns))]
-    for value in dict.fromkeys(row["value"] for row in rows):
-        shown = [", ".join(cells[value, name]) for name in columns]
-        shown.append(f"{np.mean(speeds[value]):.1f}" if speeds[value] else "")
-        lines.append(f"| {value} | " + " | ".join(shown) + " |")
+                put(f"{row['model_of']}, model: {text}", row, f"{row[name]:.2f}")
+    shared = [task for task, found in speeds.items() if found.keys() == set(values)]
+    lines = [f"| seeds {', '.join(map(str, seeds))} | " + " | ".join(cells) + " | updates per second |"]
+    lines.append("|" + "---|" * (2 + len(cells)))
+    for value in values:
+        found = [column.get(value, {}) for column in cells.values()]
+        shown = [", ".join(cell.get(seed, "-") for seed in seeds) if cell else "" for cell in found]
+        speed = [np.mean(speeds[task][value]) for task in shared]
+        lines.append(f"| {value} | " + " | ".join([*shown, f"{np.mean(speed):.1f}" if speed else ""]) + " |")
     return lines
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("field", help="the setting that is chosen, such as model.objective")
-    parser.add_argument("agents", nargs="+", help="folders of runs of agents")
+    parser.add_argument("agents", nargs="*", help="folders of runs of agents")
     parser.add_argument("--models", nargs="*", default=[], help="folders of runs of the world model alone")
     parser.add_argument("--csv", type=Path, required=True, help="file of the rows")
     args = parser.parse_args()
     try:
         field = known_name(Config, args.field)
-        runs, left_out = load_runs(find_runs(args.agents))
+        if not args.agents and not args.models:
+            raise UsageError("give folders of runs, of agents or after --models")
+        runs, left_out = load_runs(find_runs(args.agents)) if args.agents else ([], [])
         models = find_runs(args.models) if args.models else []
         unfinished = [run.path for run in runs if not run.finished] + [path for path in models if not finished(path)]
         left_out += [f"left out: {path} is not finished, give the command of its sweep again" for path in unfinished]

@@ -46,13 +46,23 @@ def test_a_line_for_each_value_holds_the_seeds_side_by_side(choices, tmp_path, m
     *notes, head, _, first, second = capsys.readouterr().out.splitlines()
     unfinished = tmp_path / "agents" / "3", tmp_path / "models" / "1"
     assert notes == [f"left out: {path} is not finished, give the command of its sweep again" for path in unfinished]
-    names = ["dmc:a", "dmc:b", "R^2 now", "R^2 after 5 steps", "after 15", "rank", "updates per second"]
-    assert head == "| | " + " | ".join(names) + " |"
-    assert first == "| sigreg | 3, 5 |  | 0.81 | 0.62 | 0.30 | 0.60 | 30.5 |"
-    assert second == "| reconstruct |  | 9 |  |  |  |  | 30.0 |"
+    names = [f"dmc:a, model: {name}" for name in ("R^2 now", "R^2 after 5 steps", "after 15", "rank")]
+    assert head == "| seeds 10, 11 | " + " | ".join(["dmc:a", "dmc:b", *names, "updates per second"]) + " |"
+    assert first == "| sigreg | 3, 5 |  | 0.81, - | 0.62, - | 0.30, - | 0.60, - |  |"  # no task that both values have
+    assert second == "| reconstruct |  | 9, - |  |  |  |  |  |"
     rows = (tmp_path / "rows.csv").read_text().splitlines()
     assert rows[0].startswith("value,task,seed,step,return,minutes")
     assert len(rows) == 5
+
+
+def test_speed_is_a_mean_over_the_tasks_that_every_value_has(choices, tmp_path, monkeypatch, capsys):
+    run_of(tmp_path / "agents" / "4", "dmc:a", 10, "reconstruct", [7.0])
+    monkeypatch.setattr(sys, "argv", ["choices.py", "model.objective", str(tmp_path / "agents"), "--csv", "rows.csv"])
+    monkeypatch.chdir(tmp_path)
+    assert choices.main() == 0
+    first, second = capsys.readouterr().out.splitlines()[-2:]
+    assert first == "| sigreg | 3, 5 |  | 30.5 |"
+    assert second == "| reconstruct | 7, - | 9, - | 30.0 |"
 
 
 def test_a_setting_that_no_run_has_is_an_error(choices, tmp_path, monkeypatch, capsys):
