@@ -30,8 +30,9 @@ def stability(world: WorldModel, batch: Batch, loops: int | None = None, horizon
     cosine_R            between the changes of loops r-1 and r: near -1 the loop oscillates, near 1 it drifts
     time_gradient_K     |d loss(last row) / d deter(K rows before)| relative to that at the last row itself
     dream_norm_K        mean |deter| after K steps of an open-loop dream under actions drawn from the batch
-    embedding_rank      directions that the embeddings of observations fill, as a share of their size; embedding_std is
-                        their mean standard deviation; near 0 they have collapsed
+    embedding_rank      directions that the embeddings of observations fill, as a share of their size; embedding_std and
+                        embedding_least_std are their mean standard deviation, and that along the direction (principal
+                        axis) in which they vary least; near 0 they have collapsed
     certified_NAME      the bounds of `certificate`, those that are finite
     """
     core = world.core
@@ -62,7 +63,9 @@ def _by_loop(world: WorldModel, batch: Batch, depth: int) -> dict[str, Tensor]:
 @torch.no_grad()
 def _embeddings(world: WorldModel, batch: Batch) -> dict[str, Tensor]:
     embed = world.observation_model.watched(world.observation_model(batch.obs)).flatten(0, 1)  # (B*T, E)
-    return {"embedding_rank": effective_rank(embed) / embed.shape[1], "embedding_std": embed.std(0).mean()}
+    least = torch.linalg.eigvalsh(embed.double().t().cov())[0].clamp(min=0.0).sqrt()
+    rank = effective_rank(embed) / embed.shape[1]
+    return {"embedding_rank": rank, "embedding_std": embed.std(0).mean(), "embedding_least_std": least}
 
 
 def _over_time(world: WorldModel, batch: Batch, depth: int) -> dict[str, Tensor]:
