@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from small import make_world, random_state
 
 from agent.data.replay import ReplayBuffer
@@ -42,10 +43,43 @@ def test_a_jump_covers_the_rows_up_to_its_last():
 def test_a_jump_ends_with_the_episode_and_the_next_one_begins_alone():
     batch, last = jump_rows(rows(first=[5], last=[4], terminal=[4]), 3, 3, GAMMA)
     assert last.tolist() == [[2, 4, 5, 8]]
-    assert batch.span.tolist() == [[3, 2, 1, 3]]
+    assert batch.span.tolist() == [[3, 3, 1, 3]]  # the second terminates, and does not say when
+    assert batch.prev_action[0, 1, :, 0].tolist() == [3, 4, 2]  # two taken; the third that of the decision before them
     assert batch.is_last.tolist() == batch.is_terminal.tolist() == [[False, True, False, False]]
     assert batch.is_first.tolist() == [[False, False, True, False]]
     assert batch.reward[0, 1] == pytest.approx(3 + GAMMA * 4)
+
+
+def test_a_jump_that_is_cut_off_says_so():
+    batch, last = jump_rows(rows(first=[5], last=[4]), 3, 3, GAMMA)
+    assert last.tolist() == [[2, 4, 5, 8]]
+    assert batch.span.tolist() == [[3, 2, 1, 3]]
+    assert batch.prev_action[0, 1, :, 0].tolist() == [3, 4, 0]
+
+
+def test_actions_that_a_terminated_jump_never_took_are_of_its_own_episode():
+    batch, last = jump_rows(rows(first=[1, 5], last=[0, 4], terminal=[0, 4]), 6, 8, GAMMA)
+    assert last.tolist() == [[0, 1]]
+    batch, last = jump_rows(rows(length=18, first=[1, 5], last=[0, 4], terminal=[0, 4]), 6, 8, GAMMA)
+    assert last[0, 2] == 4
+    # three taken; nothing before them but the first row, which no action led to; and none beyond the sixth
+    assert batch.prev_action[0, 2, :, 0].tolist() == [2, 3, 4, 4, 4, 4, 0, 0]
+
+
+@pytest.mark.parametrize("jump", [1, 2, 4])
+def test_how_often_a_jump_terminates_is_what_its_decisions_do_together(jump):
+    """Every decision ends an episode with the chance 0.2; what a jump of k is said to cover must not tell."""
+    gen, counts = torch.Generator().manual_seed(jump), torch.zeros(5, 2)
+    for length in (1, 2, 3, 4):  # as drawn in training
+        ended = torch.rand(2000, 12 * length, generator=gen) < 0.2
+        first = F.pad(ended[:, :-1], (1, 0))
+        ended &= ~first
+        number = torch.zeros(2000, 12 * length)
+        batch, _ = jump_rows(Batch({}, number[..., None], number, first, ended, ended), length, 4, 1.0)
+        for span in range(1, 5):
+            chosen = (batch.span == span) & ~batch.is_first
+            counts[span] += torch.tensor([float(batch.is_terminal[chosen].sum()), float(chosen.sum())])
+    assert float(counts[jump, 0] / counts[jump, 1]) == pytest.approx(1 - 0.8**jump, abs=0.02)
 
 
 def test_a_jump_ends_before_an_episode_whose_predecessor_has_no_last_row():

@@ -74,23 +74,32 @@ def jump_rows(batch: Batch, jump: int, longest: int, gamma: float) -> tuple[Batc
     """Rows (B, T*k, ...) of single decisions -> T jumps of at most k = `jump` decisions, and their rows (B, T).
 
     prev_action becomes (B, T, J, A), rewards are discounted sums, and `span` says how many decisions each row covers.
+    A jump in which the episode terminates covers k: if its length told the core that, the core could not predict it in
+    imagination, where all jumps have k. The actions that were never taken are those of the decisions before the jump,
+    as many as the episode has, else the last one.
     """
     length = batch.reward.shape[1] // jump
     last, first = arrivals(batch, jump, length)
-    span = last - first + 1  # (B, T)
-    step = torch.arange(longest, device=last.device)
-    covered = (first[..., None] + step).clamp(max=batch.reward.shape[1] - 1)  # (B, T, J)
+    taken = last - first + 1  # (B, T)
     each = torch.arange(len(last), device=last.device)[:, None]
-    inside = (step < span[..., None]).to(batch.reward.dtype)
-    reward = (batch.reward[each[..., None], covered] * inside * gamma**step).sum(-1)
 
     def at_last(value: Tensor) -> Tensor:  # (B, T*k, ...) -> (B, T, ...)
         return value[each, last]
 
+    index = torch.arange(batch.reward.shape[1], device=last.device)
+    begin = at_last(torch.where(batch.is_first, index, -1).cummax(1).values)[..., None]  # (B, T, 1) of its episode
+    is_terminal = at_last(batch.is_terminal)
+    span = torch.where(is_terminal, jump, taken)
+    step = torch.arange(longest, device=last.device)
+    before = first[..., None] + step - jump  # (B, T, J)
+    before = torch.where((before > begin) & (step < jump), before, last[..., None])
+    inside = step < taken[..., None]
+    covered = torch.where(inside, first[..., None] + step, before)
+    reward = (batch.reward[each[..., None], covered] * inside * gamma**step).sum(-1)
     return Batch(
         obs={name: at_last(value) for name, value in batch.obs.items()},
-        prev_action=batch.prev_action[each[..., None], covered] * inside[..., None],
+        prev_action=batch.prev_action[each[..., None], covered] * (step < span[..., None])[..., None],
         reward=reward,
-        is_first=at_last(batch.is_first), is_last=at_last(batch.is_last), is_terminal=at_last(batch.is_terminal),
+        is_first=at_last(batch.is_first), is_last=at_last(batch.is_last), is_terminal=is_terminal,
         start=batch.start, span=span,
     ), last  # fmt: skip
