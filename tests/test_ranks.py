@@ -141,6 +141,70 @@ def test_a_rank_that_ends_leaves_the_last_checkpoint(make_trainer, tmp_path):
     assert error is None
 
 
+def test_a_rank_that_ends_in_the_final_evaluation_does_not_finish_the_run(make_trainer, tmp_path):
+    def work(ranks):
+        def prepare(trainer):
+            def leave(*_):
+                del ranks.group
+                raise MemoryError
+
+            if ranks.rank:
+                trainer.evaluations.final = leave
+
+        return trained(make_trainer, tmp_path, ranks, prepare=prepare, failures=[])
+
+    (first, one), (_, two) = together(2, work)
+    assert type(two) is MemoryError
+    assert type(one) is RankLost
+    assert not first.finished
+
+
+class Short(Metronome):
+    length = 6
+
+
+class Stuck(Short):
+    def reset(self, **options):
+        raise RuntimeError("stuck")
+
+
+@pytest.mark.parametrize(("calls_made", "at_first", "later"), [(66, [True, False], Short), (70, [False, True], Stuck)])
+def test_a_run_goes_on_where_one_rank_was_in_the_middle_of_an_episode_and_one_at_its_first_row(
+    make_trainer, tmp_path, calls_made, at_first, later
+):
+    def begin(ranks):
+        def prepare(trainer):
+            def stop_in_time():
+                calls.append(1)
+                if len(calls) == calls_made and ranks.rank == 0:  # episodes have 11 rows here, 7 on the other rank
+                    trainer.stop(signal.SIGTERM)
+                return act()
+
+            calls, act = [], trainer.act
+            trainer.act = stop_in_time
+
+        kind = Short if ranks.rank else Metronome
+        return trained(make_trainer, tmp_path, ranks, lambda n: metronomes(n, kind), prepare=prepare)
+
+    results = together(2, begin)
+    assert [bool(trainer.row["is_first"].all()) for trainer, error in results if error is None] == at_first
+    saved = read_checkpoint(find_checkpoint(tmp_path))
+
+    def go_on(ranks):
+        kind, part = later if ranks.rank else Metronome, part_of(saved, ranks.rank, 1)
+        return trained(make_trainer, tmp_path, ranks, lambda n: metronomes(n, kind), saved=part)
+
+    (first, one), (second, two) = together(2, go_on)
+    if later is Stuck:
+        assert type(one) is WorkerFailure
+        assert isinstance(two, EnvironmentFailure)
+    else:
+        assert (one, two) == (None, None)
+        assert first.finished
+    assert first.replay.count == second.replay.count
+    assert read_checkpoint(find_checkpoint(tmp_path))["replay"]["count"] == first.replay.count
+
+
 # ---------------------------------------------------------------------- checkpoints
 
 

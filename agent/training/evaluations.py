@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from agent.data.checkpoint import Store
-from agent.errors import Interrupted
+from agent.errors import Interrupted, WorkerFailure
 from agent.evaluation.episodes import Episode
 from agent.logs.logger import Logger
 
@@ -61,7 +61,7 @@ class Evaluations:
         """Play and log one evaluation; [] where it failed, which is reported."""
         try:
             episodes = self.evaluate(final, stop)
-        except Interrupted:
+        except (Interrupted, WorkerFailure):
             raise
         except Exception as error:
             self.report(step, "the final evaluation" if final else "an evaluation", error)

@@ -88,6 +88,11 @@ class RankTrainer(Trainer):
         self.exchange()
         return not self.stopping
 
+    def left_open(self) -> bool:
+        """Of any rank: all parts of the replay are equally long. Raises WorkerFailure where a reset has failed."""
+        self.exchange()
+        return any(row[0] for row in self.ranks.table([super().left_open()]))
+
     # ------------------------------------------------------------------ what differs by rank
 
     def loop(self) -> None:

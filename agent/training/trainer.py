@@ -151,7 +151,7 @@ class Trainer:
         # Mixed, so that runs with neighbouring seeds share no episode; a resumed run sees new ones.
         seed = np.random.SeedSequence([self.seed, self.step]).generate_state(1)[0] % TRAINING.size
         obs, _ = self.stepper.reset(int(min(seed, TRAINING.size - count)))  # one seed for each environment
-        if self.row and not self.row["is_first"].all():
+        if self.left_open():
             _, self.memory, _ = self.act()
             if self.prefilling:  # the random numbers of a run that never stopped
                 _, self.memory = self.agent.act_randomly(self.memory)
@@ -160,6 +160,10 @@ class Trainer:
         action = np.zeros((count, self.agent.spaces.action.size), np.float32)
         self.row = self.make_row(obs, action, np.zeros(count, np.float32), ~none, none, none)
         self.counter.begin()
+
+    def left_open(self) -> bool:
+        """Whether a stopped run was in the middle of episodes."""
+        return bool(self.row) and not self.row["is_first"].all()
 
     @property
     def prefilling(self) -> bool:
