@@ -46,7 +46,7 @@ from agent.evaluation.stability import format_stability, save_stability, stabili
 from agent.evaluation.statistics import format_summary
 from agent.evaluation.video import save_video
 from agent.interop.export import export_notes, export_policy
-from agent.interop.load import load_agent, load_dreamer, load_sb3_agent
+from agent.interop.load import load_agent, load_dreamer, load_sb3_agent, require_policy
 from agent.learning.dreamer import Dreamer
 from agent.learning.planning import use_plan
 from agent.logs.json_output import Write, json_output
@@ -81,8 +81,6 @@ def policy(args: PolicyArgs, write: Write) -> None:
     path = checkpoint_of(args.run, args.checkpoint)
     saved = read_checkpoint(path)
     task, config = TaskId.parse(saved["task"]), saved_config(saved)
-    if config.model_only:
-        raise UsageError(f"{args.run} trained the world model alone and has no policy to play: use evaluate.py model")
     if config.agent != "dreamer" and args.exit:
         raise UsageError(f"{args.run} is a run of {config.agent}, which has no loops: leave --exit out")
     agent = load_agent(saved, args.device) if args.sb3 is None else load_sb3_agent(args.sb3, saved)
@@ -290,6 +288,7 @@ def export(args: ExportArgs, write: Write) -> None:
     """Export the policy of one checkpoint."""
     saved = read_checkpoint(checkpoint_of(args.run, args.checkpoint))
     agent, loop = load_dreamer(saved, args.run), saved_config(saved).model.loop
+    require_policy(saved)
     loops = args.max_loops or max(1, round(loop.mean_loops))
     export_policy(agent, Path(args.file), loops)
     sizes = ", ".join(f"{name} ({size})" for name, size in agent.spaces.obs.items())

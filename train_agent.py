@@ -35,7 +35,15 @@ from agent.runs.folder import claimed
 from agent.runs.header import print_header, resume_command
 from agent.runs.model_run import train_model
 from agent.runs.notes import check_steps, headline, notes
-from agent.runs.rank_run import config_of_rank, device_of, folder_of, refuse_ranks, run_of, train_ranks_to_end
+from agent.runs.rank_run import (
+    config_of_rank,
+    device_of,
+    folder_of,
+    refuse_ranks,
+    run_of,
+    shared_config,
+    train_ranks_to_end,
+)
 from agent.runs.run import make_agent, make_replay, open_run, show_results
 from agent.runs.sweep import run_sweep
 from agent.runs.sweep_grid import parse_sweep
@@ -81,6 +89,7 @@ def train_dreamer(
     """
     if saved and saved["task"] != str(task):
         raise UsageError(f"{config.resume} is a run of {saved['task']}, not of {task}: leave the task out")
+    config = shared_config(config, ranks)
     own = config_of_rank(config, ranks)
     set_threads(config.train.threads or int(max(config.optimizer.workers, ranks.size) > 1))
     keep_memory()
@@ -96,7 +105,7 @@ def train_dreamer(
         agent = make_agent(config, spaces, device)
         if ranks.rank:
             seed_everything(own.seed)  # the same first weights everywhere, and nothing else
-        replay = make_replay(own, envs.num_envs, spaces, task.action_repeat)
+        replay = make_replay(own, envs.num_envs, spaces, task.action_repeat, ranks.size)
         make_envs = partial(make_vector_env, task, seed=config.eval.first_seed, asynchronous=task.is_parallel)
         evaluate = Evaluator(config.eval, agent, make_envs, task.action_repeat, task.evaluation_episodes)
         start, counts = saved["step"] if saved else 0, agent.parameter_counts()

@@ -151,6 +151,8 @@ def test_a_run_that_could_never_learn_from_jumps_is_refused():
         with pytest.raises(UsageError, match="--train.replay-rows 513 and --steps 1026"):
             make_replay(replace(config(**train), model=jumps), 1, few, repeat=2)
     assert make_replay(replace(config(replay_rows=513, steps=1026), model=jumps), 1, few, repeat=2).length == 513
+    with pytest.raises(UsageError, match="--steps 4104"):  # which four ranks share
+        make_replay(replace(config(replay_rows=513, steps=1026), model=jumps), 1, few, repeat=2, ranks=4)
 
 
 def test_a_run_with_fewer_rows_reserved_is_extended(script, tmp_path):

@@ -21,6 +21,7 @@ from world_model.certified import (
 )
 from world_model.controls.matching import make_core
 from world_model.exits import HaltingState
+from world_model.looped import LoopedCore
 
 KINDS = ["certified", "contracting"]
 CLOSE = 1e-9
@@ -137,6 +138,19 @@ def test_the_leading_direction_is_that_of_the_jacobian():
         assert float((matrix @ direction[row].flatten()).norm() / direction[row].norm()) == pytest.approx(
             float(value[row]), rel=1e-4
         )
+
+
+def test_nothing_is_certified_of_a_subclass_with_a_step_of_its_own():
+    class Growing(LoopedCore):
+        def readout(self, deter, x, gate):
+            return deter + x
+
+    class Named(LoopedCore):
+        """The steps of the looped core."""
+
+    sizes = CoreSizes(groups=1, classes=CORE_INPUTS - 2, actions=2)
+    assert certificate(Growing(LoopConfig(), sizes)).box == math.inf
+    assert certificate(Named(LoopConfig(), sizes)).box < math.inf
 
 
 # ---------------------------------------------------------------------- box, forgetting, exit

@@ -136,6 +136,11 @@ def test_a_matched_control_costs_what_the_looped_core_costs(name, match, loop):
     assert isinstance(build(name, match, loop), StackedCore if name == "stacked" else GRUCore)
 
 
+def test_the_exit_rule_does_not_matter_to_matching():
+    random = build("gru", "params", LoopConfig(exit="random", exit_histogram=(1.0, 3.0)))
+    assert cost(random) == cost(build("gru", "params", LoopConfig()))
+
+
 def test_matching_draws_no_random_numbers():
     sized = build("gru", "params")
     after = torch.rand(1)

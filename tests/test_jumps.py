@@ -159,6 +159,20 @@ def test_what_is_sampled_lies_where_it_is_said_to_lie():
 # ---------------------------------------------------------------------- the world model
 
 
+def test_a_step_that_no_jump_is_as_long_as_is_refused():
+    world = make_world(jump=2)
+    start = random_state(world)
+    for source in (lambda feat: torch.zeros(len(feat), 2), torch.zeros(3, 2, 2)):
+        with pytest.raises(ValueError, match="a step covers 1 to 2 decisions with --model.jump 2, not 3"):
+            world.imagine(start, source, 2, jump=3)
+    with pytest.raises(ValueError, match="not 3"):
+        world.imagine(start, torch.zeros(3, 2, 3, 2), 2)
+    alone = make_world()
+    with pytest.raises(ValueError, match="1 to 1"):
+        alone.imagine(start, torch.zeros(3, 2, 2), 2, jump=2)
+    assert alone.imagine(start, torch.zeros(3, 2, 1, 2), 2).feat.shape[0] == 3  # steps of one decision
+
+
 def test_a_model_without_jumps_reads_actions_as_they_are():
     action = torch.rand(3, 2)
     assert torch.equal(action_input(action, None, 1), action)

@@ -17,7 +17,7 @@ from agent.execution import Ranks
 from agent.learning.actor_critic import BehaviorConfig
 from agent.runs import rank_run
 from agent.runs.presets import preset
-from agent.runs.rank_run import config_of_rank, seed_of
+from agent.runs.rank_run import config_of_rank, seed_of, shared_config
 from agent.training.parts import deal, deal_images, dealt, drop_other_images, intact, joined, part_of
 from world_model import LatentState
 
@@ -314,6 +314,16 @@ def test_they_are_deleted_when_the_run_is_done_and_not_before(status, stays, tmp
 
 def test_an_empty_replay_is_dealt_out():
     assert deal(checkpoint([filled(1, 0, 20)])["replay"], 2, 10).ring.shape == (2, 0)
+
+
+def test_all_ranks_have_the_settings_of_rank_0():
+    small = preset("small")
+
+    def work(ranks):
+        return shared_config(replace(small, train=replace(small.train, envs=1 + ranks.rank)), ranks)
+
+    assert [config.train.envs for config in together(2, work)] == [1, 1]
+    assert shared_config(small, Ranks()) == small
 
 
 def test_the_part_of_a_rank():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from agent.evaluation.rollout_error import (
     crossings,
     format_results,
     longest_horizon,
+    mean_actions,
     realised_return,
     rollout_errors,
 )
@@ -107,6 +109,18 @@ def test_realised_return_by_hand():
     assert returns[0].tolist() == pytest.approx([1 + gamma * 2, 2.0, 0.0, 0.0])
     expected = [5 + gamma * (3 + gamma * (4 + gamma * end)), 3 + gamma * (4 + gamma * end), 4 + gamma * end, end]
     assert returns[1].tolist() == pytest.approx(expected, abs=5e-3)  # the two-hot value is summed in another order
+
+
+def test_dreams_hold_actions_as_the_recording_did():
+    """Three decisions each: a window at row 4 begins in the middle of the second one."""
+    actor = SimpleNamespace(act=lambda feat, sample: feat[:, :1])
+    behavior = SimpleNamespace(cfg=SimpleNamespace(jump=3, plans=False), actor=actor)
+    act = mean_actions(behavior, torch.tensor([[-1.0], [-2.0]]), torch.tensor([4, 3]))
+    actions = torch.cat([act(torch.full((2, 5), float(step))) for step in range(6)], 1)
+    assert actions.tolist() == [[-1, -1, 2, 2, 2, 5], [0, 0, 0, 3, 3, 3]]
+    behavior.cfg.jump = 1
+    act = mean_actions(behavior, torch.tensor([[-1.0]]), torch.tensor([4]))
+    assert [float(act(torch.full((1, 5), float(step)))) for step in range(3)] == [0, 1, 2]
 
 
 def test_where_the_model_stops_being_better():

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from small import gradients, make_batch, make_world, world_loss
@@ -28,6 +29,16 @@ def test_norm_residual_and_cosine_of_each_loop():
     assert "stability/cosine_1" not in found
     assert found["stability/decay_max"] == world.core.prepare().decay.max()
     assert {name for name in found if "dream" in name} == {"stability/dream_norm_1", "stability/dream_norm_4"}
+
+
+def test_the_direction_in_which_embeddings_vary_least_needs_enough_rows():
+    world = make_world()
+    few, many = make_batch(world, size=2, length=6), make_batch(world, size=20, length=6)
+    assert "stability/embedding_least_std" not in stability(world, few, 1, horizon=4)
+    embed = world.observation_model(many.obs).flatten(0, 1).detach().double()
+    least = np.linalg.svd(embed - embed.mean(0), compute_uv=False)[-1] / np.sqrt(len(embed) - 1)
+    found = stability(world, many, 1, horizon=4)["stability/embedding_least_std"]
+    assert found == pytest.approx(least, rel=1e-3, abs=1e-5)
 
 
 def test_gradient_over_time_sees_memory_and_its_absence():

@@ -258,8 +258,11 @@ class Certificate(NamedTuple):
 
 @torch.no_grad()
 def certificate(core: nn.Module) -> Certificate:
-    """The bounds of a core, from its weights alone: exact norms of what the loop multiplies with, in float64."""
-    if not isinstance(core, GatedCore):
+    """The bounds of a core, from its weights alone: exact norms of what the loop multiplies with, in float64.
+
+    Infinite where none is known: for other cores, and for subclasses with steps of their own.
+    """
+    if not isinstance(core, GatedCore) or not is_known(core):
         return Certificate(math.inf, math.inf, math.inf)
     start = float(core.start.double().abs().max())
     if not isinstance(core, CertifiedCore):
@@ -279,6 +282,13 @@ def certificate(core: nn.Module) -> Certificate:
     moved = norm(reads[:width]) + float(coupling.max()) * norm(down) * norm(reads[width : width + hidden])
     at_rest = math.sqrt(core.cfg.tokens) * moved * e / (1.0 - loop)
     return Certificate(loop, step, max(float(core.start.double().norm()), at_rest / (1.0 - step)))
+
+
+def is_known(core: nn.Module) -> bool:
+    """Whether a core takes the steps of this project, which the bounds are of."""
+    steps = ("prelude", "read", "readout", "prepare", "inject", "enter", "refine")
+    methods = [getattr(type(core), name) for name in steps if hasattr(type(core), name)]
+    return all(method.__module__.split(".")[0] in ("world_model", "agent") for method in methods)
 
 
 def norm(matrix: Tensor) -> float:

@@ -35,11 +35,13 @@ def action_input(action: Tensor, span: Tensor | int | None, longest: int) -> Ten
     """What the core reads of actions, clipped: C numbers, see `action_input_size`.
 
     span, None: single decisions (..., A). A tensor (...): jumps of so many decisions (..., J, A). A number k: one
-    action (B, A) that is held for k decisions, or k decisions (B, k, A).
+    action (B, A) that is held for k decisions, or k decisions (B, k, A). Raises ValueError where k is beyond J.
     """
     action = clipped(action)
+    if isinstance(span, int):
+        check_jump(span if action.dim() == 2 else action.shape[1], longest)
     if longest == 1:
-        return action
+        return action.squeeze(1) if isinstance(span, int) and action.dim() == 3 else action
     if isinstance(span, Tensor):
         return pack(action, span)
     if span is None or action.dim() == 2:
@@ -48,6 +50,12 @@ def action_input(action: Tensor, span: Tensor | int | None, longest: int) -> Ten
         span = action.shape[1]
         action = F.pad(action, (0, 0, 0, longest - span))  # (B, J, A)
     return pack(action, torch.full(action.shape[:-2], span, device=action.device))
+
+
+def check_jump(jump: int, longest: int) -> None:
+    """Raise ValueError for a step of so many decisions that no jump is as long."""
+    if not 1 <= jump <= longest:
+        raise ValueError(f"a step covers 1 to {longest} decisions with --model.jump {longest}, not {jump}")
 
 
 def arrivals(batch: Batch, jump: int, length: int) -> tuple[Tensor, Tensor]:

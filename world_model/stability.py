@@ -24,7 +24,7 @@ OBSERVED = ("reconstruction", "image", "embedding", "reward")
 def stability(world: WorldModel, batch: Batch, loops: int | None = None, horizon: int = 50) -> dict[str, float]:
     """The running checks of a looped model, on one batch.
 
-    decay_max           largest Abar; below 1 or the linear part of the loop does not forget
+    decay_max           largest entry of the linear part of the loop; below 1 or it does not forget
     norm_R, residual_R  mean |x_r|, and |x_r - x_{r-1}| / |x_r|, after each loop r = 1..`loops` (default: the most
                         that training runs)
     cosine_R            between the changes of loops r-1 and r: near -1 the loop oscillates, near 1 it drifts
@@ -32,7 +32,8 @@ def stability(world: WorldModel, batch: Batch, loops: int | None = None, horizon
     dream_norm_K        mean |deter| after K steps of an open-loop dream under actions drawn from the batch
     embedding_rank      directions that the embeddings of observations fill, as a share of their size; embedding_std and
                         embedding_least_std are their mean standard deviation, and that along the direction (principal
-                        axis) in which they vary least; near 0 they have collapsed
+                        axis) in which they vary least; near 0 they have collapsed. The last where rows are twice
+                        as many as directions
     certified_NAME      the bounds of `certificate`, those that are finite
     """
     core = world.core
@@ -63,9 +64,11 @@ def _by_loop(world: WorldModel, batch: Batch, depth: int) -> dict[str, Tensor]:
 @torch.no_grad()
 def _embeddings(world: WorldModel, batch: Batch) -> dict[str, Tensor]:
     embed = world.observation_model.watched(world.observation_model(batch.obs)).flatten(0, 1)  # (B*T, E)
-    least = torch.linalg.eigvalsh(embed.double().t().cov())[0].clamp(min=0.0).sqrt()
     rank = effective_rank(embed) / embed.shape[1]
-    return {"embedding_rank": rank, "embedding_std": embed.std(0).mean(), "embedding_least_std": least}
+    metrics = {"embedding_rank": rank, "embedding_std": embed.std(0).mean()}
+    if len(embed) >= 2 * embed.shape[1]:  # fewer rows leave directions in which they do not vary
+        metrics["embedding_least_std"] = torch.linalg.eigvalsh(embed.double().t().cov())[0].clamp(min=0.0).sqrt()
+    return metrics
 
 
 def _over_time(world: WorldModel, batch: Batch, depth: int) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,8 @@ def rollout_errors(
                     results.errors += step_errors(world, recording, states, chosen, metric, mean_reward, max_loops)
             if recording.policy == "agent":
                 results.values = value_errors(world, behavior, recording, states, chosen)
+                if behavior.cfg.plans:
+                    results.notes.append("values are of the actor, and the recorded episodes were planned")
                 start = start_states(states, chosen, NORM_DREAMS)
                 for max_loops in (None, *loops):
                     with exit_rule(world, None if max_loops is None else ExitRule()):
@@ -216,13 +218,14 @@ def value_errors(
 ) -> list[Row]:
     """The return predicted by dreams of k steps and the critic at their end, against the return of the episode.
 
-    Dreams follow the mean action, as the recording did. After a truncated episode stands the critic's value.
+    Dreams follow the mean action, held as in the recording. After a truncated episode stands the critic's value.
     """
     episode, row, ahead = windows
     gamma = behavior.cfg.gamma
     horizon = min(ahead.shape[1], max(VALUE_STEPS))
     start = states.map(lambda leaf: leaf[episode, row].repeat_interleave(SAMPLES, 0))
-    dream = world.imagine(start, lambda feat: behavior.actor.act(feat, sample=False), horizon)
+    taken = recording.episodes.prev_action[episode, row].repeat_interleave(SAMPLES, 0)
+    dream = world.imagine(start, mean_actions(behavior, taken, row.repeat_interleave(SAMPLES, 0)), horizon)
     # (H + 1, W * D) -> (W * D, H + 1)
     value = behavior.critic.value(dream.feat).t()
     realised = realised_return(behavior, recording, states)[episode, row]
@@ -241,6 +244,21 @@ def value_errors(
             "correlation": float(torch.corrcoef(both)[0, 1]) if varies else None,
         })  # fmt: skip
     return rows
+
+
+def mean_actions(behavior: ActorCritic, taken: Tensor, row: Tensor) -> Callable[[Tensor], Tensor]:
+    """The policy of a recording from rows (B,) of its episodes on, at which the last actions were `taken` (B, A): the
+    actor decides at every `behavior.jump`-th row."""
+    held, at = taken, row
+    jump = 1 if behavior.cfg.plans else behavior.cfg.jump
+
+    def act(feat: Tensor) -> Tensor:
+        nonlocal held, at
+        held = torch.where((at % jump == 0)[:, None], behavior.actor.act(feat, sample=False), held)
+        at = at + 1
+        return held
+
+    return act
 
 
 def realised_return(behavior: ActorCritic, recording: Recording, states: LatentState) -> Tensor:

@@ -15,13 +15,21 @@ from agent.spaces import Spaces
 
 
 def load_agent(saved: dict[str, Any], device: str) -> Agent:
-    """The agent of a checkpoint that `read_checkpoint` returned, a Dreamer or a baseline. Raises UsageError."""
+    """The agent of a checkpoint that `read_checkpoint` returned, a Dreamer or a baseline. Raises UsageError, also for a
+    world model that was trained alone."""
+    require_policy(saved)
     with _contents():
         if saved["config"]["agent"] == "dreamer":
             return Dreamer.from_checkpoint(saved, device)
         from agent.interop.baselines import Baseline  # takes a second to import
 
         return Baseline.from_checkpoint(saved, device)
+
+
+def require_policy(saved: Mapping[str, Any]) -> None:
+    """Raise UsageError for a world model that was trained alone: its actor has learned nothing."""
+    if saved["config"].get("model_only"):
+        raise UsageError("this run trained the world model alone and has no policy: use evaluate.py model")
 
 
 def load_sb3_agent(file: str, saved: Mapping[str, Any]) -> Agent:

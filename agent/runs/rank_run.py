@@ -24,6 +24,7 @@ from agent.runs.config import Config
 from agent.runs.folder import Meta
 from agent.runs.run import AgentTrainer, Run, train_to_end
 from agent.seeds import TRAINING
+from agent.settings import from_dict, to_dict
 from agent.training.parts import drop_other_images
 
 
@@ -49,6 +50,11 @@ def device_of(device: torch.device) -> torch.device:
         raise UsageError(f"this machine has {have} GPUs: give --nproc-per-node {have}, or --device cpu")
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
+
+
+def shared_config(config: Config, ranks: Ranks) -> Config:
+    """The settings of rank 0: a preset may choose others on a machine with other processors."""
+    return from_dict(Config, ranks.share(to_dict(config)))
 
 
 def config_of_rank(config: Config, ranks: Ranks) -> Config:

@@ -127,15 +127,16 @@ def make_agent(config: Config, spaces: Spaces, device: torch.device) -> Dreamer:
         raise UsageError(f"networks of these sizes cannot be ({what}): {sizes}") from error
 
 
-def make_replay(config: Config, envs: int, spaces: Spaces, repeat: int) -> ReplayBuffer:
+def make_replay(config: Config, envs: int, spaces: Spaces, repeat: int, ranks: int = 1) -> ReplayBuffer:
     """An empty replay for the rows of `envs` environments and the latents of the world model.
 
-    repeat: simulator steps per action. No more rows are reserved than the run can fill, two for each action where all
-    episodes have one step; with images or a data set as many as are asked for, in a file that occupies what is written.
+    repeat: simulator steps per action; ranks: of the run, whose steps they share. No more rows are reserved than the
+    run can fill, two for each action where all episodes have one step; with images or a data set as many as are asked
+    for, in a file that occupies what is written.
     Raises UsageError where it could never hold one sequence of the longest jumps.
     """
     model, needed = config.model, rows_needed(config.train.length, config.model.jump) * envs
-    steps = repeat * needed
+    steps = ranks * repeat * needed
     if model.jump > 1 and (config.train.replay_rows < needed or config.train.steps < steps):
         raise UsageError(
             f"with --model.jump {model.jump} and --train.length {config.train.length} learning needs {needed} rows: "

@@ -83,7 +83,8 @@ def check_trainer(mine: Mapping[str, Any], replay: ReplayBuffer, plan_horizon: i
     stoch = shapes.pop("stoch")
     latents = {"deter": shapes.pop("deter"), "stoch": (*stoch, replay.classes) if replay.onehot else stoch}
     latents["action"] = shapes["prev_action"]
-    optional = {"noise": (len(TIME_SCALES), *latents["action"]), "plan": (plan_horizon, *latents["action"]), "holds": ()}
+    optional = {"noise": (len(TIME_SCALES), *latents["action"]), "plan": (plan_horizon, *latents["action"])}
+    optional["holds"] = ()
     latents |= {name: shape for name, shape in optional.items() if name in (mine["memory"] or ())}
     for name, values, wanted in (("row", mine["row"], shapes), ("memory", mine["memory"], latents)):
         if values and {key: tuple(value.shape) for key, value in values.items()} != {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -58,7 +59,7 @@ def make_core(core: str, loop: LoopConfig, sizes: CoreSizes, match: str = "none"
 
     if match == "none":
         return build()
-    wanted = getattr(cost(_shape(lambda: LoopedCore(loop, sizes)), loop.usual_loops), match)
+    wanted = getattr(cost(_shape(lambda: LoopedCore(replace(loop, exit="fixed"), sizes)), loop.usual_loops), match)
     size = nearest(lambda size: getattr(cost(_shape(lambda: build(size))), match), wanted)
     if size == 0:
         raise ValueError(f"no {core} core is as small as the looped one in {match} ({wanted:,.0f}): widen the latter")

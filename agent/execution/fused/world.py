@@ -22,7 +22,7 @@ from agent.learning.actor_critic import Actor, ActorCritic
 from world_model import Batch, LatentState, Rollout, WorldModel
 from world_model.core import LoopStats, Traces
 from world_model.exits import ExitRule, Gate
-from world_model.jumps import action_input
+from world_model.jumps import action_input, check_jump
 from world_model.latents import Categorical, Gaussian, Simplicial
 from world_model.types import Scanned
 
@@ -112,6 +112,7 @@ class FusedWorldModel(WorldModel):
         self, start: LatentState, policy: Any, horizon: int, alive: Tensor | None, grad: bool, jump: int
     ) -> Rollout:
         """`imagine` with one operation for all steps."""
+        check_jump(jump, self.cfg.jump)
         core, size = self.whole_core(), len(start.deter)
         assert core is not None
         assert isinstance(self.prior, FusedMLP)
