@@ -235,9 +235,12 @@ def test_the_commands_export_train_and_explain(finished, tmp_path, script):
     other = script("train_agent.py", "toy:cue", "--dataset", data, "--model-only", "--preset", "debug")
     assert other.returncode == 2
     assert "toy:cue5" in other.stderr
-    played = script("evaluate.py", "policy", out)
-    assert played.returncode == 2
-    assert "no policy" in played.stderr
+    collected = "collect", "toy:cue5", tmp_path / "more", "--run", out
+    for command in (("policy", out), ("export", out, tmp_path / "policy.pt2"), collected):
+        played = script("evaluate.py", *command)
+        assert played.returncode == 2
+        assert "no policy" in played.stderr
+    assert not (tmp_path / "policy.pt2").exists()
 
 
 def test_episodes_in_which_nothing_can_be_predicted_are_an_error(tmp_path):

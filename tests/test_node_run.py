@@ -1,5 +1,6 @@
 """A run of a sweep on a node of a cluster: the part that knows nothing of the cluster."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,12 +8,14 @@ import sys
 import tarfile
 import time
 import tracemalloc
+from types import SimpleNamespace
 
 import pytest
 
 from agent.errors import UsageError
-from agent.runs import node_run
+from agent.runs import node_run, tune
 from agent.runs.node_run import TOKEN, NodeRun, pack, source_fingerprint, unpack
+from agent.training.schedule import UNFINISHED
 
 CHILD = """
 import pathlib, signal, sys, time
@@ -205,3 +208,31 @@ def test_a_large_file_that_is_replaced_while_it_is_packed_is_whole(tmp_path, mon
     assert (tmp_path / "other/run/latest.pt").read_bytes() in (b"1" * 5000, b"2" * 200)
     assert (tmp_path / "other/run/last.csv").read_text() == "1\n"
     assert (tmp_path / "other/run/zz.csv").stat().st_mode & 0o777 == 0o600
+
+
+def test_tuning_goes_on_with_a_run_that_is_made_in_slices(tmp_path, monkeypatch):
+    """It ends with the status of a slice, and is begun again with what it has saved."""
+    begun = []
+
+    class Sliced:
+        temporary = False
+
+        def begin(self, folder, arguments, token, source):
+            begun.append(arguments[0])
+            (tmp_path / "checkpoints").mkdir(exist_ok=True)
+            (tmp_path / "checkpoints" / "latest.pt").write_text("saved")
+            with (tmp_path / "eval.csv").open("a") as file:
+                file.write("step,return\n10,1.0\n" if len(begun) == 1 else "20,3.0\n")
+            (tmp_path / "meta.json").write_text(json.dumps({"finished": len(begun) == 2}))
+
+        def ask(self):
+            return SimpleNamespace(status=UNFINISHED if len(begun) == 1 else 0, line="")
+
+        def forget(self):
+            pass
+
+    monkeypatch.setattr(tune, "NodeRun", Sliced)
+    trial = tune.Trial(str(tmp_path), ["toy:cue"], "token", "source", 20, 1)
+    assert trial.report(pause=0.0) == {"step": 10, "return": 1.0, "done": False}
+    assert trial.report(pause=0.0) == {"step": 20, "return": 3.0, "done": True}
+    assert begun == ["toy:cue", "--resume"]

@@ -24,6 +24,7 @@ from agent.runs.config import Config
 from agent.runs.folder import in_use, read_meta
 from agent.runs.node_run import NodeRun
 from agent.runs.sweep_grid import MOST_LOSSES, SweepGrid, SweepRun
+from agent.training.schedule import UNFINISHED
 
 FURTHER = 3
 """Of so many runs one goes on at a milestone, to so many times the steps."""
@@ -88,7 +89,10 @@ class Trial:
                 raise UsageError("--tune needs a --run-dir that all nodes see under the same path")
             return
         said = self.run.ask()
-        if said.status is not None and not read_meta(self.folder).get("finished"):
+        if said.status == UNFINISHED:  # --train.slice: the next part begins
+            self.run.forget()
+            self.run = None
+        elif said.status is not None and not read_meta(self.folder).get("finished"):
             raise RuntimeError(f"status {said.status}: {said.line}")
 
     def end(self) -> None:
