@@ -12,9 +12,10 @@ them out. For each k and seed, on the same pairs and with equal updates:
     distilled   one net of the same size that is trained to predict what the ensemble predicts
     longer      one net with as many updates as ensemble and distillation take together
 
-for looped nets of --loops loops and for nets with one loop, of equal parameters. Errors are those of held-out episodes
-over the variance. recovered: which share of the way from a single net to the ensemble the distilled one goes. The same
-command goes on where it was stopped.
+for looped nets of every number of --loops, all of equal parameters. Errors are those of held-out episodes over the
+variance. Episodes are the same for all seeds, which are those of nets. The last lines are means over the seeds, and the
+share of the way from single nets to the ensemble that the distilled ones go, with its range over the seeds. What is
+distilled are prediction nets alone, not world models of agents. The same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from agent.runtime import keep_memory, set_threads
 
 COLUMNS = (
     "data", "k", "loops", "width", "seed", "updates", "members_count", "params", "single", "members", "ensemble",
-    "distilled", "longer", "recovered",
+    "distilled", "longer",
 )  # fmt: skip
 
 
@@ -76,9 +77,25 @@ def measured(problem: Problem, cell: Cell, settings: Settings, members: int) -> 
         "single": single, "members": float(np.mean([error(net) for net in nets])), "ensemble": error(ensemble),
         "distilled": distilled, "longer": error(trained_net(problem, shape, long, cell.seed)),
     }  # fmt: skip
-    recovered = (single - distilled) / (single - found["ensemble"]) if single > found["ensemble"] else float("nan")
     params = sum(weight.numel() for weight in nets[0].parameters())
-    return {name: f"{value:.6g}" for name, value in found.items()} | {"recovered": f"{recovered:.4g}", "params": params}
+    return {name: f"{value:.6g}" for name, value in found.items()} | {"params": params}
+
+
+def report(rows: list[dict[str, str]]) -> list[str]:
+    """Means over the seeds, a line for each data set, k and number of loops."""
+    kinds = ("single", "members", "ensemble", "distilled", "longer")
+    lines = ["| data | k | loops | " + " | ".join(kinds) + " | of the way |", "|" + "---|" * (4 + len(kinds))]
+    for key in dict.fromkeys((row["data"], row["k"], row["loops"]) for row in rows):
+        own = [row for row in rows if (row["data"], row["k"], row["loops"]) == key]
+        error = {kind: np.array([float(row[kind]) for row in own]) for kind in kinds}
+        gained, possible = error["single"] - error["distilled"], error["single"] - error["ensemble"]
+        way = gained / possible
+        share = f"{gained.mean() / possible.mean():.2f} ({way.min():.2f} to {way.max():.2f})"
+        if possible.min() <= 0:  # an ensemble that is no better than a single net leaves no way to go
+            share = ""
+        means = [f"{error[kind].mean():.4f}" for kind in kinds]
+        lines.append("| " + " | ".join([*key, *means, share]) + " |")
+    return lines
 
 
 def main() -> int:
@@ -94,10 +111,11 @@ def main() -> int:
     args = parser.parse_args()
     set_threads(1)
     keep_memory()
-    settings, known = Settings(updates=args.updates), set()
+    settings, rows = Settings(updates=args.updates), list[dict[str, str]]()
     if args.out.exists():
         with args.out.open(newline="", encoding="utf-8") as file:
-            known = {tuple(row[name] for name in COLUMNS[:7]) for row in csv.DictReader(file)}
+            rows = list(csv.DictReader(file))
+    known = {tuple(row[name] for name in COLUMNS[:7]) for row in rows}
     try:
         for folder in args.data:
             dataset = load_dataset(folder)
@@ -117,10 +135,12 @@ def main() -> int:
                             if fresh:
                                 writer.writeheader()
                             writer.writerow(row)
+                        rows.append({name: str(row[name]) for name in COLUMNS})
                         print(", ".join(f"{name} {row[name]}" for name in COLUMNS), flush=True)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    print("\n".join(report(rows)))
     return 0
 
 
