@@ -11,7 +11,8 @@ it is comparable with the first half of a whole run. A run that is there is skip
 FOLDER of --csv gets PART/TASK-sSEED.csv, the eval.csv of each. --table prints the mean of the evaluations at 40,000 and
 50,000 steps beside that of the whole agent, whose TASK-sSEED.csv lie in the second folder, by seeds that all have. Its
 last lines are over all pairs of task and seed: in how many the whole agent is better, and its mean lead with Student's
-95 % interval.
+95 % interval, also over the means of tasks (pairs of one task are not independent), at 50,000 steps alone, and over all
+evaluations up to there.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,8 @@ from agent.errors import UsageError
 from agent.runtime import PROJECT
 
 STEPS, EVERY = 50_000, 10_000
+LAST_TWO = (STEPS - EVERY, STEPS)
+ALL = tuple(range(EVERY, STEPS + 1, EVERY))
 TUNED = ("cartpole_swingup", "walker_walk", "finger_spin", "pendulum_swingup", "cheetah_run", "finger_turn_easy")
 TASKS = tuple(f"dmc:{name}" for name in TUNED)
 PARTS: dict[str, tuple[str, str]] = {
@@ -123,16 +127,25 @@ def train(waiting: list[Run], jobs: int) -> None:
             signal.signal(number, handler)
 
 
-def score(curve: dict[int, float]) -> float:
-    """Mean of the last two evaluations up to STEPS; NaN where one is missing."""
-    return float(np.mean([curve.get(step, np.nan) for step in (STEPS - EVERY, STEPS)]))
+def score(curve: dict[int, float], steps: Sequence[int] = LAST_TWO) -> float:
+    """Mean of the evaluations at some steps; NaN where one is missing."""
+    return float(np.mean([curve.get(step, np.nan) for step in steps]))
 
 
-def leads(part: Curves, whole: Curves) -> np.ndarray:
-    """(P,) by how much the whole agent is better, for every pair of task and seed that both have."""
-    pairs = [(task, seed) for task in part for seed in part[task] if seed in whole.get(task, {})]
-    found = np.array([score(whole[task][seed]) - score(part[task][seed]) for task, seed in pairs])
-    return found[np.isfinite(found)]
+def leads(part: Curves, whole: Curves, steps: Sequence[int] = LAST_TWO) -> dict[str, np.ndarray]:
+    """By how much the whole agent is better: of each task, for every seed that both have."""
+    found: dict[str, np.ndarray] = {}
+    for task in part.keys() & whole.keys():
+        both = sorted(part[task].keys() & whole[task].keys())
+        lead = np.array([score(whole[task][seed], steps) - score(part[task][seed], steps) for seed in both])
+        if np.isfinite(lead).any():
+            found[task] = lead[np.isfinite(lead)]
+    return found
+
+
+def of_pairs(found: dict[str, np.ndarray]) -> np.ndarray:
+    """(P,) of all pairs of task and seed."""
+    return np.concatenate([np.zeros(0), *found.values()])
 
 
 def in_words(lead: np.ndarray) -> str:
@@ -157,12 +170,18 @@ def table(parts: dict[str, Curves], whole: Curves) -> list[str]:
         lines.append(f"| {task} | {', '.join(map(str, seeds))} | {text} |")
     means = " | ".join("" if np.isnan(value) else f"{value:.0f}" for value in np.mean(rows, 0))
     lead = [leads(curves, whole) for curves in parts.values()]
-    better = " | ".join(f"{int((values > 0).sum())} of {len(values)}" for values in lead)
+    pairs = [of_pairs(found) for found in lead]
+    better = " | ".join(f"{int((values > 0).sum())} of {len(values)}" for values in pairs)
+    over_tasks = [np.array([np.mean(of_task) for of_task in found.values()]) for found in lead]
+    last, every = ([of_pairs(leads(curves, whole, steps)) for curves in parts.values()] for steps in ((STEPS,), ALL))
     return [
         *lines,
         f"| mean | | {means} |",
         f"| pairs in which the whole agent is better | | | {better} |",
-        f"| mean lead of the whole agent, 95 % interval | | | {' | '.join(map(in_words, lead))} |",
+        f"| mean lead of the whole agent, 95 % interval | | | {' | '.join(map(in_words, pairs))} |",
+        f"| the same, over the means of tasks | | | {' | '.join(map(in_words, over_tasks))} |",
+        f"| the same over pairs, at {STEPS:,} steps alone | | | {' | '.join(map(in_words, last))} |",
+        f"| the same over pairs, all evaluations to {STEPS:,} | | | {' | '.join(map(in_words, every))} |",
     ]
 
 

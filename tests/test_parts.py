@@ -106,6 +106,9 @@ def test_the_table_compares_by_the_seeds_that_all_have(parts):
         "| mean | | 3 | 2 |  |",
         "| pairs in which the whole agent is better | | | 1 of 2 | 0 of 1 |",
         "| mean lead of the whole agent, 95 % interval | | | 0 +- 32 |  |",  # 3 and -2: 0.5 +- 2.5 * 12.7
+        "| the same, over the means of tasks | | | 0 +- 32 |  |",
+        "| the same over pairs, at 50,000 steps alone | | | 1 +- 38 | -4 +- 32 |",
+        "| the same over pairs, all evaluations to 50,000 | | |  |  |",  # none has all
     ]
 
 
