@@ -46,7 +46,7 @@ from agent.evaluation.stability import format_stability, save_stability, stabili
 from agent.evaluation.statistics import format_summary
 from agent.evaluation.video import save_video
 from agent.interop.export import export_notes, export_policy
-from agent.interop.load import load_agent, load_dreamer, load_sb3_agent, require_policy
+from agent.interop.load import load_agent, load_dreamer, load_player, load_sb3_agent, require_policy
 from agent.learning.dreamer import Dreamer
 from agent.learning.planning import use_plan
 from agent.logs.json_output import Write, json_output
@@ -146,7 +146,7 @@ def model(args: ModelArgs, write: Write) -> None:
     world, behavior = agent.averaged.world, agent.averaged.behavior
     if args.max_loops and not world.core.looping:
         raise UsageError(f"the core of {args.run} is {world.cfg.core}, it has no loops: leave --max-loops out")
-    recordings = recordings_of(args, saved, agent, random=True)
+    recordings = recordings_of(args, saved, agent, agent, None)
     loops = args.max_loops or (tuple(range(1, world.run_cap + 1)) if world.core.looping else ())
     results = rollout_errors(world, behavior, recordings, args.horizon, loops, args.windows, args.seed)
     print(f"{saved['task']}, {path}, step {saved['step']:,}\n{format_results(results)}")
@@ -175,15 +175,15 @@ def about(path: Path, saved: dict[str, Any]) -> dict[str, Any]:
     return {"task": saved["task"], "checkpoint": str(path), "step": saved["step"]}
 
 
-def recordings_of(args: ModelRunArgs, saved: dict[str, Any], agent: Dreamer, random: bool) -> list[Recording]:
-    """Episodes played by the agent, and by a random policy where that is asked for, or the run has no policy."""
+def recordings_of(args: ModelRunArgs, saved: dict[str, Any], agent: Dreamer, *players: Agent | None) -> list[Recording]:
+    """Episodes of each player; None plays at random, and so does the agent of a run that has no policy."""
     task, config = TaskId.parse(saved["task"]), saved_config(saved)
     torch.set_num_threads(config.train.threads or 1)
     make_envs = partial(make_vector_env, task, seed=args.seed, asynchronous=task.is_parallel)
     check_spaces(saved, task_spaces(task))
     seeds = MODEL_RECORDING.episodes(args.seed, args.episodes)
-    players = (None,) if config.model_only else (agent, None) if random else (agent,)
-    return [record(player, agent.spaces, make_envs, seeds) for player in players]
+    able = dict.fromkeys(None if config.model_only and player is agent else player for player in players)
+    return [record(player, agent.spaces, make_envs, seeds) for player in able]
 
 
 # ---------------------------------------------------------------------- evaluate.py stability, probe, loops
@@ -192,7 +192,7 @@ def recordings_of(args: ModelRunArgs, saved: dict[str, Any], agent: Dreamer, ran
 def stability(args: StabilityArgs, write: Write) -> None:
     """Certificate, attack and long dreams."""
     path, saved, agent = model_of(args)
-    recording, loop = recordings_of(args, saved, agent, random=False)[0], saved_config(saved).model.loop
+    recording, loop = recordings_of(args, saved, agent, agent)[0], saved_config(saved).model.loop
     report = stability_report(
         agent.averaged.world, agent.averaged.behavior, recording, args.max_loops or max(1, round(loop.mean_loops)),
         points=args.points, attack_steps=args.attack_steps, steps=args.steps, seed=args.seed,
@@ -207,7 +207,7 @@ def stability(args: StabilityArgs, write: Write) -> None:
 def probe(args: ProbeArgs, write: Write) -> None:
     """Read the true state out of the latents."""
     path, saved, agent = model_of(args)
-    recording = recordings_of(args, saved, agent, random=False)[0]
+    recording = recordings_of(args, saved, agent, load_player(args.player, saved, agent))[0]
     found = probe_states(agent.averaged.world, recording, args.horizons, args.seed)
     print(f"{saved['task']}, {path}, step {saved['step']:,}\n{format_probe(found)}")
     folder = Path(args.out) if args.out else run_folder(path) / "probe"
@@ -218,7 +218,7 @@ def probe(args: ProbeArgs, write: Write) -> None:
 def loops(args: LoopsArgs, write: Write) -> None:
     """Orbits and read-outs, loop by loop."""
     path, saved, agent = model_of(args)
-    recording, world = recordings_of(args, saved, agent, random=False)[0], agent.averaged.world
+    recording, world = recordings_of(args, saved, agent, agent)[0], agent.averaged.world
     world = untrained_like(world, args.seed) if args.untrained else world
     behavior = None if args.untrained else agent.averaged.behavior
     report = anatomy(world, behavior, recording, args.samples, args.loops, args.seed)

@@ -61,6 +61,7 @@ def of_agents(run: RunRecord, field: str) -> dict[str, Any]:
     """What one agent returns, and what it cost."""
     row = {"value": str(run.setting(field)), "task": run.task, "seed": run.settings["seed"], "step": run.last_step}
     row |= {"return": run.final_return, "minutes": run.seconds_at(run.last_step) / 60}
+    row |= {"rank": run.metrics[RANK]} if RANK in run.metrics else {}
     speed = run.updates_per_second
     return row | ({"updates_per_second": speed} if speed is not None else {})
 
@@ -76,6 +77,8 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
     for row in sorted((row for row in rows if "task" in row), key=lambda row: row["task"]):
         put(row["task"], row, f"{row['return']:.0f}")
+        if "rank" in row:
+            put(f"{row['task']}: rank", row, f"{row['rank']:.2f}")
         if "updates_per_second" in row:
             speeds.setdefault(row["task"], {}).setdefault(row["value"], []).append(row["updates_per_second"])
     for row in sorted((row for row in rows if "model_of" in row), key=lambda row: row["model_of"]):

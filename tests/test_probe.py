@@ -83,6 +83,12 @@ def test_the_command_reads_models_without_a_decoder_too(script, tmp_path):
     found = json.loads((tmp_path / "x.json").read_text())
     assert found["r2"] <= 1.0
     assert set(found["ahead"]) == {"1", "5", "15", "50"}
+    words = ("--episodes", 4, "--horizons", 1, "--json", tmp_path / "x.json", "--player")
+    for player in ("random", run):
+        done = script("evaluate.py", "probe", run, *words, player)
+        assert done.returncode == 0, done.stderr
+        again = json.loads((tmp_path / "x.json").read_text())
+        assert (again["r2"] == found["r2"]) == (player == run)  # its own agent plays the same episodes
     refused = script("evaluate.py", "probe", run, "--episodes", 1)
     assert refused.returncode == 2
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from agent.data.checkpoint import find_checkpoint, read_checkpoint
 from agent.errors import UsageError
 from agent.evaluation.episodes import Agent
 from agent.learning.dreamer import Dreamer
@@ -37,6 +38,19 @@ def load_sb3_agent(file: str, saved: Mapping[str, Any]) -> Agent:
     from agent.interop.baselines import Baseline  # takes a second to import
 
     return Baseline.from_sb3(file, Spaces.of(saved["spaces"]))
+
+
+def load_player(name: str | None, saved: Mapping[str, Any], agent: Agent) -> Agent | None:
+    """Who plays for `agent`, of the checkpoint `saved`: itself (None), nobody (random: None), or the agent of a run.
+
+    Raises UsageError for a run of another task.
+    """
+    if name in (None, "random"):
+        return None if name else agent
+    other = read_checkpoint(find_checkpoint(name))
+    if other["task"] != saved["task"]:
+        raise UsageError(f"{name} is a run of {other['task']}: give a player of {saved['task']}")
+    return load_agent(other, "cpu")
 
 
 def load_dreamer(saved: dict[str, Any], run: str) -> Dreamer:

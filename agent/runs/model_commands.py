@@ -86,9 +86,12 @@ class ProbeArgs(ModelRunArgs):
 
     horizons: tuple[int, ...] = (1, 5, 15, 50)
     """Imagined steps after which it is read out too."""
+    player: str | None = None
+    """random, or the run whose agent plays the episodes, the same for all that are compared; by default its own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        expand_home(self, "player")
         if self.episodes < 2:
             raise ValueError("--episodes must be at least 2: a read-out is fitted on half of them")
         if any(steps < 1 for steps in self.horizons):
