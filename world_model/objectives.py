@@ -117,7 +117,8 @@ def sigreg(z: Tensor, directions: Tensor, average: Average = alone) -> Tensor:
 
     The Epps-Pulley statistic over M: the integral over t of |phi(t) - exp(-t^2/2)|^2 exp(-t^2/2), where phi is the
     characteristic function of the samples, by the trapezoid rule, mean over the directions and over the leading
-    dimensions. About 1 / M for normal samples, 0.40 where all are zero.
+    dimensions. About 1 / M for normal samples, 0.40 where all are zero. Few samples pull a little inwards: for normal
+    ones of standard deviation s its mean is least at s = 0.94 with M = 16, at 0.74 with M = 4.
     """
     t = torch.linspace(0.0, HIGHEST, FREQUENCIES, device=z.device)
     normal = torch.exp(-0.5 * t.square())

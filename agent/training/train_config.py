@@ -34,8 +34,8 @@ class TrainConfig:
     length: int = 16
     """T, rows per sequence."""
     sampling: Literal["uniform", "recent", "model-error", "value-error"] = "uniform"
-    """Sequences are drawn evenly; half of them from the newest tenth; or by the last error of world model or critic,
-    and losses are not corrected for being drawn more often."""
+    """Sequences are drawn evenly; half of them from the newest tenth; or by the last mean error of world model (KL) or
+    critic (against imagined returns). Losses are not corrected for being drawn more often."""
     replay_rows: int = 500_000
     """Rows the replay holds, over all environments; the oldest are overwritten."""
     eval_every: int = 10_000
