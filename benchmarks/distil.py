@@ -21,7 +21,6 @@ distilled are prediction nets alone, not world models of agents. The same comman
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from scaling_cells import Cell, Net, Settings, error_of, looped_shape, trained_net
-from scaling_data import Problem, same_data
+from scaling_data import Problem, append_row, read_rows, same_data
 from torch import Tensor
 
 from agent.data.dataset import load_dataset
@@ -82,17 +81,18 @@ def measured(problem: Problem, cell: Cell, settings: Settings, members: int) -> 
 
 
 def report(rows: list[dict[str, str]]) -> list[str]:
-    """Means over the seeds, a line for each data set, k and number of loops."""
+    """Means over the seeds, a line for each net."""
+    about = ("data", "k", "loops", "width", "updates", "members_count")
     kinds = ("single", "members", "ensemble", "distilled", "longer")
-    lines = ["| data | k | loops | " + " | ".join(kinds) + " | of the way |", "|" + "---|" * (4 + len(kinds))]
-    for key in dict.fromkeys((row["data"], row["k"], row["loops"]) for row in rows):
-        own = [row for row in rows if (row["data"], row["k"], row["loops"]) == key]
+    lines = ["| " + " | ".join([*about, *kinds]) + " | of the way |", "|" + "---|" * (1 + len(about) + len(kinds))]
+    for key in dict.fromkeys(tuple(row[name] for name in about) for row in rows):
+        own = [row for row in rows if tuple(row[name] for name in about) == key]
         error = {kind: np.array([float(row[kind]) for row in own]) for kind in kinds}
         gained, possible = error["single"] - error["distilled"], error["single"] - error["ensemble"]
-        way = gained / possible
-        share = f"{gained.mean() / possible.mean():.2f} ({way.min():.2f} to {way.max():.2f})"
-        if possible.min() <= 0:  # an ensemble that is no better than a single net leaves no way to go
-            share = ""
+        share = ""  # an ensemble that is no better than a single net leaves no way to go
+        if possible.min() > 0:
+            way = gained / possible
+            share = f"{gained.mean() / possible.mean():.2f} ({way.min():.2f} to {way.max():.2f})"
         means = [f"{error[kind].mean():.4f}" for kind in kinds]
         lines.append("| " + " | ".join([*key, *means, share]) + " |")
     return lines
@@ -111,10 +111,7 @@ def main() -> int:
     args = parser.parse_args()
     set_threads(1)
     keep_memory()
-    settings, rows = Settings(updates=args.updates), list[dict[str, str]]()
-    if args.out.exists():
-        with args.out.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+    settings, rows = Settings(updates=args.updates), read_rows(args.out)
     known = {tuple(row[name] for name in COLUMNS[:7]) for row in rows}
     try:
         for folder in args.data:
@@ -129,13 +126,7 @@ def main() -> int:
                             continue
                         cell = Cell(folder.name, "looped", "none", args.width, loops, k, 1.0, seed)
                         row = dict(zip(COLUMNS, about, strict=False)) | measured(problem, cell, settings, args.members)
-                        fresh = not args.out.exists()
-                        with args.out.open("a", newline="", encoding="utf-8") as file:
-                            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-                            if fresh:
-                                writer.writeheader()
-                            writer.writerow(row)
-                        rows.append({name: str(row[name]) for name in COLUMNS})
+                        rows.append(append_row(args.out, COLUMNS, row))
                         print(", ".join(f"{name} {row[name]}" for name in COLUMNS), flush=True)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

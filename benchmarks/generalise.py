@@ -23,7 +23,6 @@ command goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from scaling_cells import Cell, Settings, error_of, shape_of, size_of, trained_net
-from scaling_data import Pairs, Problem, Standard, pairs_of
+from scaling_data import Pairs, Problem, Standard, append_row, pairs_of, read_rows
 
 from agent.data.dataset import Rows
 from agent.errors import UsageError
@@ -94,17 +93,21 @@ def within(rows: Rows, k: int, low: int, high: int) -> Pairs:
     return pairs._replace(start=pairs.start[kept], episode=pairs.episode[kept])
 
 
-def problems(args: argparse.Namespace, k: int) -> tuple[Problem, dict[str, Pairs]]:
-    """What is learned from, and what is judged."""
+def played(args: argparse.Namespace) -> dict[str, Rows]:
+    """All episodes: those that are learned from, others with the same masses, and with other masses."""
 
     def of(masses: list[float], seed: int) -> Rows:
         return joined([play(args.task, mass, args.episodes, seed + number) for number, mass in enumerate(masses)])
 
     learned, same = of(args.train_on, 1000), of(args.train_on, 2000)
-    train = within(learned, k, 0, args.rows)
-    judged = {"same": within(same, k, 0, args.rows), "later": within(same, k, args.rows, 1 << 30)}
-    judged |= {"between": within(of(args.between, 3000), k, 0, args.rows)}
-    judged |= {"beyond": within(of(args.beyond, 4000), k, 0, args.rows)}
+    return {"learned": learned, "same": same, "between": of(args.between, 3000), "beyond": of(args.beyond, 4000)}
+
+
+def problem_of(episodes: dict[str, Rows], k: int, rows: int) -> tuple[Problem, dict[str, Pairs]]:
+    """What is learned from, and what is judged: pairs within the first `rows` rows of episodes, or behind them."""
+    train = within(episodes["learned"], k, 0, rows)
+    judged = {name: within(episodes[name], k, 0, rows) for name in ("same", "between", "beyond")}
+    judged["later"] = within(episodes["same"], k, rows, 1 << 30)
     change = train.change(torch.arange(len(train.start)))
     return Problem(train, judged["same"], Standard.fit(train.obs[train.start]), Standard.fit(change)), judged
 
@@ -128,7 +131,7 @@ def measured(
 
 
 def report(rows: list[dict[str, str]]) -> list[str]:
-    """Errors, and their ratios to the looped net's, a line for each k and net."""
+    """Errors, and their ratios to the looped net's, a line for each k and net. rows: of one command."""
     lines = ["| k | net | parameters | " + " | ".join(JUDGED) + " |", "|" + "---|" * (3 + len(JUDGED))]
     for k in dict.fromkeys(row["k"] for row in rows):
         own = [row for row in rows if row["k"] == k]
@@ -162,31 +165,25 @@ def main() -> int:
     args = parser.parse_args()
     set_threads(1)
     keep_memory()
-    rows: list[dict[str, str]] = []
-    if args.out.exists():
-        with args.out.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+    known, rows = read_rows(args.out), list[dict[str, str]]()
     masses = " / ".join(" ".join(f"{m:g}" for m in some) for some in (args.train_on, args.between, args.beyond))
     try:
+        episodes = played(args)
         for k in args.steps:
-            problem, judged = problems(args, k)
+            problem, judged = problem_of(episodes, k, args.rows)
             for seed in args.seeds:
                 for net in NETS:
                     about = {"task": args.task, "k": k, "width": args.width, "loops": args.loops, "seed": seed}
                     about |= {"updates": args.updates, "episodes": args.episodes, "rows": args.rows, "masses": masses}
-                    if any(row["net"] == net and all(row[name] == str(about[name]) for name in about) for row in rows):
+                    wanted = {name: str(value) for name, value in (about | {"net": net}).items()}
+                    if there := [row for row in known if wanted.items() <= row.items()]:
+                        rows.append(there[0])
                         continue
                     row = measured(problem, judged, args, net, about)
                     if row is None:
                         print(f"note: no {net} net has the operations of the looped one", file=sys.stderr)
                         continue
-                    fresh = not args.out.exists()
-                    with args.out.open("a", newline="", encoding="utf-8") as file:
-                        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-                        if fresh:
-                            writer.writeheader()
-                        writer.writerow(row)
-                    rows.append({name: str(value) for name, value in row.items()})
+                    rows.append(append_row(args.out, COLUMNS, row))
                     print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     except (UsageError, TaskError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -37,8 +37,10 @@ def test_an_ensemble_is_measured_beside_what_learned_from_it(study, monkeypatch,
 def test_the_share_of_the_way_is_a_ratio_of_means(study):
     errors = [("0.5", "0.3", "0.4"), ("0.7", "0.3", "0.3")]
     names, about = ("single", "members", "ensemble", "distilled", "longer"), {"data": "a", "k": "4", "loops": "2"}
+    about |= {"width": "64", "updates": "9", "members_count": "5"}
     rows = [about | dict(zip(names, (one, one, both, it, it), strict=True)) for one, both, it in errors]
-    assert study.report(rows)[-1] == "| a | 4 | 2 | 0.6000 | 0.6000 | 0.3000 | 0.3500 | 0.3500 | 0.83 (0.50 to 1.00) |"
+    *_, line = study.report(rows)
+    assert line == "| a | 4 | 2 | 64 | 9 | 5 | 0.6000 | 0.6000 | 0.3000 | 0.3500 | 0.3500 | 0.83 (0.50 to 1.00) |"
     rows[0]["ensemble"] = "0.6"
     assert study.report(rows)[-1].endswith("|  |")
 
