@@ -1,13 +1,13 @@
 """Numbers of the scaling study: power laws, ratios and equal errors, with intervals over training seeds.
 
-Errors of one net are an array (S,), one per seed. Errors are averaged and compared as logarithms. All intervals over
-seeds are Student's, of 95 %: one value per seed, for nets that all have the same seeds. Where they do not, or have one
-seed, there is no interval, and both its ends are NaN. (A bootstrap of three seeds covers the truth in 80 % of cases.)
+Errors of one net are {seed: error}. Errors are averaged and compared as logarithms. All intervals over seeds are
+Student's, of 95 %: one value per seed, for nets that all have the same seeds. Where they do not, or have one seed,
+there is no interval, and both its ends are NaN. (A bootstrap of three seeds covers the truth in 80 % of cases.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +16,8 @@ from scipy import stats
 RESAMPLES = 1000
 NAN = float("nan")
 
-Errors = np.ndarray
-"""(S,) errors of one net, one per seed."""
+Errors = Mapping[int, float]
+"""{seed: error} of one net, in any order."""
 
 
 class Interval(NamedTuple):
@@ -46,7 +46,7 @@ class Equal(NamedTuple):
 
 def middle(errors: Errors) -> float:
     """Geometric mean over seeds."""
-    return float(np.exp(np.log(errors).mean()))
+    return float(np.exp(np.log(list(errors.values())).mean()))
 
 
 def slope(x: np.ndarray, y: np.ndarray) -> float:
@@ -55,9 +55,11 @@ def slope(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def by_seed(nets: Sequence[Errors]) -> np.ndarray | None:
-    """(S, P) errors of P nets with S seeds each, at least two; None where the numbers of seeds differ."""
-    counts = set(map(len, nets))
-    return np.stack(nets, 1) if len(counts) == 1 and counts.pop() > 1 else None
+    """(S, P) errors of P nets that have the same S seeds, at least two; None where their seeds differ."""
+    seeds = sorted(nets[0])
+    if len(seeds) < 2 or any(net.keys() != nets[0].keys() for net in nets):
+        return None
+    return np.array([[net[seed] for net in nets] for seed in seeds])
 
 
 def percentiles(values: Sequence[float]) -> tuple[float, float]:
@@ -89,8 +91,8 @@ def student(values: np.ndarray) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def ratio(one: Errors, other: Errors) -> Interval:
-    """one / other, paired by seed, its interval over seeds."""
+def ratio(one: np.ndarray, other: np.ndarray) -> Interval:
+    """one / other, (S,) each in the same order of seeds, with the interval over seeds."""
     return Interval(*(float(np.exp(part)) for part in student(np.log(one / other))))
 
 

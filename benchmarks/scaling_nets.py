@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scaling_fits import Errors, Interval, middle, ratio, ratio_over_episodes
+from scaling_fits import Interval, middle, ratio, ratio_over_episodes
 
 
 class Net(NamedTuple):
@@ -28,14 +28,9 @@ class Net(NamedTuple):
     episodes: dict[int, np.ndarray]
 
     @property
-    def seeds(self) -> Errors:
-        """(S,)"""
-        return np.array(list(self.errors.values()))
-
-    @property
     def error(self) -> float:
         """Geometric mean over seeds."""
-        return middle(self.seeds)
+        return middle(self.errors)
 
     @property
     def one_loop(self) -> bool:

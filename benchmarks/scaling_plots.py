@@ -145,8 +145,8 @@ def _plot(axis: Axes, nets: Sequence[Net], x: str, style: str, colour: Any, labe
     """A line with the range of the seeds at every net."""
     place, error = [getattr(net, x) for net in nets], [net.error for net in nets]
     # of one seed the mean may differ from it by rounding
-    low = [max(0.0, net.error - net.seeds.min()) for net in nets]
-    high = [max(0.0, net.seeds.max() - net.error) for net in nets]
+    low = [max(0.0, net.error - min(net.errors.values())) for net in nets]
+    high = [max(0.0, max(net.errors.values()) - net.error) for net in nets]
     width = 1.0 if colour == "black" else 1.4
     look: dict[str, Any] = {"fmt": style, "color": colour, "markersize": 4, "lw": width, "elinewidth": 0.8}
     axis.errorbar(place, error, [low, high], label=label, **look)

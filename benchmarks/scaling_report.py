@@ -80,7 +80,7 @@ def exponent_rows(nets: Sequence[Net]) -> list[Row]:
     rows: list[Row] = []
 
     def add(system: str, k: int, axis: str, family: str, x: Sequence[float], members: Sequence[Net]) -> None:
-        law = power_law(x, [net.seeds for net in members])
+        law = power_law(x, [net.errors for net in members])
         if law is not None:
             row = {"system": system, "k": k, "axis": axis, "family": family, "points": law.points}
             rows.append(row | {**law.exponent._asdict(), "spread": law.spread})
@@ -113,7 +113,7 @@ def replaced_rows(nets: Sequence[Net]) -> list[Row]:
         family = [other for other in nets if other.one_loop and (other.system, other.k) == (net.system, net.k)]
         if net.core != "looped" or net.loops == 1 or len({other.params for other in family}) < 2:
             continue
-        size, where = equal_size([other.params for other in family], [other.seeds for other in family], net.seeds)
+        size, where = equal_size([other.params for other in family], [other.errors for other in family], net.errors)
         row = {"system": net.system, "k": net.k, "width": net.width, "loops": net.loops, "params": net.params}
         row |= {"error": net.error, "one_loop_params": size.value, "where": where}
         names = "times", "low", "high"

@@ -16,17 +16,34 @@ import scaling_report as report
 # ---------------------------------------------------------------------- fits
 
 
+def of_seeds(errors):
+    """{seed: error}, seeds from 0 on."""
+    return dict(enumerate(np.atleast_1d(errors)))
+
+
 def test_exponents_of_known_power_laws_are_recovered():
     rng, x = np.random.default_rng(0), np.array([1e3, 4e3, 2e4, 9e4])
-    exact = fits.power_law(x, [np.array([3.0 * size**-0.7]) for size in x])
+    exact = fits.power_law(x, [of_seeds(3.0 * size**-0.7) for size in x])
     assert exact.exponent.value == pytest.approx(0.7)
     assert np.isnan(exact.exponent.low)
-    noisy = fits.power_law(x, [3.0 * size**-0.7 * np.exp(0.05 * rng.normal(size=5)) for size in x])
+    noisy = fits.power_law(x, [of_seeds(3.0 * size**-0.7 * np.exp(0.05 * rng.normal(size=5))) for size in x])
     assert noisy.exponent.low < 0.7 < noisy.exponent.high
     assert 0.0 < noisy.exponent.high - noisy.exponent.low < 0.1
-    other = fits.power_law(x, [np.full(3 if size > 2e4 else 2, 3.0 * size**-0.7) for size in x])
+    other = fits.power_law(x, [of_seeds(np.full(3 if size > 2e4 else 2, 3.0 * size**-0.7)) for size in x])
     assert np.isnan(other.exponent.low)  # other seeds for one of the nets
-    assert fits.power_law([10, 10], [np.ones(2), np.ones(2)]) is None
+    assert fits.power_law([10, 10], [of_seeds(np.ones(2))] * 2) is None
+
+
+def test_fits_pair_nets_by_seed_whatever_the_order_of_their_rows():
+    """Cells of two processes arrive in any order. Each seed has its own level, and the same exponent."""
+    small, large = {1: 1.0, 2: 2.0, 3: 4.0}, {3: 2.0, 1: 0.5, 2: 1.0}
+    law = fits.power_law([100, 400], [small, large]).exponent
+    assert law == pytest.approx((0.5, 0.5, 0.5))
+    size, _ = fits.equal_size([100, 400], [small, large], {2: 2.0**0.5, 3: 2.0**1.5, 1: 0.5**0.5})
+    assert size == pytest.approx((200, 200, 200))
+    others = {4: 0.5, 5: 1.0, 6: 2.0}
+    assert np.isnan(fits.power_law([100, 400], [small, others]).exponent.low)
+    assert np.isnan(fits.equal_size([100, 400], [small, others], small)[0].low)
 
 
 def test_the_size_of_equal_error_is_interpolated_and_marked_where_it_is_not_reached():
@@ -39,8 +56,8 @@ def test_the_size_of_equal_error_is_interpolated_and_marked_where_it_is_not_reac
 
 
 def test_intervals_at_equal_error_may_be_open():
-    family = [np.array([1.0, 1.1]), np.array([0.1, 0.11])]
-    size, where = fits.equal_size([100, 1000], family, np.array([0.09, 0.3]))
+    family = [of_seeds([1.0, 1.1]), of_seeds([0.1, 0.11])]
+    size, where = fits.equal_size([100, 1000], family, of_seeds([0.09, 0.3]))
     assert where == "inside"
     assert 0 < size.low < size.value < 1000
     assert size.high == np.inf
@@ -51,10 +68,10 @@ def test_intervals_of_three_seeds_hold_the_truth_as_often_as_they_say():
     rng, x = np.random.default_rng(1), np.array([1e3, 4e3, 2e4])
     held = {"exponent": 0, "size": 0}
     for _ in range(400):
-        family = [10.0 * size**-0.7 * np.exp(0.1 * rng.normal(size=3)) for size in x]
+        family = [of_seeds(10.0 * size**-0.7 * np.exp(0.1 * rng.normal(size=3))) for size in x]
         law = fits.power_law(x, family).exponent
         held["exponent"] += law.low <= 0.7 <= law.high
-        size, _ = fits.equal_size(x, family, 10.0 * 6e3**-0.7 * np.exp(0.1 * rng.normal(size=3)))
+        size, _ = fits.equal_size(x, family, of_seeds(10.0 * 6e3**-0.7 * np.exp(0.1 * rng.normal(size=3))))
         held["size"] += size.low <= 6e3 <= size.high
     assert all(count / 400 > 0.92 for count in held.values()), held
     assert held["exponent"] < 0.98 * 400
