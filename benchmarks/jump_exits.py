@@ -217,7 +217,8 @@ def main(argv: list[str]) -> int:
             raise UsageError(f"the core of {args.run} is {world.cfg.core}, it has no loops")
         for each in (agent.world, world):
             if args.max_loops:
-                each.core.cfg = replace(each.core.cfg, max_loops=args.max_loops)
+                loop = replace(each.cfg.loop, max_loops=args.max_loops)
+                each.cfg, each.core.cfg = replace(each.cfg, loop=loop), loop
             if args.threshold is not None:
                 each.core.rule.threshold = args.threshold
         if world.run_cap < 2:

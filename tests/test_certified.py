@@ -13,6 +13,7 @@ from world_model.certified import (
     SMALLEST_UPDATE,
     CertifiedCore,
     CertifiedExit,
+    CertifiedLoop,
     ContractingCore,
     at_most_one,
     certificate,
@@ -148,8 +149,35 @@ def test_nothing_is_certified_of_a_subclass_with_a_step_of_its_own():
     class Named(LoopedCore):
         """The steps of the looped core."""
 
+        def flops(self, loops=1.0):
+            return 0.0
+
+    class Tripled(ContractingCore):
+        def forward(self, *args):
+            deter, trace = super().forward(*args)
+            return 3.0 * deter, trace
+
+    class Louder(LoopedCore):
+        def adaptive_step(self, *args):
+            deter, *others = super().adaptive_step(*args)
+            return 5.0 * deter, *others
+
+    class Wild(CertifiedLoop):
+        def forward(self, *args):
+            return 4.0 * super().forward(*args)
+
+    class Wilder(CertifiedCore):
+        def build_loop(self, cfg):
+            super().build_loop(cfg)
+            self.loop.__class__ = Wild
+
     sizes = CoreSizes(groups=1, classes=CORE_INPUTS - 2, actions=2)
-    assert certificate(Growing(LoopConfig(), sizes)).box == math.inf
+    for kind in (Growing, Tripled, Louder, Wilder):
+        assert certificate(kind(LoopConfig(), sizes)) == (math.inf,) * 3
+    core = CertifiedCore(LoopConfig(exit="experiments.exit_rules:Lookahead"), sizes)
+    assert certificate(core).loop < 1.0
+    core.loop.__class__ = Wild  # also where a part alone is somebody else's
+    assert certificate(core) == (math.inf,) * 3
     assert certificate(Named(LoopConfig(), sizes)).box < math.inf
 
 

@@ -109,6 +109,10 @@ def test_exits_over_different_times_of_a_run(trained, tmp_path, capsys):
     assert [row["rank"] == "" for row in rows] == [True, True, False]
     assert study.main([*map(str, trained), "--jumps", "1", "8"]) == 2
     assert "give --jumps from 1 to that" in capsys.readouterr().err
+    assert study.main([*words, "--no-times", "--max-loops", "7"]) == 0  # the run's own cap is lower
+    names = rows_of(tmp_path / "rows.csv")[0].keys()
+    assert "error_7" in names
+    assert "error_8" not in names
 
 
 def test_inside_alone_every_step_has_the_depth_that_is_asked_for(trained):
