@@ -290,7 +290,8 @@ def is_known(core: nn.Module) -> bool:
     """Whether a core and its parts take the steps of this project, which the bounds are of; any exit rule will do."""
     rules = {id(module) for rule in core.modules() if isinstance(rule, ExitRule) for module in rule.modules()}
     kinds = {kind for module in core.modules() if id(module) not in rules for kind in type(module).__mro__}
-    others = [kind for kind in kinds if kind.__module__.split(".")[0] not in ("world_model", "agent", "torch", "builtins")]
+    ours = "world_model", "agent", "torch", "builtins"
+    others = [kind for kind in kinds if kind.__module__.split(".")[0] not in ours]
     return not any(callable(value) for kind in others for name, value in vars(kind).items() if name not in HARMLESS)
 
 
