@@ -10,6 +10,7 @@ from small import make_batch
 
 from agent.evaluation.anatomy import Samples, anatomy, descent, participation, rank_correlation, untrained_like
 from agent.evaluation.recording import record
+from agent.evaluation.open_loop import choose_windows
 from agent.evaluation.stability import NEAR, batch_of, long_dreams, neighbours, stability_report
 from world_model import ModelConfig, WorldModel, certificate
 from world_model.latent import kl_divergence
@@ -56,6 +57,18 @@ def test_dreams_of_a_contracting_core_forget_how_they_began(agent):
         assert row["farthest"] <= rate ** row["step"] + 1e-4
     assert rows[-1]["farthest"] < 0.1
     assert [row["step"] for row in rows] == list(range(201))
+
+
+def test_long_dreams_start_anywhere_in_the_first_half_of_an_episode(agent, monkeypatch):
+    """Dreams of all but the first rows would all start at the same row."""
+    chosen = []
+    monkeypatch.setattr(
+        "agent.evaluation.stability.choose_windows", lambda *args: chosen.append(choose_windows(*args)) or chosen[-1]
+    )
+    report = stability_report(agent.world, agent.behavior, recorded(agent), 2, points=4, attack_steps=1, dreams=6)
+    (windows,) = chosen
+    assert len(windows.row.unique()) > 2
+    assert len(report.errors) == windows.ahead.shape[1] > 1
 
 
 def test_a_report_holds_bounds_dreams_and_errors(agent):

@@ -31,7 +31,7 @@ from world_model.attack import expansion, loop_map, step_map, visited_points
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ROWS = 64
+ROWS = 512
 """Most rows of an episode from which the points of attacks are drawn."""
 NEAR = 0.01
 """Distance of the neighbouring start of a dream, relative to the norm of the state."""
@@ -71,16 +71,17 @@ def stability_report(
     world: WorldModel, behavior: ActorCritic, recording: Recording, loops: int, *, points: int = 256,
     attack_steps: int = 200, steps: int = 1000, dreams: int = 16, seed: int = 0,
 ) -> StabilityReport:  # fmt: skip
-    """Bounds and attacks, `steps` dreamed steps, and the errors of dreams as far as the recorded episodes reach.
+    """Bounds and attacks, `steps` dreamed steps, and the errors of dreams over half of a recorded episode.
 
     Raises UsageError where the core has no loops, or the episodes are too short.
     """
     if not isinstance(world.core, LoopedCore):
         raise UsageError(f"the core {world.cfg.core} has no loops: give a run of a core that has")
     episodes = recording.episodes
-    horizon = min(steps, int(episodes.length.max()) - context_rows(episodes))
+    # Dreams of half an episode may start anywhere in the other half; longer ones would all start at its beginning.
+    horizon = min(steps, (int(episodes.length.max()) - context_rows(episodes)) // 2)
     if horizon < 1:
-        raise UsageError("the recorded episodes are too short to predict anything: a prediction needs two rows or more")
+        raise UsageError("the recorded episodes are too short to predict anything: a prediction needs three rows or more")
     with torch.random.fork_rng(), exit_rule(world, ExitRule()):
         torch.manual_seed(seed)
         bounds = attacked_bounds(world, batch_of(episodes), loops, points, attack_steps)
