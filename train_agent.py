@@ -52,7 +52,7 @@ from agent.spaces import spaces_of
 from agent.training.evaluations import Evaluations
 from agent.training.rank_trainer import RankTrainer
 from agent.training.recorded import add_recorded, load_recorded
-from agent.training.resume import open_replay
+from agent.training.resume import forget_replay, open_replay
 from agent.training.trainer import Trainer
 from envs import EPISODE_LIMIT, TaskError, TaskId, endless, how_shown, make_env, make_vector_env, prepare_rendering
 
@@ -100,7 +100,7 @@ def train_dreamer(
         first_reset(envs, own.seed)
         if saved:
             check_spaces(saved, spaces)
-        check_capacity(config, spaces, task.action_repeat, bool(saved))
+        check_capacity(config, spaces, task.action_repeat, saved)
         recorded = load_recorded(config.dataset, str(task), spaces) if config.dataset and not saved else None
         agent = make_agent(config, spaces, device)
         if ranks.rank:
@@ -124,6 +124,7 @@ def train_dreamer(
                 )  # fmt: skip
                 if own_saved:
                     trainer.load_state_dict(own_saved)
+                    forget_replay(saved, own_saved)
                 lines = [f"resume       {resume_command(folder)}", *how_shown(envs)]
                 lines += notes(config, spaces, device, limit, cannot_draw, ranks.size)
                 print_header(headline(config, task), spaces, counts, f"{device}, {config.preset}", folder, *lines)

@@ -34,12 +34,16 @@ from agent.settings import known_name, value_of
 
 READ = {"probe": "R^2 now", "probe_5": "R^2 after 5 steps", "probe_15": "after 15"}
 RANK = "stability/embedding_rank"
+UNFINISHED = "is not finished, give the command of its sweep again"
 
 
-def finished(folder: Path) -> bool:
-    """Whether a world model was trained to its end."""
+def lacking(folder: Path) -> str | None:
+    """Why a world model is left out; None for one that was trained to its end."""
     path = folder / "meta.json"
-    return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8")).get("finished"))
+    meta = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if "not_finite" in meta:
+        return f"has diverged: {meta['not_finite']} is not finite"
+    return None if meta.get("finished") else UNFINISHED
 
 
 def of_models(folder: Path, field: str) -> dict[str, Any]:
@@ -67,13 +71,16 @@ def of_agents(run: RunRecord, field: str) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Lines of Markdown: a line for each value, seeds side by side."""
+    """Lines of Markdown: a line for each value, seeds side by side. Raises UsageError for two runs of one cell."""
     seeds, values = sorted({row["seed"] for row in rows}), list(dict.fromkeys(row["value"] for row in rows))
     cells: dict[str, dict[str, dict[int, str]]] = {}  # by column, value and seed
     speeds: dict[str, dict[str, list[float]]] = {}  # by task and value
 
     def put(column: str, row: dict[str, Any], text: str) -> None:
-        cells.setdefault(column, {}).setdefault(row["value"], {})[row["seed"]] = text
+        cell = cells.setdefault(column, {}).setdefault(row["value"], {})
+        if row["seed"] in cell:
+            raise UsageError(f"two runs have {column}, {row['value']} and seed {row['seed']}: give one of each")
+        cell[row["seed"]] = text
 
     for row in sorted((row for row in rows if "task" in row), key=lambda row: row["task"]):
         put(row["task"], row, f"{row['return']:.0f}")
@@ -109,14 +116,16 @@ def main() -> int:
             raise UsageError("give folders of runs, of agents or after --models")
         runs, left_out = load_runs(find_runs(args.agents)) if args.agents else ([], [])
         models = find_runs(args.models) if args.models else []
-        unfinished = [run.path for run in runs if not run.finished] + [path for path in models if not finished(path)]
-        left_out += [f"left out: {path} is not finished, give the command of its sweep again" for path in unfinished]
+        why = {run.path: UNFINISHED for run in runs if not run.finished}
+        why |= {path: reason for path in models if (reason := lacking(path))}
+        left_out += [f"left out: {path} {reason}" for path, reason in why.items()]
         rows = [of_agents(run, field) for run in runs if run.finished]
-        rows += [of_models(path, field) for path in models if path not in unfinished]
+        rows += [of_models(path, field) for path in models if path not in why]
+        lines = table(rows)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("\n".join([*left_out, *table(rows)]))
+    print("\n".join([*left_out, *lines]))
     with args.csv.open("w", encoding="utf-8", newline="") as file:
         names = list(dict.fromkeys(name for row in rows for name in row))
         writer = csv.DictWriter(file, names, lineterminator="\n")

@@ -9,8 +9,8 @@ from conftest import counters, untrained
 from small import make_batch
 
 from agent.evaluation.anatomy import Samples, anatomy, descent, participation, rank_correlation, untrained_like
-from agent.evaluation.recording import record
 from agent.evaluation.open_loop import choose_windows
+from agent.evaluation.recording import record
 from agent.evaluation.stability import NEAR, batch_of, long_dreams, neighbours, stability_report
 from world_model import ModelConfig, WorldModel, certificate
 from world_model.latent import kl_divergence

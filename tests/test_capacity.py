@@ -60,7 +60,7 @@ def test_a_replay_that_does_not_fit_is_told_with_one_that_does(free):
     check_capacity(replace(settings, train=replace(settings.train, replay_rows=rows)), VECTORS, 1)
     check_capacity(config(steps=20_000), VECTORS, 1)
     with pytest.raises(UsageError, match=r"go on with the run on a machine that has more$"):
-        check_capacity(settings, VECTORS, 1, resumed=True)
+        check_capacity(settings, VECTORS, 1, {"replay": {}})
     free(memory=1e3)
     with pytest.raises(UsageError, match="too little for any replay"):
         check_capacity(settings, VECTORS, 1)
@@ -78,10 +78,24 @@ def test_what_a_run_occupies_already_is_its_own(free, tmp_path):
     settings = replace(config(steps=10_000_000, replay_rows=1000), run_dir=str(tmp_path))
     free(disk=10e6)
     with pytest.raises(UsageError, match="of disk"):
-        check_capacity(settings, IMAGES, 1, resumed=True)
+        check_capacity(settings, IMAGES, 1, {"replay": {}})
     (tmp_path / "replay").mkdir()
-    (tmp_path / "replay" / "image.images").write_bytes(bytes(12_288_000))
-    check_capacity(settings, IMAGES, 1, resumed=True)
+    (tmp_path / "replay" / "2-ranks").mkdir()
+    (tmp_path / "replay" / "2-ranks" / "image.images").write_bytes(bytes(12_288_000))
+    check_capacity(settings, IMAGES, 1, {"replay": {}})
+
+
+def test_the_replay_of_the_checkpoint_that_was_read_is_not_counted_again(free):
+    """It takes the place of that of the run, and its copy that of the checkpoint."""
+    settings = config(steps=10_000_000)
+    needed = 500_000 * row_bytes(settings, VECTORS)[0]
+    rows = {"deter": torch.zeros(needed // 4)[:1].expand(needed // 4)}  # as large as the replay
+    free(memory=2.1 * needed)
+    check_capacity(settings, VECTORS, 1)
+    free(memory=1.1 * needed)
+    with pytest.raises(UsageError, match="of memory"):
+        check_capacity(settings, VECTORS, 1)
+    check_capacity(settings, VECTORS, 1, {"replay": {"rows": rows}})
 
 
 GROUPS = {

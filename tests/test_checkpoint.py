@@ -185,6 +185,38 @@ def test_large_checkpoints_are_written_beside_training(make_trainer, tmp_path, m
     store.wait()  # it is said once
 
 
+def test_a_save_after_one_that_failed_beside_training_is_written(make_trainer, tmp_path, monkeypatch):
+    """The disk was full for a moment, and nobody has looked since."""
+    store, write, seen = make_trainer(tmp_path, steps=200, eval_every=0).store, checkpoint.write_checkpoint, []
+
+    def full_once(*words):
+        seen.append(1)
+        if len(seen) == 1:
+            raise OSError(28, "No space left on device")
+        write(*words)
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", full_once)
+    store.seconds = 1.0
+    store("latest", {"step": 2, "agent": {}}, beside=True)
+    store("latest", {"step": 3, "agent": {}}, beside=True)
+    assert read_checkpoint(tmp_path / "checkpoints/latest.pt")["step"] == 3
+    store.wait()
+
+
+def test_the_only_whole_checkpoint_survives_the_next_save(make_trainer, tmp_path):
+    store = make_trainer(tmp_path, steps=200, eval_every=0).store
+    store("latest", {"step": 1, "agent": {}})
+    store("latest", {"step": 2, "agent": {}})
+    latest = tmp_path / "checkpoints/latest.pt"
+    latest.write_bytes(latest.read_bytes()[:-200])
+    saved = read_checkpoint(latest)
+    assert saved["step"] == 1
+    with claimed(str(tmp_path), "task", "name", saved):
+        store("latest", {"step": 5, "agent": {}})
+    assert read_checkpoint(latest)["step"] == 5
+    assert read_checkpoint(tmp_path / "checkpoints/previous.pt")["step"] == 1
+
+
 def test_what_a_killed_process_was_writing_is_removed(make_trainer, tmp_path):
     left = tmp_path / "checkpoints/latest.pt.tmp"
     left.parent.mkdir()

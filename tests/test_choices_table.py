@@ -55,6 +55,20 @@ def test_a_line_for_each_value_holds_the_seeds_side_by_side(choices, tmp_path, m
     assert len(rows) == 5
 
 
+def test_runs_of_one_cell_and_models_that_diverged_are_told(choices, tmp_path, monkeypatch, capsys):
+    meta = tmp_path / "models" / "1" / "meta.json"
+    meta.write_text(json.dumps({"task": "dmc:a", "not_finite": "world/kl"}))
+    words = ["model.objective", str(tmp_path / "agents"), "--models", str(tmp_path / "models"), "--csv"]
+    monkeypatch.setattr(sys, "argv", ["choices.py", *words, str(tmp_path / "rows.csv")])
+    assert choices.main() == 0
+    assert f"left out: {meta.parent} has diverged: world/kl is not finite" in capsys.readouterr().out
+    run_of(tmp_path / "agents" / "again", "dmc:a", 10, "sigreg", [900.0])
+    (tmp_path / "rows.csv").unlink()
+    assert choices.main() == 2
+    assert "two runs have dmc:a, sigreg and seed 10: give one of each" in capsys.readouterr().err
+    assert not (tmp_path / "rows.csv").exists()
+
+
 def test_speed_is_a_mean_over_the_tasks_that_every_value_has(choices, tmp_path, monkeypatch, capsys):
     run_of(tmp_path / "agents" / "4", "dmc:a", 10, "reconstruct", [7.0])
     monkeypatch.setattr(sys, "argv", ["choices.py", "model.objective", str(tmp_path / "agents"), "--csv", "rows.csv"])

@@ -221,6 +221,22 @@ def test_a_worker_that_fails_or_is_killed_is_told(processes, capfd):
         execution.update(batch)
 
 
+def test_what_is_saved_after_the_death_of_a_worker_has_the_random_numbers_before_it(processes):
+    """It died between two updates, or before the first one: that is told by the next update, and no save fails."""
+    agent, execution = processes(2)
+    execution.update(make_batch(agent))
+    before = execution.state_dict()["random"]
+    os.kill(execution.workers[0].pid, signal.SIGKILL)
+    execution.workers[0].join()
+    (state,) = execution.state_dict()["random"]
+    assert torch.equal(state, before[0])
+    with pytest.raises(WorkerFailure, match="--optimizer.workers has ended"):
+        execution.update(make_batch(agent))
+    _, other = processes(2)
+    other.workers = [execution.workers[0]]  # it ended while it started
+    assert other.state_dict() == {"random": []}
+
+
 def test_a_worker_whose_update_is_given_up_ends_quietly(processes):
     """As by a second Ctrl-C."""
     agent, execution = processes(2)

@@ -167,6 +167,15 @@ def test_written_out_attention_equals_the_fused_call(monkeypatch, tokens, few):
     assert bool(calls) is {None: tokens > 8, 0: True, 100: False}[few]
 
 
+def test_a_block_in_float64_rounds_nothing_to_float32(monkeypatch):
+    """Searches for the largest expansion run in it, over distances at which float32 would be all rounding."""
+    torch.manual_seed(0)
+    layer, x = block.Block(4, 16, 2, 32).double(), torch.randn(3, 4, 16, dtype=torch.float64)
+    written = layer(x)
+    monkeypatch.setattr(block, "FEW", 0)  # the fused call
+    assert torch.allclose(layer(x), written, rtol=0.0, atol=1e-12)
+
+
 def test_one_token_needs_no_attention():
     core = make_core(tokens=1, width=24)
     matrices = [p.shape for p in core.block.parameters() if p.dim() > 1]

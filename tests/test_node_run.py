@@ -10,8 +10,11 @@ import time
 import tracemalloc
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from agent.data.image_store import ImageStore
+from agent.data.replay import with_images
 from agent.errors import UsageError
 from agent.runs import node_run, tune
 from agent.runs.node_run import TOKEN, NodeRun, pack, source_fingerprint, unpack
@@ -128,6 +131,28 @@ def test_files_that_vanish_or_grow_while_they_are_packed_do_no_harm(tmp_path, mo
     monkeypatch.undo()
     unpack(content, tmp_path / "other/run")
     assert [path.name for path in (tmp_path / "other/run").iterdir()] == ["b.csv"]
+
+
+def test_images_that_change_while_they_are_copied_are_not_taken_for_old_ones(monkeypatch, tmp_path):
+    """Row 6 takes the place of row 2 in a ring of four, after the checkpoint and before the images are read."""
+    folder, size = tmp_path / "run", (8, 8, 3)
+    store = ImageStore(folder / "replay/x.images", (1, 4, *size))
+    for row in range(6):
+        store.write(row, np.full((1, *size), row, np.uint8))
+    opened = type(folder).open
+
+    def open_it(path, *args):
+        if path.suffix == ".images":
+            store.write(6, np.full((1, *size), 6, np.uint8))
+        return opened(path, *args)
+
+    monkeypatch.setattr(type(folder), "open", open_it)
+    content = pack(folder)
+    monkeypatch.undo()
+    unpack(content, tmp_path / "other/run")
+    saved = {"rows": {"reward": np.zeros((1, 4))}, "count": 6, "first_intact": 2}
+    copy = with_images(saved, {"x": size}, tmp_path / "other/run/replay")
+    assert copy["first_intact"] == with_images(saved, {"x": size}, folder / "replay")["first_intact"] == 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")

@@ -157,5 +157,7 @@ def test_choices_are_not_planned():
         ActorCritic(BehaviorConfig(decisions="plan"), 8, ActionSpec(2, True))
     with pytest.raises(ValueError, match="plan-horizon must be at least 1"):
         BehaviorConfig(decisions="plan", plan_candidates=8, plan_horizon=0)
+    with pytest.raises(ValueError, match="plans hold no actions"):
+        BehaviorConfig(jump=4, decisions="both")
     with pytest.raises(ValueError, match="plans nothing"):
         BehaviorConfig(plan_candidates=8)

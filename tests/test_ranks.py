@@ -230,7 +230,7 @@ def checkpoint(replays):
     return {"step": 1, **(joined(parts) if len(parts) > 1 else parts[0])}
 
 
-@pytest.mark.parametrize("rows", [12, 37])  # in rings of 20 rows: not full, and overwritten
+@pytest.mark.parametrize("rows", [12, 24, 37])  # in rings of 20 rows: not full, and overwritten, once up to a last row
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3), (3, 2)])
 def test_rows_are_dealt_out_to_another_number_of_ranks(before, after, rows):
     replays = [filled(1, rows, 20, start) for start in range(before)]
@@ -247,6 +247,7 @@ def test_rows_are_dealt_out_to_another_number_of_ranks(before, after, rows):
             values += new.rows[name][0, : new.count].tolist()
         assert new.rows["is_last"][0, new.count - 1] or new.rows["is_first"][0, new.count - 1]
         new.sample(4, 4)
+        assert not (new.rows["is_first"] & new.rows["is_last"]).any()
     assert kept == [100.0 * ring + row for ring in range(before) for row in range(max(0, rows - 20), rows)][: len(kept)]
     for one, other, last in zip(kept, kept[1:], flags["is_last"], strict=False):
         if other != one + 1:  # no neighbours before

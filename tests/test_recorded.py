@@ -52,6 +52,14 @@ def test_rows_are_dealt_to_the_environments_in_their_order():
     assert len(whole_episodes(replay.state_dict())["reward"]) == 34
 
 
+def test_a_piece_that_ends_with_the_first_row_of_an_episode_does_not_end_it_too():
+    agent = untrained(counters)
+    replay = replay_of(agent, 400, envs=3)
+    assert add_recorded(replay, dataset_of(5, length=3), agent) == 15
+    assert replay.rows["is_first"][1, 4]
+    assert not (replay.rows["is_first"] & replay.rows["is_last"]).any()
+
+
 def test_of_too_much_the_last_rows_stay_and_the_run_goes_on_behind_them():
     agent = untrained(counters)
     replay = replay_of(agent, 20, envs=1)

@@ -163,6 +163,28 @@ def test_a_resumed_run_is_the_uninterrupted_one(make_trainer, tmp_path, kind, pr
     assert metrics(folder)[1:] == [row for row in metrics(tmp_path / "whole") if row["step"] > stop][1:]
 
 
+def test_updates_that_a_signal_left_undone_come_first_when_the_run_goes_on(make_trainer, tmp_path):
+    """It came in the last step of an episode, after which an update was due."""
+    options = {"steps": 300, "log_every": 50, "save_every": 0, "eval_every": 0, "prefill": 20}
+    whole = make_trainer(tmp_path / "whole", metronomes, **options)
+    whole.run()
+    part = make_trainer(tmp_path / "part", metronomes, **options)
+    receive = part.stepper.receive
+
+    def stopping():
+        if part.step == 199:
+            part.stop()
+        return receive()
+
+    part.stepper.receive = stopping
+    assert not part.run()
+    assert part.step == 200
+    saved = read_checkpoint(find_checkpoint(tmp_path / "part"))
+    again = make_trainer(tmp_path / "part", metronomes, saved=saved, **options)
+    assert again.run()
+    assert torch.equal(weights(again.agent), weights(whole.agent))
+
+
 class Interrupted(Metronome):
     """Ctrl-C in the middle of a step."""
 

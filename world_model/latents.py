@@ -124,7 +124,8 @@ class Gaussian(Latents):
         return self.groups * self.classes
 
     def distribution(self, outputs: Tensor) -> Tensor:
-        mean, raw = outputs.float().unflatten(-1, (self.groups, 2 * self.classes)).chunk(2, -1)
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        mean, raw = outputs.unflatten(-1, (self.groups, 2 * self.classes)).chunk(2, -1)
         # at first, where the outputs are about 0, the deviation is about 1
         low, high = math.log(SMALLEST_STD), math.log(LARGEST_STD)
         return torch.cat([mean, low + (high - low) * torch.sigmoid(raw)], -1)

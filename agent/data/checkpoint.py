@@ -98,10 +98,13 @@ class CheckpointStore:
             left.unlink()
 
     def __call__(self, name: str, content: Mapping[str, Any], beside: bool = False) -> None:
-        """Write checkpoints/NAME.pt. beside: from a copy, while training goes on, if it takes long."""
-        self.wait()
+        """Write checkpoints/NAME.pt. beside: from a copy, while training goes on, if it takes long, unless the last one
+        could not be written that way."""
+        if self.writer is not None:
+            self.writer.join()
+        failed, self.writer, self.failure = self.failure is not None, None, None
         content = {**self.header, **content}
-        if beside and self.seconds > BESIDE_SECONDS and tensor_bytes(content) < 0.5 * available_memory():
+        if beside and not failed and self.seconds > BESIDE_SECONDS and tensor_bytes(content) < 0.5 * available_memory():
             self.writer = threading.Thread(target=self.write_beside, args=(name, copied(content)))
             self.writer.start()
         else:
@@ -212,7 +215,8 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """Load a checkpoint to the CPU; nothing in the file is executed. "file" in it tells the file at `path` from later
     ones.
 
-    In place of a latest.pt that is damaged the one before it is read, with a line on standard error.
+    In place of a latest.pt that is damaged the one before it is read, with a line on standard error; "damaged" in it is
+    then true.
     Raises UsageError when the file is missing, damaged, of another format, or not a checkpoint of this program.
     """
     path = Path(path)
@@ -225,7 +229,15 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
             raise
         content = read_file(previous)
         print(f"note: {path} is damaged; the one before it is used, of step {content['step']:,}", file=sys.stderr)
-        return {**content, "file": written}
+        return {**content, "file": written, "damaged": True}
+
+
+def set_aside(folder: Path) -> None:
+    """Rename a damaged latest.pt of a run's folder: it would replace previous.pt, the only whole one, at the next
+    save."""
+    path = folder / "checkpoints" / "latest.pt"
+    if path.exists():
+        os.replace(path, path.with_name("latest.pt.damaged"))
 
 
 class Damaged(UsageError):

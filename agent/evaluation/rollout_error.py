@@ -249,8 +249,7 @@ def value_errors(
 def mean_actions(behavior: ActorCritic, taken: Tensor, row: Tensor) -> Callable[[Tensor], Tensor]:
     """The policy of a recording from rows (B,) of its episodes on, at which the last actions were `taken` (B, A): the
     actor decides at every `behavior.jump`-th row."""
-    held, at = taken, row
-    jump = 1 if behavior.cfg.plans else behavior.cfg.jump
+    held, at, jump = taken, row, behavior.cfg.jump
 
     def act(feat: Tensor) -> Tensor:
         nonlocal held, at

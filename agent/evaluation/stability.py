@@ -81,7 +81,7 @@ def stability_report(
     # Dreams of half an episode may start anywhere in the other half; longer ones would all start at its beginning.
     horizon = min(steps, (int(episodes.length.max()) - context_rows(episodes)) // 2)
     if horizon < 1:
-        raise UsageError("the recorded episodes are too short to predict anything: a prediction needs three rows or more")
+        raise UsageError("the recorded episodes are too short for a prediction, which needs three rows or more")
     with torch.random.fork_rng(), exit_rule(world, ExitRule()):
         torch.manual_seed(seed)
         bounds = attacked_bounds(world, batch_of(episodes), loops, points, attack_steps)

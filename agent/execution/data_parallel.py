@@ -93,10 +93,15 @@ class DataParallel(Eager):
             self.connection.send((agent.getvalue(), seed + rank if random is None else random.numpy()), rank)
 
     def state_dict(self) -> dict[str, Any]:
-        if self.workers and not self.broken:
-            for worker in range(1, self.processes):
-                self.connection.send(("random",), worker)
-            self.random_states = [torch.from_numpy(state) for state in self.connection.gather(None)[1:]]
+        """The workers' random numbers; those of the last checkpoint where a worker has ended, which the next update
+        reports."""
+        if isinstance(self.ranks, ProcessRanks) and not self.broken:
+            self.broken = True
+            with suppress(RankLost):
+                for worker in range(1, self.processes):
+                    self.ranks.send(("random",), worker)
+                self.random_states = [torch.from_numpy(state) for state in self.ranks.gather(None)[1:]]
+                self.broken = False
         return {"random": self.random_states}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:

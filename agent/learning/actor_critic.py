@@ -77,6 +77,8 @@ class BehaviorConfig:
             raise ValueError("--behavior.decisions expansion learns by reinforce: leave --behavior.actor-gradient out")
         if not self.plans and (self.plan_candidates, self.plan_horizon) != (CANDIDATES, PLANNED):
             raise ValueError(f"--behavior.decisions {self.decisions} plans nothing: give plan or both")
+        if self.plans and self.jump > 1:
+            raise ValueError("plans hold no actions: leave --behavior.jump out, or give --behavior.decisions actor")
 
     @property
     def plans(self) -> bool:

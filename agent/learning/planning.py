@@ -92,12 +92,15 @@ def plan(
 def use_plan(behavior: ActorCritic, candidates: int, horizon: int | None) -> None:
     """Let an agent plan with so many candidates, as many steps ahead as it is configured to where horizon is None.
 
+    Plans are of single decisions, also those of an agent that holds its actions (`--behavior.jump`).
+
     Raises ValueError where its actions are choices, and for numbers that `BehaviorConfig` refuses.
     """
     if candidates and behavior.spec.discrete:
         raise ValueError("--plan plans continuous actions, and this task's are choices: leave it out")
     steps = behavior.cfg.plan_horizon if horizon is None else horizon
     if candidates:
-        behavior.cfg = replace(behavior.cfg, decisions="plan", plan_candidates=candidates, plan_horizon=steps)
+        single = replace(behavior.cfg, jump=1)
+        behavior.cfg = replace(single, decisions="plan", plan_candidates=candidates, plan_horizon=steps)
     else:
         behavior.cfg = behavior.cfg.without_plans()

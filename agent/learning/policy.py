@@ -86,8 +86,8 @@ class Policy(nn.Module):
 
     @property
     def holds_actions(self) -> bool:
-        """Whether acting decides at every `jump`-th decision alone. Plans are of single decisions, and are not held."""
-        return self.behavior.cfg.jump > 1 and not self.behavior.cfg.plans
+        """Whether acting decides at every `jump`-th decision alone."""
+        return self.behavior.cfg.jump > 1
 
     def hold(self, action: Tensor, memory: Memory, is_first: Tensor) -> tuple[Tensor, Tensor | None]:
         """-> the action (E, A) to take, and for how many decisions more (E,).

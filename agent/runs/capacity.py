@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from agent.data.checkpoint import tensor_bytes
 from agent.errors import UsageError
 from agent.numbers import byte_size
 from agent.runs.config import Config
@@ -46,20 +49,20 @@ def row_bytes(config: Config, spaces: Spaces) -> tuple[int, int]:
     return 4 * vectors + flags + deter + stoch + priority, images
 
 
-def check_capacity(config: Config, spaces: Spaces, repeat: int, resumed: bool = False) -> None:
+def check_capacity(config: Config, spaces: Spaces, repeat: int, saved: Mapping[str, Any] | None = None) -> None:
     """Raise UsageError, with a number of rows that fits, where the replay needs more than is free.
 
-    resumed: the run goes on, with the replay that it has.
+    saved: the checkpoint from which the run goes on, whose replay is in memory already, until it is loaded.
     """
     rows, (vector, image) = rows_held(config, repeat), row_bytes(config, spaces)
     folder = Path(config.run_dir or "runs")
-    memory, disk = available_memory(), _free_on_disk(folder)
+    memory, disk = available_memory() + tensor_bytes((saved or {}).get("replay")), _free_on_disk(folder)
     needs = {"memory": (IN_MEMORY * vector, memory), "disk": (ON_DISK * vector + image, disk)}
     for name, (size, free) in needs.items():
         if rows * size <= free:
             continue
         told = f"the replay of {rows:,} rows needs {byte_size(rows * size)} of {name} and {byte_size(free)} are free"
-        if resumed:
+        if saved:
             raise UsageError(f"{told}: free some, or go on with the run on a machine that has more")
         fits = _rounded(min(SHARE * free / size for size, free in needs.values()))
         if fits < (config.train.length + 1) * config.train.envs:
@@ -76,7 +79,7 @@ def _rounded(rows: float) -> int:
 def _free_on_disk(folder: Path) -> float:
     """Free bytes where the folder is or will be, with what its replay and checkpoints occupy already."""
     try:
-        kept = [path for part in ("replay", "checkpoints") for path in folder.glob(f"{part}/*") if path.is_file()]
+        kept = [path for part in ("replay", "checkpoints") for path in (folder / part).rglob("*") if path.is_file()]
         occupied = sum(getattr(path.stat(), "st_blocks", 0) * 512 for path in kept)
         here = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
         return float(shutil.disk_usage(here).free + occupied)

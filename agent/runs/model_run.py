@@ -12,6 +12,7 @@ from agent.errors import NonFiniteError, UsageError
 from agent.execution import make_execution
 from agent.runs.config import Config
 from agent.runs.folder import claimed
+from agent.runs.notes import unused_options
 from agent.runs.run import make_agent, open_run
 from agent.runtime import keep_memory, seed_everything, set_threads
 from agent.training.offline import OfflineTrainer, check_lengths
@@ -51,7 +52,7 @@ def train_model(config: Config, task: str, slug: str, device: torch.device) -> i
         run.meta.update(core={"params": params, "flops": flops})
         print(f"task         {task}, {updates:,} updates of the world model on {config.dataset}")
         print(f"core         {config.model.core}, {params:,} parameters, {flops:,.0f} operations per step")
-        print(f"run folder   {folder}")
+        print("\n".join([f"run folder   {folder}", *unused_options(config)]))
         try:
             trainer.run()
         except NonFiniteError as error:

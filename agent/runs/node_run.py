@@ -126,6 +126,12 @@ def source_fingerprint() -> str:
     return digest.hexdigest()
 
 
+def reading_order(path: Path) -> tuple[bool, bool, bool, Path]:
+    """Key of the order in which the files of a run at work are read: checkpoints, then the images that they count on,
+    then their counters. Images that were overwritten in between are then known to be lost. Written in reverse."""
+    return path.suffix == ".count", path.suffix == ".images", "checkpoints" not in path.parts, path
+
+
 def pack(*paths: Path) -> bytes:
     """Files and folders side by side, as a compressed archive. What is deleted meanwhile is left out.
 
@@ -135,7 +141,7 @@ def pack(*paths: Path) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
         archive.dereference = True
         for top in paths:
-            for path in [top, *sorted(top.rglob("*"))] if top.is_dir() else [top]:
+            for path in [top, *sorted(top.rglob("*"), key=reading_order)] if top.is_dir() else [top]:
                 name = str(path.relative_to(top.parent))
                 if path.is_dir():
                     archive.addfile(archive.gettarinfo(path, name))
@@ -167,11 +173,11 @@ def unpack(content: bytes, folder: Path) -> None:
                 else:
                     archive.extract(member, place, filter="data")
         for path in sorted(place.rglob("*")):
-            target = folder.parent / path.relative_to(place)
             if path.is_dir():
-                target.mkdir(exist_ok=True)
-            else:
-                os.replace(path, target)
+                (folder.parent / path.relative_to(place)).mkdir(exist_ok=True)
+        for path in sorted(place.rglob("*"), key=reading_order, reverse=True):
+            if not path.is_dir():
+                os.replace(path, folder.parent / path.relative_to(place))
     finally:
         shutil.rmtree(place, ignore_errors=True)
 

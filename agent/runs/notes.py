@@ -8,7 +8,7 @@ import torch
 
 from agent.errors import UsageError
 from agent.runs.config import Config
-from agent.runs.presets import FIRST_ACTIONS
+from agent.runs.presets import FIRST_ACTIONS, unused
 from agent.spaces import Spaces
 
 
@@ -44,12 +44,18 @@ def headline(config: Config, task: Task) -> str:
     return f"{task}, {config.train.steps:,} {task.unit}{limit}, {repeat}"
 
 
+def unused_options(config: Config) -> list[str]:
+    """A line where options were given that this kind of training does not look at."""
+    of = "a world model alone has --offline.*" if config.model_only else "they are of --model-only"
+    return [f"unused       {words}: {of}" for words in [unused(config)] if words]
+
+
 def notes(
     config: Config, spaces: Spaces, device: torch.device, episode_limit: int | None, cannot_draw: str | None,
     ranks: int = 1,
 ) -> list[str]:  # fmt: skip
     """Lines about what the person might not expect. episode_limit: where the task names none of its own."""
-    lines = []
+    lines = unused_options(config) if config.agent == "dreamer" else []
     if ranks > 1:
         train = config.train
         share = f"{train.envs} of {ranks * train.envs} environments, {train.batch // ranks} of {train.batch} sequences"

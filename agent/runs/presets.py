@@ -79,12 +79,28 @@ def preset(name: str) -> Config:
 FIRST_ACTIONS = 100
 
 
+ACTING = (
+    "train.envs", "train.prefill", "train.ratio", "train.replay_rows", "train.save_every", "train.on_bad_step",
+    "train.lives_end",
+)  # fmt: skip
+"""What only agents have that learn a world model and act."""
+
+
 def check_baseline(config: Config) -> None:
     """Raise UsageError where a baseline was given settings that it would not look at."""
-    names = ["envs", "prefill", "ratio", "batch", "length", "replay_rows", "sampling", "slice", "save_every"]
-    names += ["on_bad_step", "lives_end"]
-    unused = ("model.", "behavior.", "optimizer.", "offline.", *(f"train.{name}" for name in names))
-    given = [name for name in differences(to_dict(preset(config.preset)), to_dict(config)) if name.startswith(unused)]
-    if given:
-        words = ", ".join(map(option, given))
+    learning = (f"train.{name}" for name in ("batch", "length", "sampling", "slice"))
+    if words := given(config, "model.", "behavior.", "optimizer.", "offline.", *learning, *ACTING):
         raise UsageError(f"--agent {config.agent} has its own settings and knows nothing of {words}: leave that out")
+
+
+def unused(config: Config) -> str:
+    """The options that were given, and at which a world model alone, or an agent, does not look; empty for none."""
+    if not config.model_only:
+        return given(config, "offline.")
+    return given(config, "train.steps", "train.eval_every", "train.log_every", "eval.", *ACTING)
+
+
+def given(config: Config, *names: str) -> str:
+    """The options of these names, or that begin with them, that differ from the preset's; empty where none does."""
+    changed = differences(to_dict(preset(config.preset)), to_dict(config))
+    return ", ".join(option(name) for name in changed if name.startswith(names))

@@ -105,6 +105,8 @@ def dealt(saved: Mapping[str, Any], rank: int, size: int, envs: int, length: int
     if ends.shape[1]:
         ends[:, -1] = True
     rows["is_first"] = rows["is_first"] | begins
+    for name in ("is_last", "is_terminal"):  # of a first row: the end of an episode whose other rows are gone
+        rows[name] = rows[name] & ~begins
     rows["is_last"] = rows["is_last"] | (ends & ~rows["is_first"])
     rows["reward"] = rows["reward"].masked_fill(begins, 0.0)
     rows["prev_action"] = rows["prev_action"].masked_fill(begins[..., None], 0.0)

@@ -39,7 +39,7 @@ def add_recorded(replay: ReplayBuffer, dataset: Dataset, agent: Dreamer) -> int:
         raise UsageError(f"the data set has {len(rows['reward'])} rows, too few for {envs} environments: give fewer")
     begin = len(rows["reward"]) - each * envs
     pieces = {name: value[begin:].reshape(envs, each, *value.shape[1:]).copy() for name, value in rows.items()}
-    pieces["is_last"][:, -1] = True
+    pieces["is_last"][:, -1] |= ~pieces["is_first"][:, -1]  # no row is both
     for name, value in cut(pieces).items():
         pieces[name][:, 0] = value
     whole = {name: value.reshape(envs * each, *value.shape[2:]) for name, value in pieces.items()}

@@ -75,6 +75,13 @@ def open_part(
     return saved
 
 
+def forget_replay(*saved: dict[str, Any] | None) -> None:
+    """Let go of the replay in checkpoints, once it is loaded: it would take as much memory again for the whole run."""
+    for each in saved:
+        if each is not None:
+            each.pop("replay", None)
+
+
 def check_trainer(mine: Mapping[str, Any], replay: ReplayBuffer, plan_horizon: int) -> None:
     """Raise an error of some kind where the trainer could not go on from its part of a checkpoint."""
     restore_random_states(mine["random"])

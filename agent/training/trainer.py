@@ -103,6 +103,8 @@ class Trainer:
         due_log, due_save = Every(cfg.log_every, self.step), Every(cfg.save_every, self.step)
         due_eval = Every(cfg.eval_every, self.evaluations.tried)
         self.monitor.start(self.step)
+        if self.step and not self.stepper.asynchronous:
+            self.learn()  # what a signal left undone, before anything else draws random numbers
         if self.step and due_eval(self.step) and self.progress(self.step) < 1.0:
             self.evaluate_between()  # the process was killed in it
         if self.progress(self.step) < 1.0:  # it may have been killed in the final evaluation
