@@ -107,3 +107,12 @@ def moving_square(steps: int = 6, side: int = 16) -> np.ndarray:
     for t in range(steps):
         frames[t, :, 2 * t : 2 * t + 2] = 255
     return frames
+
+
+def step_of(core, *args, compact, **options):
+    """`core.adaptive_step`, in which finished samples are taken out, or frozen in place as on a GPU."""
+    core.static_shapes = not compact
+    try:
+        return core.adaptive_step(*args, **options)
+    finally:
+        core.static_shapes = False

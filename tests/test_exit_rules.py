@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from small import core_input, gradients, make_batch, make_core, make_world, observe, random_state, world_loss
+from small import core_input, gradients, make_batch, make_core, make_world, observe, random_state, step_of, world_loss
 
 from world_model.controls.exit_rules import Acceleration, PaperGate, PriorKL, RandomExit, Residual
 from world_model.exits import RULES, HaltingBatch, HaltingState, make_rule
@@ -35,7 +35,7 @@ def exiting(name, **settings):
 
 def adaptive_step(core, deter, inputs, compact, cap=8):
     torch.manual_seed(3)
-    return core.adaptive_step(deter, inputs, core.prepare(), cap, log_prior=log_prior, compact=compact)
+    return step_of(core, deter, inputs, core.prepare(), cap, log_prior=log_prior, compact=compact)
 
 
 @pytest.mark.parametrize("name", EARLY)

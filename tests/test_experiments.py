@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from small import core_input, forward_at, make_batch, make_core, make_world, observe, random_state, world_loss
+from small import core_input, forward_at, make_batch, make_core, make_world, observe, random_state, step_of, world_loss
 
 from experiments.exit_rules import Forecast, Lookahead
 from experiments.memoryless import MemorylessCore
@@ -43,7 +43,7 @@ def test_compacted_and_frozen_samples_agree(name):
     core = exiting(name)
     deter, inputs = core_input(core, 32)
     (compact, a), (frozen, b) = (
-        core.adaptive_step(deter, inputs, core.prepare(), 8, compact=compact) for compact in (True, False)
+        step_of(core, deter, inputs, core.prepare(), 8, compact=compact) for compact in (True, False)
     )
     assert len(a.depth.unique()) >= 2
     assert torch.equal(a.depth, b.depth)

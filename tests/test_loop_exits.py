@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small import core_input, exit_bias, forward_at, make_core
+from small import core_input, exit_bias, forward_at, make_core, step_of
 
 from world_model.looped import LoopedCore
 
@@ -22,7 +22,7 @@ def test_an_adaptive_step_of_fixed_depth_equals_forward(compact):
     deter, inputs = core_input(core, 5)
     dynamics = core.prepare()
     for loops in (None, 1, 4):
-        result, stats = core.adaptive_step(deter, inputs, dynamics, loops, compact=compact)
+        result, stats = step_of(core, deter, inputs, dynamics, loops, compact=compact)
         ran = loops or 3
         assert torch.allclose(result, core(deter, inputs, ran, dynamics)[0], atol=1e-6)
         assert stats.depth.tolist() == [ran] * 5
@@ -33,8 +33,8 @@ def test_compacted_and_frozen_exits_agree():
     core = spread_exits(make_core(double=True))
     deter, inputs = core_input(core, 32)
     dynamics = core.prepare()
-    compact, a = core.adaptive_step(deter, inputs, dynamics, 8, compact=True)
-    frozen, b = core.adaptive_step(deter, inputs, dynamics, 8, compact=False)
+    compact, a = step_of(core, deter, inputs, dynamics, 8, compact=True)
+    frozen, b = step_of(core, deter, inputs, dynamics, 8, compact=False)
     assert len(a.depth.unique()) >= 3
     assert torch.equal(a.depth, b.depth)
     assert torch.allclose(compact, frozen, atol=1e-12)
@@ -61,7 +61,7 @@ def test_loop_stats_have_one_residual_per_loop_and_zeros_after_the_exit():
     deter, inputs = core_input(core, 32)
     dynamics = core.prepare()
     for compact in (True, False):
-        _, stats = core.adaptive_step(deter, inputs, dynamics, 8, compact=compact)
+        _, stats = step_of(core, deter, inputs, dynamics, 8, compact=compact)
         assert stats.depth.shape == (32,)
         assert stats.residual.shape == (32, 8)
         ran = torch.arange(8) < stats.depth[:, None]
@@ -78,7 +78,7 @@ def test_all_samples_can_exit_after_the_first_loop(compact):
     core = exit_bias(make_core(), -5.0)
     deter, inputs = core_input(core, 4)
     dynamics = core.prepare()
-    result, stats = core.adaptive_step(deter, inputs, dynamics, 6, compact=compact)
+    result, stats = step_of(core, deter, inputs, dynamics, 6, compact=compact)
     assert stats.depth.tolist() == [1] * 4
     assert torch.allclose(result, core(deter, inputs, 1, dynamics)[0], atol=1e-6)
 
@@ -89,7 +89,7 @@ def test_max_loops_may_exceed_the_training_depth(compact):
     deter, inputs = core_input(core, 4)
     dynamics = core.prepare()
     beyond = 3 * core.cfg.train_cap
-    result, stats = core.adaptive_step(deter, inputs, dynamics, beyond, compact=compact)
+    result, stats = step_of(core, deter, inputs, dynamics, beyond, compact=compact)
     assert stats.depth.tolist() == [beyond] * 4
     assert torch.allclose(result, core(deter, inputs, beyond, dynamics)[0], atol=1e-5)
     assert core.adaptive_step(deter, inputs, dynamics)[1].depth.tolist() == [core.cfg.train_cap] * 4
@@ -131,10 +131,10 @@ def test_a_row_does_not_depend_on_its_batch(tokens, compact):
     core = spread_exits(make_core(double=True, tokens=tokens))
     deter, inputs = core_input(core, 64)
     dynamics = core.prepare()
-    together, stats = core.adaptive_step(deter, inputs, dynamics, 8, compact=compact)
+    together, stats = step_of(core, deter, inputs, dynamics, 8, compact=compact)
     assert len(stats.depth.unique()) >= 2
     for row in range(64):
         one = slice(row, row + 1)
-        alone, own = core.adaptive_step(deter[one], inputs[one], dynamics, 8, compact=compact)
+        alone, own = step_of(core, deter[one], inputs[one], dynamics, 8, compact=compact)
         assert own.depth.item() == stats.depth[row].item()
         assert torch.allclose(alone[0], together[row], atol=1e-11)

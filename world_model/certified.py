@@ -160,7 +160,7 @@ class CertifiedLoop(nn.Module):
         return torch.lerp(y, other, mixing.share)
 
     def flops(self) -> float:
-        """Operations of one loop for one state of N tokens, without those on e, which run once."""
+        """Operations of one loop for one token, without those on e, which run once, and without P V."""
         return 2.0 * sum(weight.numel() for name, weight in self.named_parameters(recurse=False) if weight.dim() > 1)
 
 

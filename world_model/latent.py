@@ -1,4 +1,4 @@
-"""The latent state: N deterministic tokens carried by the looped core, and S categorical variables."""
+"""The latent state: N deterministic tokens carried by the looped core, and S groups of K numbers; categoricals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LatentState(NamedTuple):
     """What the world model knows at one moment.
 
     deter  (..., N, D)  tokens of the looped core
-    stoch  (..., S, K)  one-hot samples, with straight-through gradients where they were sampled with gradient
+    stoch  (..., S, K)  a sample of the latents (`latents.py`): one-hot, with straight-through gradients, by default
     """
 
     deter: Tensor

@@ -26,9 +26,6 @@ LARGEST_STD = 10.0
 class Latents(ABC):
     """The interface. Networks give S*P numbers, of which `distribution` makes the distribution of a state's latents."""
 
-    onehot = False
-    """Whether a sample is told by its class."""
-
     def __init__(self, groups: int, classes: int):
         self.groups, self.classes = groups, classes
 
@@ -60,17 +57,17 @@ class Latents(ABC):
 
     @abstractmethod
     def level(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Uniform random numbers for (*shape) states, of which `draw` makes samples by the inverse distribution."""
+        """Uniform random numbers for (*shape) states, which `draw` turns into samples through the inverse of the
+        cumulative distribution (inverse-CDF sampling)."""
 
     @abstractmethod
     def draw(self, distribution: Tensor, level: Tensor | None) -> Tensor:
-        """(..., S, P) -> (..., S, K) samples at `level`, or the most probable ones with None."""
+        """(..., S, P) -> (..., S, K): samples of the uniform numbers `level`; with None the mode, or of gaussian latents
+        the mean. Simplicial latents are the distribution, whatever `level` is."""
 
 
 class Categorical(Latents):
     """One-hot samples with straight-through gradients. The form of `kl` are log-probabilities."""
-
-    onehot = True
 
     @property
     def size(self) -> int:
@@ -101,8 +98,6 @@ class Categorical(Latents):
 
 class Simplicial(Categorical):
     """Points of a simplex: what a categorical variable would be drawn from."""
-
-    onehot = False
 
     @property
     def squared_norm(self) -> float:

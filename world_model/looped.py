@@ -38,7 +38,7 @@ from world_model.ranges import ABOVE_ZERO, AT_LEAST_ONE, require
 from world_model.retention import Dynamics, Retention
 
 LONGEST_MEMORY = 20.0
-"""Time constant of the slowest channels of the outer gate at initialisation, in environment steps."""
+"""Time constant of the slowest channels of the outer gate at initialisation, in actions."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class LoopConfig:
     units: int = 128
     """Width of the prelude's hidden layer; in the control gru, of its three input layers."""
     mean_loops: float = 2.0
-    """Mean of the Poisson distribution of training depths, which are cut off at 1 and at twice the mean."""
+    """Mean of the Poisson distribution of training depths, which are clamped to 1 and twice the mean."""
     depth: Literal["update", "fixed"] = "update"
     """Training depth: Poisson-sampled once per update, or always the mean."""
     retention: Literal["constrained", "free"] = "constrained"
@@ -90,12 +90,12 @@ class LoopConfig:
 
     @property
     def usual_loops(self) -> float:
-        """Mean number of loops in training."""
+        """Mean number of loops in training, before depths are clamped (2 becomes 2.06, 1 becomes 1.26)."""
         return round(self.mean_loops) if self.depth == "fixed" else self.mean_loops
 
     @property
     def train_cap(self) -> int:
-        """Most loops that training ever runs."""
+        """Most loops of the world-model loss. Imagination runs up to `run_cap`."""
         return round(self.mean_loops) if self.depth == "fixed" else round(2 * self.mean_loops)
 
     @property
@@ -200,15 +200,13 @@ class LoopedCore(GatedCore):
 
     def adaptive_step(
         self, deter: Tensor, inputs: Tensor, prepared: Dynamics, max_loops: int | None = None, *,
-        log_prior: LogPrior | None = None, compact: bool | None = None,
+        log_prior: LogPrior | None = None,
     ) -> tuple[Tensor, LoopStats]:  # fmt: skip
-        """Loop each sample until the exit rule stops it, at most `max_loops` times.
-
-        compact takes finished samples out of the computation (default on CPU); otherwise they are frozen in place,
-        which keeps shapes static. Both give the same result.
-        """
+        """deter (B, N, D), inputs (B, S*K + C) -> next deter. Each sample loops until the exit rule stops it, at most
+        `max_loops` times (None: `run_cap`). On a CPU finished samples are taken out of the computation; elsewhere, or
+        with `static_shapes`, they are frozen in place. Both give the same result."""
         cap = max_loops or self.cfg.run_cap
-        compact = not (deter.is_cuda or self.static_shapes) if compact is None else compact
+        compact = not (deter.is_cuda or self.static_shapes)
         e, gate = self.prelude(deter, inputs)  # (B, N, D) each
         injected, memory = self.inject(e, prepared), self.rule.begin(e.detach(), cap)
 

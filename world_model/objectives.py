@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from world_model.averages import Average, alone, moments
 from world_model.nets import MLP, linear
 
-OBJECTIVES = ("reconstruct", "redundancy", "sigreg")
-
 REDUNDANCY_SCALE = 0.05
 """Weight of the objective redundancy."""
 REDUNDANCY_OFF = 5e-4

@@ -2,9 +2,9 @@
 
     B  batch (sequences)              N  tokens of the deterministic state    R  loops
     T  rows of a sequence             D  width of a token                     A  size of an action
-    H  imagined steps (horizon)       S  categorical latents (groups)         U  hidden units
-    O  size of a vector observation   K  classes of each latent               F  features of a state, N*D + S*K
-    J  longest jump, in decisions     P  numbers of a latent's distribution: K, or 2K of gaussian ones
+    H  imagined steps (horizon)       S  groups of latents                    U  hidden units
+    O  size of a vector observation   K  classes (numbers) of each            F  features of a state, N*D + S*K
+    J  longest jump, in decisions     P  numbers of a group's distribution    C  the core's input of an action
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 
     obs {name: (B, T, O) or (B, T, height, width, C)}, prev_action (B, T, A), the rest (B, T). is_terminal: the episode
     terminated here; is_last: or was truncated. start: the state before the first row; None: the learned first state.
-    span (B, T): number of decisions of each row, where rows are jumps; prev_action is then (B, T, J, A).
+    span (B, T): number of decisions of each row, where rows are jumps: prev_action is (B, T, J, A), reward discounted.
     """
 
     obs: dict[str, Tensor]
@@ -86,7 +86,7 @@ class Rollout(NamedTuple):
     states    s_0 .. s_H       (B, H+1, ...)   s_0 is a posterior, detached by the caller
     actions   a_0 .. a_{H-1}   (B, H, A)       a_k sampled at s_k; (B, H, k, A) where given for jumps of k decisions
     rewards   r_1 .. r_H       (B, H)          predicted from s_{k+1}
-    continues c_1 .. c_H       (B, H)          predicted from s_{k+1}; gamma belongs to the lambda-return
+    continues c_1 .. c_H       (B, H)          predicted from s_{k+1}; gamma (of a jump gamma^k): see lambda_return
     loops     depth (B, H) and residual (B, H, R)
     alive     (B,)             1 - is_terminal of the start row
     feat      (H+1, B, F)      features of s_0 .. s_H, time first: all but the first or last need no copy

@@ -36,12 +36,8 @@ class Eager:
         The states are good until the next update. Raises NonFiniteError, on every rank, before any weight is moved.
         """
         (depth,) = self.ranks.agree(self.agent.begin_update(progress))
-        return self.compute(batch, int(depth))
-
-    def compute(self, batch: Batch, depth: int) -> Update:
-        """The update at a given depth, with layers fused where they can be."""
         with fused_layers():
-            return self.agent.update(batch, depth, self)
+            return self.agent.update(batch, int(depth), self)
 
     # ------------------------------------------------------------------ inside of `Dreamer.update`
 

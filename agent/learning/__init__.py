@@ -1,1 +1,1 @@
-"""The algorithm: networks, losses, one update. No files, no processes, no printing."""
+"""The algorithm: networks, losses, one update. No processes, no printing, and files in `Dreamer.load` alone."""

@@ -87,7 +87,7 @@ class Dreamer:
     # ------------------------------------------------------------------ learning
 
     def update(self, batch: Batch, depth: int, execution: Execution) -> Update:
-        """One update of everything on (B, T) rows: DreamerV3's, with `depth` loops of the core in every row.
+        """One update of everything on (B, T) rows: DreamerV3's, with the `depth` loops that `begin_update` has drawn.
 
         Where processes share a batch, B is this one's share, and all take the same optimiser step.
         Raises NonFiniteError, before any weight is moved, when a loss or a gradient is not finite.
@@ -97,7 +97,7 @@ class Dreamer:
         for adam in self.optimizers.values():
             adam.gradient.zero_()
 
-        # World model: posterior states along the rows, reconstruction, reward, continue and KL losses, exit gate.
+        # World model: posterior states along the rows, observation, reward, continue and KL losses, exit rule.
         posterior = world.observe_sequence(batch, depth)
         world_loss, metrics = world.loss(posterior, batch, execution.average)
         clock.lap("world_model")
@@ -171,7 +171,7 @@ class Dreamer:
             adam.skip_step_where(bad)
 
     def begin_update(self, progress: float) -> int:
-        """Before every update: learning rates and image weight for a share `progress` of the run; returns the depth."""
+        """Before every update: set rates and image weight for a share `progress` of the run; returns the depth."""
         depth = self.world.sample_depth()
         self.world.observation_model.anneal(self.updates)
         self.updates += 1

@@ -55,8 +55,8 @@ def clock() -> float:
 class Progress:
     """The share of a run that is behind us: of its steps or, with a limit of `minutes`, of its time.
 
-    Whichever is larger counts. seconds: what earlier parts of the run took, for one that goes on. A part of the run
-    is `over_for_now` after `slice_minutes`, if they are not 0. now() is the clock, in seconds.
+    Whichever is larger counts. A part of the run is `over_for_now` after `slice_minutes`. 0 minutes are no limit.
+    now() is the clock, in seconds.
     """
 
     def __init__(self, steps: int, minutes: float, slice_minutes: float = 0.0, now: Callable[[], float] = clock):

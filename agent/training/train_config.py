@@ -48,7 +48,8 @@ class TrainConfig:
     """A reward or observation that is not finite: stop, with everything before it saved, or skip the row, so that the
     episode ends before it, truncated."""
     threads: int = 0
-    """Threads inside one operation on CPU; 0 = one or two, whichever is faster at the start."""
+    """Threads inside one operation on CPU; 0 = one or two, whichever is faster at the start, and one where several
+    processes share an update."""
 
     def __post_init__(self) -> None:
         least_one = dict.fromkeys(("steps", "envs", "batch", "length", "log_every"), AT_LEAST_ONE)

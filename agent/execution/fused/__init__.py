@@ -3,7 +3,8 @@
     *.cpp, vectors.h, build   the kernels, compiled for this processor at the first start
     scope                     when layers are fused, and for which weights
     functions, values, gru    kernels as differentiable functions: layers, loops, samples, two-hot values, a GRU's step
-    scan, dream               whole scans along a batch and whole dreams, as one such function each
+    scan, dream               whole scans along a batch and whole dreams, as one such function each; the loops of a
+    scan_loops, dream_gradient    step in them, and the gradient of a dream
     networks, behavior, world subclasses of the plain modules that use them
     modules                   what becomes what
 """
