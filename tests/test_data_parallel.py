@@ -156,14 +156,14 @@ def test_a_loss_that_is_not_finite_on_one_rank_raises_on_all_and_moves_no_weight
 def test_a_rank_that_ends_is_noticed_at_once():
     def work(ranks):
         assert ranks.gather({"rank": ranks.rank}) == [{"rank": number} for number in range(3) if ranks.rank == 0]
-        assert ranks.share("folder" if ranks.rank == 0 else None) == "folder"
-        assert ranks.table([ranks.rank]) == [[0.0], [1.0], [2.0]]
+        assert ranks.broadcast_object("folder" if ranks.rank == 0 else None) == "folder"
+        assert ranks.all_gather([ranks.rank]) == [[0.0], [1.0], [2.0]]
         if ranks.rank == 2:
             del ranks.group  # its connections close
             return None
         began = time.monotonic()
         with pytest.raises(RankLost, match="killed, or out of memory"):
-            list(iter(lambda: ranks.table([0.0]), None))  # messages without an end
+            list(iter(lambda: ranks.all_gather([0.0]), None))  # messages without an end
         return time.monotonic() - began
 
     first, second, _ = together(3, work)

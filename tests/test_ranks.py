@@ -262,10 +262,10 @@ def test_images_are_dealt_out_too(tmp_path, later):
     def work(ranks):
         place = {"first": ranks.rank, "rings": 2, "exists": ranks.rank > 0}
         if ranks.rank:
-            ranks.agree(0.0)
+            ranks.barrier()
         replay = filled(1, 0, 20, ranks.rank, True, tmp_path / "replay/2-ranks", **place)
         if not ranks.rank:
-            ranks.agree(0.0)
+            ranks.barrier()
         full = filled(1, 33, 20, ranks.rank, True, tmp_path / "replay/2-ranks", **{**place, "exists": True})
         assert replay.length == full.length
         return full

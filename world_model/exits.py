@@ -100,8 +100,8 @@ class Gate(ExitRule):
     def __init__(self, flat: int, cap: int, threshold: float | None = None):
         super().__init__()
         self.threshold = 0.05 if threshold is None else threshold
-        # At first it says "another loop" while the last one moved the state by more than threshold / (20 threshold + 0.2)
-        # of its size: 4.2 % at 0.05.
+        # At first it says "another loop" while the last one moved the state by more than this share of its size:
+        # threshold / (20 threshold + 0.2), 4.2 % at 0.05.
         self.state = linear(flat, 1, bias=True, scale=0.0)
         self.change = linear(flat, 1, scale=0.0)
         with torch.no_grad():

@@ -57,13 +57,12 @@ class Latents(ABC):
 
     @abstractmethod
     def level(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Uniform random numbers for (*shape) states, which `draw` turns into samples through the inverse of the
-        cumulative distribution (inverse-CDF sampling)."""
+        """Uniform random numbers for (*shape) states, of which `draw` makes samples (inverse-CDF sampling)."""
 
     @abstractmethod
     def draw(self, distribution: Tensor, level: Tensor | None) -> Tensor:
-        """(..., S, P) -> (..., S, K): samples of the uniform numbers `level`; with None the mode, or of gaussian latents
-        the mean. Simplicial latents are the distribution, whatever `level` is."""
+        """(..., S, P) -> (..., S, K): samples of the uniform numbers `level`, with None the mode (of gaussian latents
+        the mean). Simplicial latents are the distribution, whatever `level` is."""
 
 
 class Categorical(Latents):

@@ -1,6 +1,6 @@
 """Where a loop goes when it is not stopped: the orbit of each sample under one input, far beyond the training depth.
 
-Symbols as in `types.py`; R loops, M samples, F = N * D numbers of a state.
+Symbols as in `types.py`; R loops, M samples.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KINDS = ("fixed point", "cycle", "drift", "unsettled")
 
 
 class Orbits(NamedTuple):
-    """states (R+1, M, F); kind (M,): index into KINDS; period (M,): of a cycle, else 0.
+    """states (R+1, M, N*D); kind (M,): index into KINDS; period (M,): of a cycle, else 0.
 
     fixed point  the last loop moved the state by less than SETTLED of its norm
     cycle        the state is back where it was `period` loops ago
@@ -51,7 +51,7 @@ def orbits(f: StateMap, points: Points, loops: int = LOOPS) -> Orbits:
 
 
 def classify(states: Tensor) -> tuple[Tensor, Tensor]:
-    """Orbits (R+1, M, F) -> kind and period (M,)."""
+    """Orbits (R+1, M, N*D) -> kind and period (M,)."""
     end, longest = states[-1], min(LONGEST_PERIOD, len(states) - 1)
     back = torch.stack([(end - states[-1 - lag]).norm(dim=1) for lag in range(1, longest + 1)])  # (lags, M)
     returned = back <= SETTLED * end.norm(dim=1).clamp(min=1e-12)

@@ -1,6 +1,6 @@
 """What a loop does: where its orbit goes, and what the state after each loop says.
 
-Symbols: M samples, R loops of an orbit, N tokens, D width, F = N * D.
+Symbols: M samples, R loops of an orbit, N tokens, D width.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from world_model.orbits import LOOPS, Orbits, orbits, spectral_radius
 @dataclass(frozen=True)
 class Anatomy:
     """loops: one row for each loop; orbits: share of each kind, `periods` of cycles; radius (M,): spectral radius where
-    the orbit ends; moving (R, F): mean |change| of each channel by loop; reference: the depth that others are compared
-    with, the deepest of training."""
+    the orbit ends; moving (R, N*D): mean |change| of each channel by loop; reference: the depth that others are
+    compared with, the deepest of training."""
 
     loops: list[Row]
     orbits: dict[str, float]
@@ -89,7 +89,7 @@ def anatomy(
         torch.manual_seed(seed)
         found = Samples(world, recording, samples, max(loops, world.cfg.loop.train_cap))
         radius = spectral_radius(found.f, found.at_the_end())
-    change = found.orbits.states.diff(dim=0)  # (R, M, F)
+    change = found.orbits.states.diff(dim=0)  # (R, M, N*D)
     norm = found.orbits.states[1:].norm(dim=2)  # (R, M)
     away = (found.orbits.states[1:] - found.orbits.states[-1]).norm(dim=2) / norm[-1]  # (R, M)
     tokens = change.unflatten(2, found.deter.shape[1:]).square().sum(3)  # (R, M, N)
@@ -114,7 +114,7 @@ def anatomy(
 
 
 def participation(energy: Tensor) -> float:
-    """(M, F) squared changes -> how many of the F take part, as a share: 1 where all are equal, 1/F where one moves."""
+    """(M, N*D) squared changes -> how many take part, as a share: 1 where all are equal, 1/(N*D) where one moves."""
     total = energy.sum(1).square() / energy.square().sum(1).clamp(min=1e-300)
     return float((total / energy.shape[1]).mean())
 

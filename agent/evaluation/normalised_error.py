@@ -2,7 +2,7 @@
 
 Images make this large, so at most BLOCK_ROWS observations are held as floating-point numbers at once.
 
-Symbols: E episodes, T rows, W windows (predictions), D dreams per window, F features, P entries of an observation.
+Symbols: E episodes, T rows, W windows (predictions), Q dreams per window, F features, P entries of an observation.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class NormalisedError:
     def score(
         self, observation_model: ObservationModel, feat: Tensor, dreams: int, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Score `dreams` dreams of each window, feat (W * D, F), against targets (W, P).
+        """Score `dreams` dreams of each window, feat (W * Q, F), against targets (W, P).
 
         Returns the `error` of their mean (W,) and their energy score (W,): E|x - y| - E|x - x'| / 2 over dreams x, x'
         and the target y, in standard deviations per entry (Gneiting and Raftery 2007). The mean of dreams that are
@@ -64,10 +64,10 @@ class NormalisedError:
         errors, energies, block = [], [], max(1, BLOCK_ROWS // dreams)
         scale = self.variance[self.varies].sqrt()
         for part, target in zip(feat.split(block * dreams), targets.split(block), strict=True):
-            # (W * D, F) -> (W, D, P)
+            # (W * Q, F) -> (W, Q, P)
             prediction = observation_model.predictions(part).unflatten(0, (-1, dreams))
             x, y = prediction[..., self.varies] / scale, target[:, None, self.varies] / scale
-            # (W, D, 1) -> (W,) and (W, D, D) -> (W,)
+            # (W, Q, 1) -> (W,) and (W, Q, Q) -> (W,)
             to_target, between = torch.cdist(x, y).mean((1, 2)), torch.cdist(x, x).sum((1, 2)) / (dreams * (dreams - 1))
             errors.append(self.error(prediction.mean(1), target))
             energies.append((to_target - between / 2.0) / len(scale) ** 0.5)

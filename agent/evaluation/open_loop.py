@@ -1,6 +1,6 @@
 """Open-loop prediction: filter the first rows of recorded episodes, then predict from the actions alone.
 
-Symbols: E episodes, T rows, L rows of all episodes together, W windows, D = SAMPLES dreams per window, H horizon.
+Symbols: E episodes, T rows, L rows of all episodes together, W windows, Q = SAMPLES dreams per window, H horizon.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def open_loop(
         torch.manual_seed(seed)
         if states is None:
             states, _ = posterior_states(world, episodes, max_loops)
-        # (E, T, ...) -> (W, ...) -> (W * D, ...)
+        # (E, T, ...) -> (W, ...) -> (W * Q, ...)
         start = states.map(lambda leaf: leaf[episode, row].repeat_interleave(SAMPLES, 0))
         dream = world.imagine(start, actions.repeat_interleave(SAMPLES, 0), longest // jump, max_loops=max_loops)
     metric = metric or NormalisedError.fit(world.observation_model, [episodes])
@@ -218,7 +218,7 @@ def open_loop(
     for h in horizons:
         targets = targets_at(world.observation_model, episodes, episode, ahead[:, h - 1])
         error[h], energy[h] = metric.score(world.observation_model, dream.feat[h // jump], SAMPLES, targets)
-    # (W * D, H/k) -> (W, H/k)
+    # (W * Q, H/k) -> (W, H/k)
     reward = dream.rewards.unflatten(0, (len(row), SAMPLES)).mean(1)
     true = episodes.reward[episode[:, None], ahead].unflatten(1, (-1, jump))  # (W, H/k, k)
     reward_error = (reward - (true * gamma ** torch.arange(jump, device=true.device)).sum(-1)).abs()

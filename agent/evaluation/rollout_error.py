@@ -3,7 +3,7 @@
 Every error stands beside those of two predictors without dynamics: the last observation repeated, and the mean of the
 recorded rows. A dream can be stable and still wrong, so the norm of the state is reported beside the errors.
 
-Symbols: E episodes, T rows, W windows, D = SAMPLES dreams per window, H horizon, N latent tokens.
+Symbols: E episodes, T rows, W windows, Q = SAMPLES dreams per window, H horizon, N latent tokens.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def step_errors(
     """Errors by imagination step of dreams with the recorded actions."""
     episode, row, ahead = windows
     count, horizon = ahead.shape
-    # (E, T, ...) -> (W * D, ...)
+    # (E, T, ...) -> (W * Q, ...)
     start = states.map(lambda leaf: leaf[episode, row].repeat_interleave(SAMPLES, 0))
     actions = recording.episodes.prev_action[episode[:, None], ahead].repeat_interleave(SAMPLES, 0)
     dream = world.imagine(start, actions, horizon, max_loops=max_loops)
@@ -174,9 +174,9 @@ def step_errors(
         by_step.append(torch.stack([error, metric.error(last, targets), metric.error(metric.mean, targets)]))
     # H tensors (3, W) -> 3 of (W, H)
     observation, copy, mean = torch.stack(by_step, -1)
-    # (W * D, H) -> (W, H)
+    # (W * Q, H) -> (W, H)
     reward, target_reward = dream.rewards.unflatten(0, (count, SAMPLES)).mean(1), rewards[episode[:, None], ahead]
-    # (W * D, H + 1, N, D) -> (W, D, H, N * D)
+    # (W * Q, H + 1, N, D) -> (W, Q, H, N * D)
     deter = dream.states.deter[:, 1:].flatten(2).unflatten(0, (count, SAMPLES))
     posterior = states.deter[episode[:, None], ahead].flatten(2)
     columns = {
@@ -226,7 +226,7 @@ def value_errors(
     start = states.map(lambda leaf: leaf[episode, row].repeat_interleave(SAMPLES, 0))
     taken = recording.episodes.prev_action[episode, row].repeat_interleave(SAMPLES, 0)
     dream = world.imagine(start, mean_actions(behavior, taken, row.repeat_interleave(SAMPLES, 0)), horizon)
-    # (H + 1, W * D) -> (W * D, H + 1)
+    # (H + 1, W * Q) -> (W * Q, H + 1)
     value = behavior.critic.value(dream.feat).t()
     realised = realised_return(behavior, recording, states)[episode, row]
     rows = []
@@ -235,7 +235,7 @@ def value_errors(
         if k:
             cut = dream.rewards[:, :k], dream.continues[:, :k], value[:, : k + 1]
             imagined = lambda_return(*cut, gamma, 1.0)[:, 0]
-        imagined = imagined.view(-1, SAMPLES).mean(1)  # (W * D,) -> (W,)
+        imagined = imagined.view(-1, SAMPLES).mean(1)  # (W * Q,) -> (W,)
         both = torch.stack([imagined, realised])
         varies = bool((both.std(1) > 0).all())
         rows.append({

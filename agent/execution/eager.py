@@ -35,7 +35,7 @@ class Eager:
 
         The states are good until the next update. Raises NonFiniteError, on every rank, before any weight is moved.
         """
-        (depth,) = self.ranks.agree(self.agent.begin_update(progress))
+        (depth,) = self.ranks.broadcast(self.agent.begin_update(progress))
         with fused_layers():
             return self.agent.update(batch, int(depth), self)
 
@@ -49,7 +49,7 @@ class Eager:
         if self.processes > 1:
             tail = self.message[-MOST_METRICS:]
             tail[: len(metrics) + 1] = torch.stack([total, *(value.detach().float() for value in metrics.values())])
-            self.ranks.sum_(self.message).div_(self.processes)
+            self.ranks.all_reduce_(self.message).div_(self.processes)
             self.agent.clock.lap("all_reduce")
             total, *values = tail[: len(metrics) + 1].clone().unbind()
             metrics = dict(zip(metrics, values, strict=True))

@@ -30,7 +30,7 @@ class Ranks:
     rank, size, lost = 0, 1, False
     """lost: whether a message has failed, so that no other can follow."""
 
-    def sum_(self, x: Tensor) -> Tensor:
+    def all_reduce_(self, x: Tensor) -> Tensor:
         """The sum of x over the ranks, written into it."""
         return x
 
@@ -38,11 +38,11 @@ class Ranks:
         """The mean of x over the ranks; its gradient is averaged too, as the gradients of the losses are afterwards."""
         return x
 
-    def agree(self, *values: float) -> list[float]:
+    def broadcast(self, *values: float) -> list[float]:
         """The values of rank 0."""
         return list(values)
 
-    def table(self, values: Sequence[float]) -> list[list[float]]:
+    def all_gather(self, values: Sequence[float]) -> list[list[float]]:
         """The values of every rank."""
         return [list(values)]
 
@@ -50,9 +50,12 @@ class Ranks:
         """On rank 0 what every rank gives; on the others nothing. Tensors and plain values."""
         return [value]
 
-    def share(self, value: Any = None) -> Any:
+    def broadcast_object(self, value: Any = None) -> Any:
         """What rank 0 gives."""
         return value
+
+    def barrier(self) -> None:
+        """Until every rank is here."""
 
     def wait_for_rank_0(self) -> None:
         """Until rank 0 has ended, which sends nothing more."""
@@ -76,7 +79,7 @@ class ProcessRanks(Ranks):
             self.lost = True
             raise RankLost("a rank has ended (killed, or out of memory?), or cannot be reached") from error
 
-    def sum_(self, x: Tensor) -> Tensor:
+    def all_reduce_(self, x: Tensor) -> Tensor:
         with self.talking():
             self.group.allreduce(x).wait()
         return x
@@ -85,13 +88,13 @@ class ProcessRanks(Ranks):
         mean: Tensor = _Average.apply(x, self)
         return mean
 
-    def agree(self, *values: float) -> list[float]:
+    def broadcast(self, *values: float) -> list[float]:
         numbers = torch.tensor(values, dtype=torch.float64)
         with self.talking():
             self.group.broadcast(numbers, 0).wait()
         return numbers.tolist()
 
-    def table(self, values: Sequence[float]) -> list[list[float]]:
+    def all_gather(self, values: Sequence[float]) -> list[list[float]]:
         mine = torch.tensor(values, dtype=torch.float64)
         rows = [torch.empty_like(mine) for _ in range(self.size)]
         with self.talking():
@@ -104,7 +107,7 @@ class ProcessRanks(Ranks):
         self.send(value, 0)
         return []
 
-    def share(self, value: Any = None) -> Any:
+    def broadcast_object(self, value: Any = None) -> Any:
         if self.rank:
             return self.receive(0)
         for target in range(1, self.size):
@@ -127,6 +130,9 @@ class ProcessRanks(Ranks):
             self.group.recv([data], source, 0).wait()
         return pickle.loads(data.numpy().tobytes())
 
+    def barrier(self) -> None:
+        self.all_gather([0.0])
+
     def wait_for_rank_0(self) -> None:
         with suppress(RankLost):
             self.receive(0)
@@ -142,7 +148,7 @@ class _Average(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, ranks: Ranks) -> Tensor:  # type: ignore[override]
         ctx.ranks = ranks
-        return ranks.sum_(x.detach().clone(memory_format=torch.contiguous_format)).div_(ranks.size)
+        return ranks.all_reduce_(x.detach().clone(memory_format=torch.contiguous_format)).div_(ranks.size)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]

@@ -54,7 +54,7 @@ def device_of(device: torch.device) -> torch.device:
 
 def shared_config(config: Config, ranks: Ranks) -> Config:
     """The settings of rank 0: a preset may choose others on a machine with other processors."""
-    return from_dict(Config, ranks.share(to_dict(config)))
+    return from_dict(Config, ranks.broadcast_object(to_dict(config)))
 
 
 def config_of_rank(config: Config, ranks: Ranks) -> Config:
@@ -103,10 +103,10 @@ class _NoMeta(Meta):
 def folder_of(ranks: Ranks, claim: Callable[[], AbstractContextManager[Path]]) -> Iterator[Path]:
     """The run's folder, which rank 0 claims."""
     if ranks.rank:
-        yield Path(ranks.share())
+        yield Path(ranks.broadcast_object())
         return
     with claim() as folder:
-        ranks.share(str(folder))
+        ranks.broadcast_object(str(folder))
         yield folder
 
 

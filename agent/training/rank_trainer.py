@@ -37,12 +37,12 @@ class RankTrainer(Trainer):
     def __init__(self, ranks: Ranks, *arguments: Any):
         self.ranks, self.asked, self.failed, self.shared_time = ranks, 0, False, 0.0
         self.waiting: list[tuple[int, int, float, int]] = []  # episodes of this rank that rank 0 has not logged
-        (self.shared_time,) = ranks.agree(time.monotonic())
+        (self.shared_time,) = ranks.broadcast(time.monotonic())
         super().__init__(*arguments)
         if isinstance(self.logger, SilentLogger):
             self.waiting = self.logger.waiting
         self.evaluations.evaluate = partial(self.evaluate_on_rank_0, self.evaluations.evaluate)
-        if not all(row[0] for row in ranks.table([self.stepper.asynchronous])):  # not so on another machine
+        if not all(row[0] for row in ranks.all_gather([self.stepper.asynchronous])):  # not so on another machine
             self.stepper.asynchronous = False
 
     # ------------------------------------------------------------------ what all ranks know
@@ -53,7 +53,7 @@ class RankTrainer(Trainer):
         Raises WorkerFailure where the environment of another rank failed.
         """
         mine = steps, self.asked, self.failed, len(self.waiting), time.monotonic(), over
-        made, asked, failed, episodes, clocks, ends = zip(*self.ranks.table(mine), strict=True)
+        made, asked, failed, episodes, clocks, ends = zip(*self.ranks.all_gather(mine), strict=True)
         self.shared_time = clocks[0]
         if any(episodes):
             self.fetch_episodes()
@@ -91,7 +91,7 @@ class RankTrainer(Trainer):
     def left_open(self) -> bool:
         """Of any rank: all parts of the replay are equally long. Raises WorkerFailure where a reset has failed."""
         self.exchange()
-        return any(row[0] for row in self.ranks.table([super().left_open()]))
+        return any(row[0] for row in self.ranks.all_gather([super().left_open()]))
 
     # ------------------------------------------------------------------ what differs by rank
 

@@ -33,10 +33,10 @@ def open_replay(
     ranks = ranks or Ranks()
     if ranks.rank == 0:
         saved = open_part(replay, run_dir, saved, agent, ranks)
-    ranks.agree(0.0)  # the files are there
+    ranks.barrier()  # the files are there
     if ranks.rank:
         saved = open_part(replay, run_dir, saved, agent, ranks)
-    ranks.table([0.0])  # all have read what rank 0 is about to write anew
+    ranks.barrier()  # all have read what rank 0 is about to write anew
     return saved
 
 

@@ -44,7 +44,7 @@ class Read(nn.Module):
 
 
 class GRUCore(Core):
-    """deter (B, N, D), taken as one vector of F = N * D numbers in g blocks. The number of loops means nothing.
+    """deter (B, N, D), taken as one vector of N*D numbers in g blocks. The number of loops means nothing.
 
     Source: the recurrent cell of DreamerV3's code (arXiv 2301.04104): state, latents and action are read by a
     layer each, every block sees all three and its own part of the state, one block-diagonal layer, then the
@@ -75,12 +75,12 @@ class GRUCore(Core):
 
     def forward(self, deter: Tensor, inputs: Tensor, loops: int, prepared: None) -> tuple[Tensor, Trace]:
         latents, action = inputs[:, : self.latents], inputs[:, self.latents :]
-        parts = deter.reshape(-1, BLOCKS, self.part)  # (B, g, F/g)
+        parts = deter.reshape(-1, BLOCKS, self.part)  # (B, g, N*D/g)
         read = torch.cat([self.read_deter(deter.flatten(1)), self.read_stoch(latents), self.read_action(action)], -1)
         read = read[:, None].expand(-1, BLOCKS, -1)  # (B, g, 3U)
-        hidden = self.hidden(torch.cat([parts, read], -1))  # (B, g, F/g)
+        hidden = self.hidden(torch.cat([parts, read], -1))  # (B, g, N*D/g)
         hidden = F.silu(self.hidden_norm(hidden.flatten(1))).view_as(parts)
-        reset, candidate, update = self.gates(hidden).chunk(3, -1)  # (B, g, F/g) each
+        reset, candidate, update = self.gates(hidden).chunk(3, -1)  # (B, g, N*D/g) each
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
         gate = torch.sigmoid(update - 1.0)
         new = torch.lerp(parts, candidate.to(parts.dtype), gate.to(parts.dtype)).reshape(deter.shape)
