@@ -58,8 +58,8 @@ def check_jump(jump: int, longest: int) -> None:
         raise ValueError(f"a step covers 1 to {longest} decisions with --model.jump {longest}, not {jump}")
 
 
-def arrivals(batch: Batch, jump: int, length: int) -> tuple[Tensor, Tensor]:
-    """The last row of each of `length` jumps of at most `jump` decisions, and their first rows: (B, T) each.
+def jump_bounds(batch: Batch, jump: int, length: int) -> tuple[Tensor, Tensor]:
+    """The first and the last row of each of `length` jumps of at most `jump` decisions, (B, T) each.
 
     batch holds T*k rows. A jump ends early where its episode does, and the first row of an episode is a jump by itself:
     rows that T jumps then do not reach stay unused.
@@ -75,19 +75,19 @@ def arrivals(batch: Batch, jump: int, length: int) -> tuple[Tensor, Tensor]:
         first.append(at)
         last.append(torch.minimum(at + jump - 1, ends.gather(1, at[:, None]).squeeze(1)))
         at = (last[-1] + 1).clamp(max=rows - 1)
-    return torch.stack(last, 1), torch.stack(first, 1)
+    return torch.stack(first, 1), torch.stack(last, 1)
 
 
 def jump_rows(batch: Batch, jump: int, longest: int, gamma: float) -> tuple[Batch, Tensor]:
     """Rows (B, T*k, ...) of single decisions -> T jumps of at most k = `jump` decisions, and their rows (B, T).
 
     prev_action becomes (B, T, J, A), rewards are discounted sums, and `span` says how many decisions each row covers.
-    A jump in which the episode terminates covers k: if its length told the core that, the core could not predict it in
-    imagination, where all jumps have k. The actions that were never taken are those of the decisions before the jump,
-    as many as the episode has, else the last one.
+    A jump in which the episode terminates is told to the core as one of k decisions, like all jumps of imagination: its
+    length would reveal the termination. The actions that were never taken are copies of those before the jump, as many
+    as the episode has, else of the last one.
     """
     length = batch.reward.shape[1] // jump
-    last, first = arrivals(batch, jump, length)
+    first, last = jump_bounds(batch, jump, length)
     taken = last - first + 1  # (B, T)
     each = torch.arange(len(last), device=last.device)[:, None]
 
