@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from agent.data.checkpoint import replay_of
-from agent.data.replay import FLAGS, LATENTS
+from agent.data.replay import FLAGS, DERIVED
 from agent.errors import UsageError
 from agent.numbers import byte_size, number
 from agent.runtime import available_memory
@@ -216,7 +216,7 @@ def check_dataset(dataset: Dataset, task: str) -> None:
 
 def whole_episodes(replay: Mapping[str, Any]) -> Rows:
     """The whole episodes of a saved replay (`with_images`) in the order of time, environment after environment."""
-    rows = {name: np.asarray(value) for name, value in replay["rows"].items() if name not in LATENTS}
+    rows = {name: np.asarray(value) for name, value in replay["rows"].items() if name not in DERIVED}
     envs, held = rows["reward"].shape
     order = (replay["count"] + np.arange(held)) % held if replay["count"] > held else np.arange(held)
     order = order[max(0, replay["first_intact"] - (replay["count"] - held)) :]

@@ -34,14 +34,14 @@ from agent.data.image_store import DeviceImages, ImageStore
 from world_model import Batch, LatentState, ObsSize
 
 FLAGS = ("is_first", "is_last", "is_terminal")
-LATENTS = ("deter", "stoch", "priority")
+DERIVED = ("deter", "stoch", "priority")
 """Columns that are no experience: what the agent made of it."""
 RECENT = 0.1
 """Share of the rows that are recent: half of the sequences are drawn from them."""
 CANDIDATES, POWER = 8, 0.6
 """With priorities so many times the sequences are drawn evenly, and of these some by priority^POWER."""
 FADING = 0.99
-"""Of the priority of rows that were never learned from, the largest error of late, with each update."""
+"""Factor per update of the running maximum of errors: the priority of rows that were never learned from."""
 NEVER = -1.0
 """Marks these rows."""
 
@@ -150,12 +150,12 @@ class ReplayBuffer:
             if name not in self.images:
                 self.rows[name][:, at] = value
         self.rows["deter"][:, at] = state.deter.numpy(force=True)
-        self.rows["stoch"][:, at] = self.kept(state.stoch)
+        self.rows["stoch"][:, at] = self.encode_stoch(state.stoch)
         if self.prioritised:
             self.rows["priority"][:, at] = NEVER
         self.count += 1
 
-    def kept(self, stoch: torch.Tensor) -> np.ndarray:
+    def encode_stoch(self, stoch: torch.Tensor) -> np.ndarray:
         """(..., S, K) as the buffer holds it: the classes (..., S), or the numbers."""
         return (stoch.argmax(-1) if self.onehot else stoch).numpy(force=True)
 
@@ -170,7 +170,7 @@ class ReplayBuffer:
         for name, value in rows.items():
             self.rows[name][0] = value
         self.rows["deter"][0] = state.deter.numpy(force=True)
-        self.rows["stoch"][0] = self.kept(state.stoch)
+        self.rows["stoch"][0] = self.encode_stoch(state.stoch)
         if self.prioritised:
             self.rows["priority"][0] = NEVER
         self.count = self.length
@@ -181,7 +181,7 @@ class ReplayBuffer:
         errors (B, 2): of each sequence, the world model's and the critic's.
         """
         self.rows["deter"][where[0], where[1]] = states.deter.numpy(force=True)
-        self.rows["stoch"][where[0], where[1]] = self.kept(states.stoch)
+        self.rows["stoch"][where[0], where[1]] = self.encode_stoch(states.stoch)
         if self.prioritised:
             priority = errors[:, int(self.sampling == "value-error")].numpy(force=True)
             self.rows["priority"][where[0], where[1]] = priority[:, None]
