@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from agent.data.checkpoint import replay_of
-from agent.data.replay import FLAGS, DERIVED
+from agent.data.replay import DERIVED, FLAGS
 from agent.errors import UsageError
 from agent.numbers import byte_size, number
 from agent.runtime import available_memory
