@@ -7,15 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
 
 from agent.errors import UsageError
 from agent.runs import on_ray
-from agent.runs.node_run import TOKEN
+from agent.runs.node_run import TOKEN, Said
+from agent.runs.presets import preset
 from agent.runs.sweep import Sweep, place_of
 from agent.runs.sweep_grid import SweepRun, parse_sweep
+from agent.runs.tune import run_tune
 
 WORDS = ("toy:cue5", "--preset", "debug", "--no-video", "--device", "cpu", "--run-dir", "runs/sweep")
 
@@ -99,6 +103,38 @@ def test_ctrl_c_saves_the_runs_and_the_same_command_goes_on(cluster, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(json.loads((first.parent.parent / "meta.json").read_text())["commands"]) == 2
+
+
+def test_a_disk_that_is_full_here_ends_the_run_whose_copy_it_lacks_room_for(tmp_path, monkeypatch):
+    """And not the sweep: the other runs go on."""
+
+    class OfRay(Exception):
+        pass
+
+    ray = SimpleNamespace(
+        exceptions=SimpleNamespace(RayActorError=OfRay, RayTaskError=OfRay), get=lambda value: value,
+        wait=lambda values, timeout: (values, []), kill=lambda actor: killed.append(actor),
+    )  # fmt: skip
+    killed = []
+    actor = SimpleNamespace(ask=SimpleNamespace(remote=lambda: Said(None, "works", 1.0)))
+    run = on_ray.RayRun(ray, SweepRun("seed=0", tmp_path / "seed=0", []), actor, None)
+    run.begun, run.answer, run.copy = True, Said(None, "works", 1.0), b"content"
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(on_ray, "unpack", full)
+    assert run.poll() == 2
+    assert "No space left" in run.said()
+    assert killed == [actor]
+
+
+def test_tuning_without_an_evaluation_on_the_way_is_refused():
+    grid = parse_sweep([*WORDS, "--sweep", "seed=0,1", "--on", "ray", "--tune"])
+    for every in (0, 600):
+        config = replace(preset("debug"), train=replace(preset("debug").train, eval_every=every))
+        with pytest.raises(UsageError, match="give --train.eval-every from 1 to 599"):
+            run_tune([], grid, config, None)
 
 
 def test_a_folder_that_nodes_do_not_see_is_copied_back(cluster, tmp_path, monkeypatch):

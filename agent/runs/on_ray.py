@@ -11,7 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from agent.errors import UsageError
@@ -96,7 +96,7 @@ class RayRun:
         except self.ray.exceptions.RayActorError as error:
             self.last = self.last._replace(line=str(error).strip().splitlines()[-1])
             return LOST
-        except self.ray.exceptions.RayTaskError as error:  # a disk that is full, a folder that cannot be written
+        except (self.ray.exceptions.RayTaskError, OSError) as error:  # no room on its node, or for its copy here
             return self.refuse(error)
         return None
 
@@ -116,7 +116,7 @@ class RayRun:
         """End a run that its node could not begin or go on with: it has failed, the others go on."""
         reason = str(error).strip().splitlines()[-1]
         self.last = self.last._replace(line=reason)
-        with self.run.log.open("a", encoding="utf-8") as log:
+        with suppress(OSError), self.run.log.open("a", encoding="utf-8") as log:
             log.write(reason + "\n")
         self.ray.kill(self.actor)
         return 2

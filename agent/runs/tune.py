@@ -115,8 +115,9 @@ def run_tune(runs: list[SweepRun], grid: SweepGrid, config: Config, place: Any) 
     config: of one of the runs.
     """
     train, episodes = config.train, config.eval.interim_episodes
-    if not train.eval_every:
-        raise UsageError("--tune compares runs at their evaluations: give --train.eval-every")
+    if not 0 < train.eval_every < train.steps:
+        most = train.steps - 1
+        raise UsageError(f"--tune compares runs at evaluations on the way: give --train.eval-every from 1 to {most}")
     try:
         from ray import tune
         from ray.tune.schedulers import ASHAScheduler
