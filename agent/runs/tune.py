@@ -116,8 +116,8 @@ def run_tune(runs: list[SweepRun], grid: SweepGrid, config: Config, place: Any) 
     """
     train, episodes = config.train, config.eval.interim_episodes
     if not 0 < train.eval_every < train.steps:
-        most = train.steps - 1
-        raise UsageError(f"--tune compares runs at evaluations on the way: give --train.eval-every from 1 to {most}")
+        last = train.steps - 1
+        raise UsageError(f"--tune compares runs at evaluations on the way: give --train.eval-every from 1 to {last}")
     try:
         from ray import tune
         from ray.tune.schedulers import ASHAScheduler
