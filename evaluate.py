@@ -29,7 +29,7 @@ import torch
 import tyro
 
 from agent.data.checkpoint import check_spaces, read_checkpoint, run_folder
-from agent.data.dataset import dataset_line, export_dataset, rows_of, write_dataset
+from agent.data.dataset import check_target, dataset_line, export_dataset, rows_of, write_dataset
 from agent.data.episode_rows import rows_of_episodes
 from agent.environment_failures import environment_traceback
 from agent.errors import EnvironmentFailure, NonFiniteError, UsageError
@@ -266,6 +266,7 @@ def dataset(args: DatasetArgs, write: Write) -> None:
 
 def collect(args: CollectArgs, write: Write) -> None:
     """Record a data set."""
+    check_target(args.folder, args.episodes)
     task = TaskId.parse(args.task)
     make_envs = partial(make_vector_env, task, seed=args.seed, asynchronous=task.is_parallel)
     spaces, agent = task_spaces(task), None

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from csv_rows import at_least_one, check_place, seed_number, write_rows
 
 from agent.data.checkpoint import find_checkpoint, read_checkpoint
 from agent.errors import UsageError
@@ -93,15 +93,17 @@ def attacked(name: str, tokens: int, weights: str, core: LoopedCore, attacks: in
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--attacks", type=int, default=500, help="searches of each row")
-    parser.add_argument("--steps", type=int, default=100, help="steps of gradient ascent of a search")
+    parser.add_argument("--attacks", type=at_least_one, default=500, help="searches of each row")
+    parser.add_argument("--steps", type=at_least_one, default=100, help="steps of gradient ascent of a search")
     parser.add_argument("--runs", nargs="*", default=[], help="trained runs, beside untrained cores")
     parser.add_argument("--cores", nargs="+", choices=KINDS, default=KINDS, help="untrained ones")
-    parser.add_argument("--seed", type=int, default=10)
+    parser.add_argument("--seed", type=seed_number, default=10)
     parser.add_argument("--out", type=Path, default=None, help="write the rows to this CSV file too")
     args = parser.parse_args()
     set_threads(1)
     try:
+        if args.out:
+            check_place(args.out)
         cores = [
             (kind, tokens, weights, core_of(kind, tokens, weights, args.seed))
             for kind in args.cores for tokens in (1, 4) for weights in WEIGHTS
@@ -124,10 +126,7 @@ def main() -> int:
                 flush=True,
             )
     if args.out:
-        with args.out.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(args.out, rows, COLUMNS)
     print("a certificate was exceeded" if exceeded else "no certificate was exceeded")
     return int(exceeded)
 

@@ -25,10 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from csv_rows import check_place, whole_lines, write_rows
 
 from agent.errors import UsageError
 from agent.runs.cli import read_yaml
 from agent.runs.config import Config
+from agent.runs.folder import read_meta
 from agent.runs.run_record import RunRecord, find_runs, load_runs
 from agent.settings import known_name, value_of
 
@@ -39,8 +41,7 @@ UNFINISHED = "is not finished, give the command of its sweep again"
 
 def lacking(folder: Path) -> str | None:
     """Why a world model is left out; None for one that was trained to its end."""
-    path = folder / "meta.json"
-    meta = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    meta = read_meta(folder)
     if "not_finite" in meta:
         return f"has diverged: {meta['not_finite']} is not finite"
     return None if meta.get("finished") else UNFINISHED
@@ -53,10 +54,9 @@ def of_models(folder: Path, field: str) -> dict[str, Any]:
     path = folder / "probe.csv"
     if not path.is_file():
         raise UsageError(f"{folder} has no probe.csv: give finished runs of --model-only with vectors")
-    with path.open(encoding="utf-8", newline="") as file:
-        last = list(csv.DictReader(file))[-1]
+    last = list(csv.DictReader(whole_lines(path)))[-1]
     row |= {name: float(last[name]) for name in READ if name in last}
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in whole_lines(folder / "metrics.jsonl")]
     ranks = [line[RANK] for line in lines if RANK in line]
     return row | ({"rank": ranks[-1]} if ranks else {})
 
@@ -114,23 +114,29 @@ def main() -> int:
         field = known_name(Config, args.field)
         if not args.agents and not args.models:
             raise UsageError("give folders of runs, of agents or after --models")
+        check_place(args.csv)
         runs, left_out = load_runs(find_runs(args.agents)) if args.agents else ([], [])
         models = find_runs(args.models) if args.models else []
         why = {run.path: UNFINISHED for run in runs if not run.finished}
         why |= {path: reason for path in models if (reason := lacking(path))}
         left_out += [f"left out: {path} {reason}" for path, reason in why.items()]
-        rows = [of_agents(run, field) for run in runs if run.finished]
-        rows += [of_models(path, field) for path in models if path not in why]
+        rows = []
+        for row_of, each, path in [
+            *((of_agents, run, run.path) for run in runs if run.finished),
+            *((of_models, path, path) for path in models if path not in why),
+        ]:
+            try:
+                rows.append(row_of(each, field))
+            except (KeyError, ValueError, IndexError, TypeError) as error:
+                left_out.append(f"left out: {path} cannot be read as a run with {field} ({error!r})")
+        if not rows:
+            raise UsageError("\n".join([*left_out, "no run is left to be compared"]))
         lines = table(rows)
+        write_rows(args.csv, rows)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print("\n".join([*left_out, *lines]))
-    with args.csv.open("w", encoding="utf-8", newline="") as file:
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     return 0
 
 

@@ -29,8 +29,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from csv_rows import append_row, at_least_one, read_rows, seed_number, stopped
 from scaling_cells import Cell, Net, Settings, error_of, looped_shape, trained_net
-from scaling_data import Problem, append_row, read_rows, same_data
+from scaling_data import Problem, same_data
 from torch import Tensor
 
 from agent.data.dataset import load_dataset
@@ -101,36 +102,39 @@ def report(rows: list[dict[str, str]]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="+", help="folders of data sets of vectors")
-    parser.add_argument("--steps", type=int, nargs="+", default=[4], help="k, decisions that a prediction covers")
-    parser.add_argument("--loops", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--members", type=int, default=5)
-    parser.add_argument("--updates", type=int, default=3000)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
+    parser.add_argument("--steps", type=at_least_one, nargs="+", default=[4], help="k, decisions of a prediction")
+    parser.add_argument("--loops", type=at_least_one, nargs="+", default=[1, 4])
+    parser.add_argument("--width", type=at_least_one, default=64)
+    parser.add_argument("--members", type=at_least_one, default=5)
+    parser.add_argument("--updates", type=at_least_one, default=3000)
+    parser.add_argument("--seeds", type=seed_number, nargs="+", default=[10, 11, 12])
     parser.add_argument("--out", type=Path, default=Path("distil.csv"))
     args = parser.parse_args()
     set_threads(1)
     keep_memory()
-    settings, rows = Settings(updates=args.updates), read_rows(args.out)
-    known = {tuple(row[name] for name in COLUMNS[:7]) for row in rows}
+    settings = Settings(updates=args.updates)
     try:
+        rows = read_rows(args.out, COLUMNS)
+        known = {tuple(row[name] for name in COLUMNS[:7]) for row in rows}
         for folder in args.data:
             dataset = load_dataset(folder)
             same_data(args.out, folder.name, dataset)
-            for seed in args.seeds:
+            for number in args.seeds:
                 for k in args.steps:
-                    problem = Problem.of(dataset, k, 1.0, seed)
+                    problem = Problem.of(dataset, k, 1.0, number)
                     for loops in args.loops:
-                        about = (folder.name, k, loops, args.width, seed, args.updates, args.members)
+                        about = (folder.name, k, loops, args.width, number, args.updates, args.members)
                         if tuple(map(str, about)) in known:
                             continue
-                        cell = Cell(folder.name, "looped", "none", args.width, loops, k, 1.0, seed)
+                        cell = Cell(folder.name, "looped", "none", args.width, loops, k, 1.0, number)
                         row = dict(zip(COLUMNS, about, strict=False)) | measured(problem, cell, settings, args.members)
                         rows.append(append_row(args.out, COLUMNS, row))
                         print(", ".join(f"{name} {row[name]}" for name in COLUMNS), flush=True)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return stopped()
     print("\n".join(report(rows)))
     return 0
 

@@ -16,17 +16,17 @@ its own: collect rows of several, or at random. An interval of fewer than about 
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from csv_rows import check_place, write_rows
 from scipy.stats import spearmanr
 
 from agent.data.checkpoint import find_checkpoint, read_checkpoint
-from agent.data.dataset import check_dataset, load_dataset, pad_episodes
+from agent.data.dataset import Dataset, check_dataset, load_dataset, pad_episodes
 from agent.errors import UsageError
 from agent.evaluation.open_loop import open_loop, usable_horizons
 from agent.interop.load import load_dreamer
@@ -45,14 +45,17 @@ def return_at(run: RunRecord, step: int) -> float | None:
     return float(np.mean(list(episodes.values()))) if episodes else None
 
 
-def points_of(run: RunRecord, dataset_folder: Path) -> list[dict[str, Any]]:
-    """One row for each checkpoint that was evaluated at its step."""
-    dataset = load_dataset(dataset_folder)
+def points_of(run: RunRecord, dataset: Dataset) -> list[dict[str, Any]]:
+    """One row for each checkpoint that was evaluated at its step; those that cannot be read are left out."""
     episodes = pad_episodes(dataset.held_out)
     horizons = usable_horizons(episodes, HORIZONS)
     rows, seen = [], set[int]()
     for which in ("latest", "best"):
-        saved = read_checkpoint(find_checkpoint(run.path, which))
+        try:
+            saved = read_checkpoint(find_checkpoint(run.path, which))
+        except UsageError as error:
+            print(f"note: left out: {error}")
+            continue
         check_dataset(dataset, saved["task"])
         found = return_at(run, saved["step"])
         if found is None or saved["step"] in seen:
@@ -92,8 +95,10 @@ def main() -> int:
     args = parser.parse_args()
     set_threads(1)
     try:
+        check_place(args.out)
+        dataset = load_dataset(args.data)
         runs, left_out = load_runs(find_runs(args.runs))
-        rows = [row for run in runs for row in points_of(run, args.data)]
+        rows = [row for run in runs for row in points_of(run, dataset)]
         if len({row["run"] for row in rows}) < 3:
             raise UsageError("a correlation needs at least three runs with evaluations at their checkpoints: give more")
     except UsageError as error:
@@ -101,10 +106,7 @@ def main() -> int:
         return 2
     for line in left_out:
         print(f"note: {line}")
-    with args.out.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(args.out, rows, COLUMNS)
     print(f"{len(rows)} checkpoints of {len(runs)} runs, in {args.out}")
     for column in COLUMNS[4:]:
         if all(column in row for row in rows):

@@ -29,8 +29,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from csv_rows import append_row, at_least_one, positive, read_rows, seed_number, stopped
 from scaling_cells import Cell, Settings, error_of, shape_of, size_of, trained_net
-from scaling_data import Pairs, Problem, Standard, append_row, pairs_of, read_rows
+from scaling_data import Pairs, Problem, Standard, pairs_of
 
 from agent.data.dataset import Rows
 from agent.errors import UsageError
@@ -151,29 +152,29 @@ def report(rows: list[dict[str, str]]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", help="a task of dmc: with vectors")
-    parser.add_argument("--steps", type=int, nargs="+", default=[16], help="k, decisions that a prediction covers")
-    parser.add_argument("--rows", type=int, default=150, help="rows of each episode that are learned from")
-    parser.add_argument("--train-on", type=float, nargs="+", default=[0.7, 1.0, 1.5], help="masses, times the body's")
-    parser.add_argument("--between", type=float, nargs="+", default=[0.85, 1.25])
-    parser.add_argument("--beyond", type=float, nargs="+", default=[0.5, 2.0])
-    parser.add_argument("--episodes", type=int, default=40, help="of each mass")
-    parser.add_argument("--loops", type=int, default=8)
-    parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--updates", type=int, default=3000)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
+    parser.add_argument("--steps", type=at_least_one, nargs="+", default=[16], help="k, decisions of a prediction")
+    parser.add_argument("--rows", type=at_least_one, default=150, help="rows of each episode that are learned from")
+    parser.add_argument("--train-on", type=positive, nargs="+", default=[0.7, 1.0, 1.5], help="times the body's mass")
+    parser.add_argument("--between", type=positive, nargs="+", default=[0.85, 1.25])
+    parser.add_argument("--beyond", type=positive, nargs="+", default=[0.5, 2.0])
+    parser.add_argument("--episodes", type=at_least_one, default=40, help="of each mass")
+    parser.add_argument("--loops", type=at_least_one, default=8)
+    parser.add_argument("--width", type=at_least_one, default=32)
+    parser.add_argument("--updates", type=at_least_one, default=3000)
+    parser.add_argument("--seeds", type=seed_number, nargs="+", default=[10, 11, 12])
     parser.add_argument("--out", type=Path, default=Path("generalise.csv"))
     args = parser.parse_args()
     set_threads(1)
     keep_memory()
-    known, rows = read_rows(args.out), list[dict[str, str]]()
+    rows = list[dict[str, str]]()
     masses = " / ".join(" ".join(f"{m:g}" for m in some) for some in (args.train_on, args.between, args.beyond))
     try:
-        episodes = played(args)
+        known, episodes = read_rows(args.out, COLUMNS), played(args)
         for k in args.steps:
             problem, judged = problem_of(episodes, k, args.rows)
-            for seed in args.seeds:
+            for number in args.seeds:
                 for net in NETS:
-                    about = {"task": args.task, "k": k, "width": args.width, "loops": args.loops, "seed": seed}
+                    about = {"task": args.task, "k": k, "width": args.width, "loops": args.loops, "seed": number}
                     about |= {"updates": args.updates, "episodes": args.episodes, "rows": args.rows, "masses": masses}
                     wanted = {name: str(value) for name, value in (about | {"net": net}).items()}
                     if there := [row for row in known if wanted.items() <= row.items()]:
@@ -188,6 +189,8 @@ def main() -> int:
     except (UsageError, TaskError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return stopped()
     print("\n".join(report(rows)))
     return 0
 

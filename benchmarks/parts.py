@@ -28,10 +28,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from csv_rows import at_least_one, seed_number, stopped, whole_lines
 from scipy import stats
 from suite_curves import Curves, read
 
+from agent.data.checkpoint import has_saved
 from agent.errors import UsageError
+from agent.runs.folder import in_use
+from agent.runs.sweep import set_aside
 from agent.runtime import PROJECT
 
 STEPS, EVERY = 50_000, 10_000
@@ -57,8 +61,8 @@ ENVIRONMENTS = {"fusing": {"CXX": "/nowhere"}}
 def evaluated(folder: Path) -> int:
     """The last step whose evaluation is written."""
     path = folder / "eval.csv"
-    lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
-    return int(lines[-1].split(",")[0]) if lines else 0
+    steps = [line.split(",")[0] for line in whole_lines(path)[1:]]
+    return int(steps[-1]) if steps and steps[-1].isdecimal() else 0
 
 
 class Run:
@@ -77,10 +81,12 @@ class Run:
 
     def start(self) -> None:
         """Start the training, or go on with it."""
-        if (self.folder / "checkpoints" / "latest.pt").exists():
+        if self.folder.exists() and in_use(self.folder):
+            raise UsageError(f"another process trains in {self.folder}: wait until it has ended")
+        if has_saved(self.folder):
             self.words = ["--resume", str(self.folder)]
         elif self.folder.exists():
-            shutil.rmtree(self.folder)
+            set_aside(self.folder)
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with self.folder.with_suffix(".log").open("ab") as log:
             command = [*self.command, *self.words]
@@ -191,13 +197,13 @@ def main() -> int:
     parser.add_argument("--csv", type=Path, help="folder of the evaluations")
     parser.add_argument("--without", nargs="+", choices=PARTS, default=list(PARTS)[:4], metavar="PART")
     parser.add_argument("--tasks", nargs="+", default=TASKS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[10, 11])
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--seeds", nargs="+", type=seed_number, default=[10, 11])
+    parser.add_argument("--jobs", type=at_least_one, default=2, help="runs at a time")
     parser.add_argument("--table", nargs=2, type=Path, metavar=("PARTS", "WHOLE"), help="print the table instead")
     args = parser.parse_args()
     if args.table:
-        found = {part: read(args.table[0] / part) for part in PARTS if (args.table[0] / part).is_dir()}
         try:
+            found = {part: read(args.table[0] / part) for part in PARTS if (args.table[0] / part).is_dir()}
             print("\n".join(table(found, read(args.table[1]))))
         except UsageError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -210,7 +216,13 @@ def main() -> int:
     waiting = [run for run in runs if not run.copy.exists()]
     if there := len(runs) - len(waiting):
         print(f"{there} of {len(runs)} runs are in {args.csv}: give another --csv to train them anew", flush=True)
-    train(waiting, args.jobs)
+    try:
+        train(waiting, args.jobs)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return stopped()
     return int(any(run.failed for run in runs))
 
 

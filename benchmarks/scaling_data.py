@@ -5,13 +5,11 @@ Symbols as in `world_model/types.py`; k decisions, P pairs, L rows.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -71,25 +69,6 @@ def same_data(path: Path, name: str, dataset: Dataset) -> None:
     if found != own:
         rows = f"{found['task']} with {found['train_rows'] + found['held_out_rows']:,} rows"
         raise UsageError(f"{path} holds results of another {name}, {rows}: give another --out, or rename the data set")
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; none where there is no file yet."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def append_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> dict[str, str]:
-    """Write a row behind the others of a CSV file, with a head where it is new; returns it as it is read."""
-    fresh = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
-    return {name: str(row[name]) for name in columns}
 
 
 def vectors(rows: Rows) -> np.ndarray:

@@ -15,9 +15,11 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from csv_rows import whole_lines
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from agent.errors import UsageError
 from agent.evaluation.statistics import count_at_least, iqm
 from agent.runs.published import published_near
 
@@ -31,16 +33,18 @@ Curves = dict[str, dict[int, dict[int, float]]]
 
 
 def read(folder: Path) -> Curves:
-    """All runs of the folder."""
+    """All runs of the folder. Raises UsageError where a file is damaged."""
     curves: Curves = defaultdict(dict)
     for path in sorted(folder.glob("*-s*.csv")):
         found = re.fullmatch(r"(\w+)-s(\d+)", path.stem)
         if found is None:
             continue
         returns: dict[int, list[float]] = defaultdict(list)
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
+        for row in csv.DictReader(whole_lines(path)):
+            try:
                 returns[int(row["step"])].append(float(row["return"]))
+            except (KeyError, ValueError, TypeError) as error:
+                raise UsageError(f"{path} is damaged ({error}): copy eval.csv of the run again") from error
         curves[found[1]][int(found[2])] = {step: float(np.mean(group)) for step, group in sorted(returns.items())}
     return curves
 

@@ -42,7 +42,10 @@ ALONE = Ranks()
 
 
 def benchmark(name: str):
-    """The script benchmarks/`name`.py as a module of its own, whose names a test may replace."""
+    """The script benchmarks/`name`.py as a module of its own, whose names a test may replace. As when it is started, it
+    finds those beside it."""
+    if (folder := str(ROOT / "benchmarks")) not in sys.path:
+        sys.path.append(folder)
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

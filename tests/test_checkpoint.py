@@ -17,7 +17,7 @@ from agent.data.checkpoint import find_checkpoint, read_checkpoint, write_checkp
 from agent.errors import UsageError
 from agent.evaluation.episodes import run_episodes
 from agent.learning.dreamer import Dreamer
-from agent.runs.folder import claimed, new_run_dir
+from agent.runs.folder import claimed, new_run_dir, read_meta
 from agent.seeds import FINAL_EVALUATION
 from agent.spaces import ActionSpec
 
@@ -100,6 +100,29 @@ def test_run_folders_never_collide(tmp_path, monkeypatch):
         new_run_dir("mine", "toy-cue", "small-s0")
     with pytest.raises(UsageError, match="cannot be made"):
         new_run_dir("mine/notes.txt/below", "toy-cue", "small-s0")
+    by_hand = tmp_path / "by-hand" / "config.yaml"
+    by_hand.parent.mkdir()
+    by_hand.write_text("preset: debug  # my own\n")
+    with pytest.raises(UsageError, match="is not empty"):
+        new_run_dir("by-hand", "toy-cue", "small-s0")
+    (by_hand.parent / ".lock").touch()  # but that of a run which ended before its first checkpoint is free
+    assert new_run_dir("by-hand", "toy-cue", "small-s0").name == "by-hand"
+
+
+def test_a_world_model_alone_begins_anew_in_its_folder(tmp_path):
+    for name in ("config.yaml", "meta.json", "open_loop.csv", "probe.csv", "metrics.jsonl"):
+        (tmp_path / name).write_text("task: toy:cue\nmodel_only: true\n")
+    assert new_run_dir(str(tmp_path), "toy-cue", "model-s0") == tmp_path
+    with pytest.raises(UsageError, match="a world model alone, which does not go on: give the command anew"):
+        find_checkpoint(tmp_path)
+
+
+def test_a_meta_json_with_values_of_other_kinds_counts_as_damaged(tmp_path):
+    for content in ('{"wall_seconds": "x"}', '{"wall_seconds": null}', '{"commands": 5}', "[]", ""):
+        (tmp_path / "meta.json").write_text(content)
+        assert read_meta(tmp_path) == {}
+    (tmp_path / "meta.json").write_text('{"wall_seconds": 3, "finished": true}')
+    assert read_meta(tmp_path)["finished"]
 
 
 # ---------------------------------------------------------------------- from the first moment, and never lost

@@ -69,6 +69,25 @@ def test_runs_of_one_cell_and_models_that_diverged_are_told(choices, tmp_path, m
     assert not (tmp_path / "rows.csv").exists()
 
 
+@pytest.mark.parametrize("file", ["probe.csv", "metrics.jsonl", "config.yaml", "meta.json"])
+def test_a_damaged_run_is_left_out_and_without_any_nothing_is_written(choices, tmp_path, monkeypatch, capsys, file):
+    folder, table = tmp_path / "models" / "0", tmp_path / "rows.csv"
+    text = (folder / file).read_text()
+    (folder / file).write_text("{}\n" if file == "config.yaml" else text[: len(text) // 3])
+    table.write_text("what was there before\n")
+    words = ["model.objective", "--models", str(folder), "--csv", str(table)]
+    monkeypatch.setattr(sys, "argv", ["choices.py", *words])
+    status = choices.main()
+    told = capsys.readouterr()
+    if file == "metrics.jsonl":  # whose last line is incomplete: it has no rank
+        assert status == 0
+        return
+    assert status == 2
+    assert f"left out: {folder}" in told.err
+    assert "no run is left to be compared" in told.err
+    assert table.read_text() == "what was there before\n"
+
+
 def test_speed_is_a_mean_over_the_tasks_that_every_value_has(choices, tmp_path, monkeypatch, capsys):
     run_of(tmp_path / "agents" / "4", "dmc:a", 10, "reconstruct", [7.0])
     monkeypatch.setattr(sys, "argv", ["choices.py", "model.objective", str(tmp_path / "agents"), "--csv", "rows.csv"])

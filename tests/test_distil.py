@@ -5,12 +5,11 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, benchmark
+from conftest import benchmark
 
 
 @pytest.fixture
 def study(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = benchmark("distil")
     threads = torch.get_num_threads()
     yield module

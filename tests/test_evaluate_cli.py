@@ -287,6 +287,17 @@ def test_values_that_cannot_be_are_refused_where_they_are_given(refused, tmp_pat
 def test_json_is_checked_before_episodes_are_played_and_kept_apart_from_what_is_printed(finished, refused, script):
     assert "must be a folder" in refused("evaluate.py", "policy", finished[0], "--json", "nowhere/x.json")
     assert script("evaluate.py", "policy", finished[0], "--episodes", "1e0", "--json", "-").returncode == 0
+    checkpoint = finished[0] / "checkpoints" / "latest.pt"
+    before = checkpoint.read_bytes()
+    assert "does not end in .json" in refused("evaluate.py", "policy", finished[0], "--json", checkpoint)
+    assert checkpoint.read_bytes() == before
+
+
+def test_a_data_set_that_cannot_be_written_is_refused_before_episodes_are_played(refused, tmp_path):
+    (tmp_path / "there").mkdir()
+    words = "evaluate.py", "collect", "toy:cue5"
+    assert "choose another name" in refused(*words, "there", "--episodes", "1000000")
+    assert "a data set needs at least 10" in refused(*words, "new", "--episodes", "9")
 
 
 def test_a_folder_that_cannot_be_written(refused, tmp_path):

@@ -6,12 +6,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, benchmark
+from conftest import benchmark
 
 
 @pytest.fixture
 def study(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = benchmark("generalise")
     threads = torch.get_num_threads()
     yield module

@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT, benchmark
+from conftest import benchmark
 
 
 @pytest.fixture
 def gpu_time(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = benchmark("gpu_time")
     monkeypatch.setattr(module, "ROWS", tuple(row._replace(preset="debug") for row in module.ROWS))
     return module

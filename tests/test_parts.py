@@ -4,7 +4,7 @@ import signal
 import sys
 
 import pytest
-from conftest import ROOT, benchmark
+from conftest import benchmark
 
 TRAINING = """
 import signal, sys, time
@@ -27,7 +27,6 @@ time.sleep(60)
 
 @pytest.fixture
 def parts(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = benchmark("parts")
     program = tmp_path / "training.py"
     program.write_text(TRAINING)
@@ -58,6 +57,18 @@ def test_a_run_is_saved_and_ended_at_its_middle_and_its_evaluations_are_kept(mon
     assert (folder / "words").read_text() == f"--resume {folder}"
     assert (folder / "saved").exists()
     assert not (tmp_path / "runs" / "loops-walker_walk-s10" / "saved").exists()
+
+
+def test_a_run_between_two_renames_goes_on_and_what_cannot_is_set_aside(monkeypatch, parts, tmp_path):
+    words = (tmp_path / "runs", "--csv", tmp_path / "csv", "--tasks", "dmc:walker_walk", "--seeds", 10, 11)
+    first, second = (tmp_path / "runs" / f"loops-walker_walk-s{seed}" for seed in (10, 11))
+    (first / "checkpoints").mkdir(parents=True)
+    (first / "checkpoints" / "previous.pt").touch()
+    second.mkdir()
+    (second / "notes.txt").write_text("mine")
+    call(monkeypatch, parts, *words)
+    assert (first / "words").read_text() == f"--resume {first}"
+    assert (second.with_name(second.name + ".unsaved1") / "notes.txt").read_text() == "mine"
 
 
 def test_a_run_that_ends_before_its_middle_is_named_and_leaves_no_evaluations(monkeypatch, parts, tmp_path, capsys):

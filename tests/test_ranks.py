@@ -328,8 +328,8 @@ def test_all_ranks_have_the_settings_of_rank_0():
 
 
 def test_the_part_of_a_rank():
-    def part(size, **train):
-        ranks, small = Ranks(), preset("small")
+    def part(size, small=None, **train):
+        ranks, small = Ranks(), small or preset("small")
         ranks.rank, ranks.size = 1, size
         settings = replace(small, train=replace(small.train, **train), behavior=BehaviorConfig(starts=0))
         return config_of_rank(settings, ranks)
@@ -338,6 +338,9 @@ def test_the_part_of_a_rank():
         part(3)
     with pytest.raises(UsageError, match="--train.prefill must be at least 4352 for 256 ranks, got 1000"):
         part(256, batch=256)
+    settings = replace(preset("small"), model=replace(preset("small").model, objective="sigreg"))
+    with pytest.raises(UsageError, match=r"batch 4 or more \(each of 8 ranks has 2 of the 16 sequences\)"):
+        part(8, settings)
     mine = part(4)
     assert (mine.train.batch, mine.train.replay_rows, mine.optimizer.workers) == (4, 125_000, 1)
     assert config_of_rank(preset("small"), Ranks()) == preset("small")

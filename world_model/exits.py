@@ -14,6 +14,7 @@ Symbols as in `types.py`; M samples still looping.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -151,6 +152,8 @@ def make_rule(
     histogram: weights of 1, 2, .. loops, for the rule `random` alone. Raises ValueError when there is no such rule.
     """
     check_name("exit rule", name, RULES)
+    if threshold is not None and not math.isfinite(threshold):
+        raise ValueError(f"the exit threshold must be a finite number, got {threshold}")
     if name == "fixed":
         return ExitRule()
     if name == "gate":

@@ -194,9 +194,9 @@ def find_checkpoint(run: Path | str, which: str = "latest") -> Path:
     if others:
         raise UsageError(f"{run} has no checkpoint {which!r}: give one that it has, {', '.join(others)}")
     if (run / "config.yaml").is_file():
-        raise UsageError(
-            f"{run} ended before its first checkpoint, so nothing is lost: give the command anew that started it"
-        )
+        alone = "\nmodel_only: true\n" in (run / "config.yaml").read_text(encoding="utf-8", errors="replace")
+        why = "was a world model alone, which does not go on" if alone else "ended before its first checkpoint"
+        raise UsageError(f"{run} {why}: give the command anew that started it")
     raise UsageError(f"{run} is not a run folder: it holds no checkpoints/{which}.pt")
 
 
@@ -307,7 +307,9 @@ def ranks_of(saved: Mapping[str, Any]) -> int:
 def replay_of(saved: Mapping[str, Any], checkpoint: Path) -> Mapping[str, Any]:
     """The replay in a checkpoint of a run's folder, with its images. Raises UsageError where there is none."""
     if "replay" not in saved:
-        raise UsageError(f"{checkpoint} holds no experience: give the run's folder or its latest.pt")
+        alone = "trained on a data set alone: give a run that has acted"
+        other = "give the run's folder or its latest.pt"
+        raise UsageError(f"{checkpoint} holds no experience: {alone if saved['config'].get('model_only') else other}")
     try:
         folder = images_folder(checkpoint.absolute().parent.parent, ranks_of(saved))
         if min(saved["replay"]["count"], saved["replay"]["first_intact"]) < 0:

@@ -93,14 +93,21 @@ def rows_of(episodes: Episodes, terminal: torch.Tensor) -> Rows:
     return {name: value[real].numpy() for name, value in columns.items()}
 
 
+def check_target(folder: Path | str, episodes: int = HELD_OUT_EVERY) -> None:
+    """Raise UsageError where no data set of so many episodes can be written: known before any is played."""
+    if episodes < HELD_OUT_EVERY:
+        raise UsageError(f"{episodes} whole episodes are too few: a data set needs at least {HELD_OUT_EVERY}")
+    if Path(folder).exists():
+        raise UsageError(f"{folder} exists, and data sets never overwrite each other; choose another name")
+
+
 def write_dataset(rows: Rows, folder: Path | str, source: Mapping[str, Any]) -> dict[str, Any]:
     """Write whole episodes to the new folder; returns the metadata. source: its task, spaces and source.
 
     Raises UsageError when there are too few episodes, or the folder exists.
     """
     starts = np.flatnonzero(rows["is_first"])
-    if len(starts) < HELD_OUT_EVERY:
-        raise UsageError(f"{len(starts)} whole episodes are too few: a data set needs at least {HELD_OUT_EVERY}")
+    check_target(folder, len(starts))
     try:
         rows = checked_rows(rows, Spaces.of(source["spaces"]))
     except ValueError as error:
@@ -114,8 +121,6 @@ def write_dataset(rows: Rows, folder: Path | str, source: Mapping[str, Any]) -> 
         "best_return": float(returns.max()),
     }
     folder = Path(folder)
-    if folder.exists():
-        raise UsageError(f"{folder} exists, and data sets never overwrite each other; choose another name")
     temporary = folder.with_name(f"{folder.name}.tmp{os.getpid()}")
     try:
         temporary.mkdir(parents=True)

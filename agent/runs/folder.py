@@ -28,7 +28,7 @@ PACKAGES = ("torch", "numpy", "gymnasium", "dm-control", "mujoco")
 
 
 FILES = {"config.yaml", "meta.json", "metrics.jsonl", "episodes.csv", "eval.csv"}
-BEGUN = {*FILES, "replay", "checkpoints", ".lock"}
+BEGUN = {*FILES, "open_loop.csv", "probe.csv", "replay", "checkpoints", ".lock"}
 """What is in the folder of a run before its first checkpoint, beside TensorBoard's files."""
 
 
@@ -97,6 +97,8 @@ def claimed(run_dir: str | None, slug: str, name: str, saved: Mapping[str, Any] 
 def unbegun(folder: Path) -> bool:
     """Whether a folder is empty, or holds a run that ended before its first checkpoint: nothing is lost in it."""
     names = {path.name for path in folder.iterdir() if not path.name.startswith("events.out.tfevents")}
+    if "config.yaml" in names and not names & {"meta.json", ".lock"}:
+        return False  # settings that a person wrote
     return {name.removesuffix(".old") for name in names} <= BEGUN and not list(folder.glob("checkpoints/*.pt"))
 
 
@@ -141,8 +143,10 @@ def check_task(saved: Mapping[str, Any], run_dir: Path) -> None:
 
 def read_meta(run_dir: Path) -> dict[str, Any]:
     """The content of meta.json; empty where there is none, or a damaged one: nothing depends on it."""
+    kinds = {"wall_seconds": int | float, "commands": list, "process": dict}
     try:
-        return dict(json.loads((run_dir / "meta.json").read_text(encoding="utf-8")))
+        meta = dict(json.loads((run_dir / "meta.json").read_text(encoding="utf-8")))
+        return meta if all(isinstance(meta[name], kind) for name, kind in kinds.items() if name in meta) else {}
     except (OSError, ValueError, TypeError, RecursionError):
         return {}
 

@@ -59,6 +59,9 @@ def train_model(config: Config, task: str, slug: str, device: torch.device) -> i
             run.meta.update(not_finite=str(error))
             print(f"error: {error} is not finite at update {trainer.step:,}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print(f"stopped at update {trainer.step:,}; a world model alone does not go on: it will begin anew")
+            raise
     run.meta.update(results=trainer.results)
     print("open loop    " + "  ".join(f"{name} {value:.4g}" for name, value in trainer.results.items()))
     return 0

@@ -73,7 +73,10 @@ def config_of_rank(config: Config, ranks: Ranks) -> Config:
             raise UsageError(f"--train.{option} must be at least {rows} for {size} ranks, got {getattr(train, name)}")
     mine = replace(train, batch=train.batch // size, replay_rows=train.replay_rows // size)
     alone = replace(config.optimizer, workers=1)
-    return replace(config, train=mine, optimizer=alone, seed=seed_of(config.seed, ranks.rank))
+    try:
+        return replace(config, train=mine, optimizer=alone, seed=seed_of(config.seed, ranks.rank))
+    except ValueError as error:
+        raise UsageError(f"{error} (each of {size} ranks has {mine.batch} of the {train.batch} sequences)") from error
 
 
 class _NoStore(CheckpointStore):

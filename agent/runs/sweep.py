@@ -90,8 +90,8 @@ class Sweep:
 
     def run(self, pause: float = 0.5) -> int:
         """Returns the exit status: 0 all runs are done, 1 some failed, 130 after Ctrl-C, when the running ones were
-        saved."""
-        with self.signals(), SweepTable(self.runs, self.out) as table:
+        saved. Also where this process cannot go on, they are saved before."""
+        with self.signals(), self.nothing_left_behind(pause), SweepTable(self.runs, self.out) as table:
             while True:
                 self.pass_on()
                 for run in self.runs:
@@ -99,7 +99,10 @@ class Sweep:
                 room = self.jobs - sum(run.state == "running" for run in self.runs)
                 waiting = [run for run in self.runs if run.state in ("waiting", "stopped")]
                 for run in waiting[:room] if not self.interrupts else []:
-                    self.start(run)
+                    try:
+                        self.start(run)
+                    except OSError as error:  # its folder or its log cannot be written
+                        run.state, run.note = "failed", f"cannot be started: {error}"
                 table.update()
                 if room == self.jobs and (self.interrupts or not waiting):
                     break
@@ -151,6 +154,19 @@ class Sweep:
             run.state, run.note = kept if status in (130, UNFINISHED) else "failed", last_line(run.log)
         else:
             run.state, run.note = "failed", f"status {status}: {last_line(run.log)}"
+
+    @contextmanager
+    def nothing_left_behind(self, pause: float) -> Iterator[None]:
+        """Where an error ends the sweep, the runs at work are saved and ended first."""
+        try:
+            yield
+        except BaseException:
+            working = [run.process for run in self.runs if run.process is not None]
+            for process in working:
+                process.send_signal(signal.SIGINT)
+            while any(process.poll() is None for process in working):
+                time.sleep(pause)
+            raise
 
     def pass_on(self) -> None:
         """Pass what has come of Ctrl-C, SIGTERM and the loss of the terminal on to the running runs, which save."""

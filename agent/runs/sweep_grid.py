@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from agent.data.checkpoint import has_saved
+from agent.data.checkpoint import find_checkpoint, has_saved, read_checkpoint
 from agent.errors import UsageError
 from agent.numbers import mean_and_spread, number
 from agent.runs.cli import load_yaml
@@ -128,6 +129,9 @@ def parse_sweep(argv: Sequence[str]) -> SweepGrid | None:
     except argparse.ArgumentError as error:
         raise UsageError(f"{error}; write --sweep FIELD=V1,V2 --jobs N") from error
     if not options.sweep:
+        alone = [f"--{name}" for name in ("jobs", "commands", "on", "cpus", "gpus", "tune") if given(argv, f"--{name}")]
+        if alone:
+            raise UsageError(f"{', '.join(alone)} belongs to a sweep: add --sweep FIELD=V1,V2, or leave it out")
         return None
     jobs = options.jobs if options.jobs is not None else 1 if options.on == "here" else MOST_RUNS
     if jobs < 1:
@@ -213,6 +217,11 @@ def _one_core_each(grid: SweepGrid, config: Config, arguments: Sequence[str]) ->
     return more
 
 
+def given(argv: Sequence[str], option: str) -> bool:
+    """Whether an option stands on a command line, alone or with its value behind =."""
+    return any(word.partition("=")[0] == option for word in argv)
+
+
 def _as_option(field: str, value: str) -> list[str]:
     """A setting as arguments of the command line; switches are spelt --name and --no-name."""
     head, _, last = field.rpartition(".")
@@ -229,7 +238,7 @@ def _split_run_dir(arguments: Sequence[str]) -> tuple[Path, list[str]]:
     options, others = parser.parse_known_args(arguments)
     if not options.run_dir:
         raise UsageError("a sweep needs a folder for its runs: give --run-dir DIR")
-    return Path(options.run_dir).expanduser(), others
+    return Path(os.path.expanduser(options.run_dir)), others
 
 
 def _with_absolute_paths(arguments: Sequence[str]) -> list[str]:
@@ -238,9 +247,9 @@ def _with_absolute_paths(arguments: Sequence[str]) -> list[str]:
     for word in arguments:
         name, equals, value = word.partition("=")
         if equals and name in PATHS:
-            word = f"{name}={Path(value).expanduser().absolute()}"
+            word = f"{name}={Path(os.path.expanduser(value)).absolute()}"
         elif result and result[-1] in PATHS:
-            word = str(Path(word).expanduser().absolute())
+            word = str(Path(os.path.expanduser(word)).absolute())
         result.append(word)
     return result
 
@@ -267,10 +276,18 @@ def inspect(run: SweepRun, config: Config) -> None:
                 "are, give the sweep another --run-dir"
             )
     meta = read_meta(run.folder)
-    if meta.get("finished"):
+    run.state = run.begun()
+    if meta.get("finished") or (not meta and run.state == "stopped" and saved_as_finished(run.folder)):
         run.state, run.note = "done", describe_results(meta)
-    else:
-        run.state = run.begun()
+
+
+def saved_as_finished(folder: Path) -> bool:
+    """Whether the checkpoint of a run says that it is over, where its meta.json is damaged."""
+    try:
+        trainer = read_checkpoint(find_checkpoint(folder)).get("trainer")
+    except UsageError:  # which the run says when it goes on
+        return False
+    return isinstance(trainer, dict) and bool(trainer.get("finished"))
 
 
 def describe_results(meta: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,9 @@ class OfflineTrainer:
 
     def run(self) -> None:
         """Train to the last update and measure at every depth. Raises NonFiniteError as `Dreamer.update` does."""
+        for name in ("open_loop.csv", "probe.csv"):  # of a run in this folder that was stopped, and begins anew
+            if (path := Path(self.logger.run_dir) / name).exists():
+                os.replace(path, path.with_name(f"{name}.old"))
         log, measure = Every(LOG_EVERY), Every(self.cfg.eval_every)
         self.agent.fit_image_normaliser(self.replay.sample)
         clock, done = time.perf_counter(), 0
