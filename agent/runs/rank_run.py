@@ -76,7 +76,8 @@ def config_of_rank(config: Config, ranks: Ranks) -> Config:
     try:
         return replace(config, train=mine, optimizer=alone, seed=seed_of(config.seed, ranks.rank))
     except ValueError as error:
-        raise UsageError(f"{error} (each of {size} ranks has {mine.batch} of the {train.batch} sequences)") from error
+        share = f"each of {size} ranks has {mine.batch} of the {train.batch} sequences"
+        raise UsageError(f"{error} for each rank: {share}, so give a larger --train.batch, or fewer ranks") from error
 
 
 class _NoStore(CheckpointStore):
