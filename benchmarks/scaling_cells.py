@@ -37,6 +37,7 @@ import torch
 from scaling_data import Pairs, Problem
 from torch import Tensor, nn
 
+from agent.errors import UsageError
 from agent.execution.fused import fuse_modules, fused_layers
 from agent.runtime import seed_everything
 from world_model import Core, CoreSizes, LoopConfig, LoopedCore, cost
@@ -298,6 +299,8 @@ def error_of(
         changes.append(change.double())
     square, every = torch.cat(squares), torch.cat(changes)
     variance = (every - every.mean(0)).square().sum()
+    if variance == 0:
+        raise UsageError("the observations of the held-out episodes change alike everywhere: nothing is to be predicted")
     _, place = pairs.episode[rows].unique(return_inverse=True)
     sums = torch.zeros(int(place.max()) + 1, dtype=torch.double).index_add(0, place, square)
     return float(square.sum() / variance), (sums / variance * len(sums)).numpy()

@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -191,6 +192,14 @@ def test_a_known_linear_system_is_learned_and_the_mean_of_episodes_is_the_error(
     assert found.episodes.mean() == pytest.approx(found.test_error)
     again = cells.train_cell(problem, shape, settings, 0)
     assert again.test_error == found.test_error
+
+
+def test_what_never_varies_has_no_error(dataset):
+    """In place of inf, which would stay in the table."""
+    problem = data.Problem.of(dataset, 2, 1.0, 0)
+    same = SimpleNamespace(batch=lambda pairs, rows: (None, None, torch.ones(len(rows), 3)))
+    with pytest.raises(UsageError, match="nothing is to be predicted"):
+        cells.error_of(lambda obs, actions: torch.zeros(1), same, problem.held, torch.arange(4))
 
 
 def test_the_mean_has_an_error_of_one(dataset):
