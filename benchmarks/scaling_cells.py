@@ -300,7 +300,7 @@ def error_of(
     square, every = torch.cat(squares), torch.cat(changes)
     variance = (every - every.mean(0)).square().sum()
     if variance == 0:
-        raise UsageError("the observations of the held-out episodes change alike everywhere: nothing is to be predicted")
+        raise UsageError("observations change alike everywhere in held-out episodes: nothing is to be predicted")
     _, place = pairs.episode[rows].unique(return_inverse=True)
     sums = torch.zeros(int(place.max()) + 1, dtype=torch.double).index_add(0, place, square)
     return float(square.sum() / variance), (sums / variance * len(sums)).numpy()

@@ -28,7 +28,7 @@ def json_output(target: str | None) -> Iterator[Write]:
         folder = Path(str(target)).absolute().parent
         if not folder.is_dir() or Path(str(target)).is_dir():
             raise UsageError(f"--json {target} cannot be written: {folder} must be a folder, and the name a file's")
-        if Path(str(target)).exists() and Path(str(target)).suffix != ".json":
+        if Path(str(target)).is_file() and Path(str(target)).suffix != ".json":
             raise UsageError(f"{target} exists and does not end in .json, so it may be something else: choose another")
 
     def write(content: dict[str, Any]) -> None:
