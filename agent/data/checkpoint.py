@@ -232,7 +232,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         return {**content, "file": written, "damaged": True}
 
 
-def set_aside(folder: Path) -> None:
+def set_damaged_aside(folder: Path) -> None:
     """Rename a damaged latest.pt of a run's folder: it would replace previous.pt, the only whole one, at the next
     save."""
     path = folder / "checkpoints" / "latest.pt"

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from filelock import FileLock, SoftFileLock, Timeout
 
-from agent.data.checkpoint import find_checkpoint, fingerprint, set_aside
+from agent.data.checkpoint import find_checkpoint, fingerprint, set_damaged_aside
 from agent.errors import UsageError
 from agent.runs.header import resume_command
 from agent.runtime import PROJECT
@@ -90,7 +90,7 @@ def claimed(run_dir: str | None, slug: str, name: str, saved: Mapping[str, Any] 
         if saved["file"] != fingerprint(find_checkpoint(folder)):
             raise UsageError(f"{folder} has gone on in another process meanwhile: give the command again")
         if saved.get("damaged"):
-            set_aside(folder)
+            set_damaged_aside(folder)
         yield folder
 
 
