@@ -91,7 +91,7 @@ def test_an_export_says_what_the_program_does_not_do():
     assert export_notes(agent) == []
     agent.averaged.behavior.cfg = replace(agent.averaged.behavior.cfg, jump=3)
     assert "holds every action for 3 decisions" in export_notes(agent)[0]
-    agent.averaged.behavior.cfg = replace(agent.averaged.behavior.cfg, decisions="plan")  # plans are not held
+    agent.averaged.behavior.cfg = replace(agent.averaged.behavior.cfg, jump=1, decisions="plan")
     assert export_notes(agent) == ["this is the actor, and evaluations of this run plan"]
 
 

@@ -307,7 +307,7 @@ def ranks_of(saved: Mapping[str, Any]) -> int:
 def replay_of(saved: Mapping[str, Any], checkpoint: Path) -> Mapping[str, Any]:
     """The replay in a checkpoint of a run's folder, with its images. Raises UsageError where there is none."""
     if "replay" not in saved:
-        if saved["config"].get("model_only"):
+        if saved.get("config", {}).get("model_only"):
             raise UsageError(f"{checkpoint} is of a world model alone: give a run that has acted")
         raise UsageError(f"{checkpoint} holds no experience: give the run's folder or its latest.pt")
     try:
