@@ -15,10 +15,11 @@ the same:
     fixed    always the same depth, of the same mean (between two depths in proportion)
 
 and by how much random, within and fixed err more than own, in per cent of its error, with the 95 % interval, for which
-windows that overlap count as one. The last lines are the rank correlation of loops and k, the smallest fixed depth that
-errs no more than the own rule over all k, and how much longer dreams take at this depth: fused, of --states states (64
-as in `small`, 1024 as in `base`), with actions of the data that are held for k decisions, rules and k in turns. Nothing
-else may run then.
+windows that overlap count as one. The last lines are the rank correlation of loops and k, the same of a rule that knows
+all loops beforehand (it stops where the prior stays within some nats of the one after the last loop), the smallest
+fixed depth that errs no more than the own rule over all k, and how much longer dreams take at this depth: fused, of
+--states states (64 as in `small`, 1024 as in `base`), with actions of the data that are held for k decisions, rules and
+k in turns. Nothing else may run then.
 """
 
 from __future__ import annotations
@@ -60,15 +61,18 @@ from world_model.jumps import action_input
 
 HORIZON, ROUNDS = 15, 15
 CONTROLS = ("random", "within", "fixed")
+TOLERANCES = (0.02, 0.05, 0.1, 0.2, 0.5)
+"""Nats of the rule that knows all loops."""
 
 
 class Steps(NamedTuple):
     """W predictions for each k of K: errors (K, R, W) after 1..R loops, depths (K, W) of the own rule, groups (W,) of
-    windows that overlap."""
+    windows that overlap, rest (K, R, W) = KL(prior after R loops || prior after 1..R)."""
 
     error: Tensor
     depth: Tensor
     groups: np.ndarray
+    rest: Tensor
 
     @property
     def own(self) -> Tensor:
@@ -79,6 +83,11 @@ class Steps(NamedTuple):
         """(K, W) expected errors of depths drawn with weights (R,), or (K, R)."""
         weights = histogram / histogram.sum(-1, keepdim=True)
         return (self.error * weights.expand(len(self.error), -1)[..., None]).sum(1)
+
+    def settled(self, nats: float) -> Tensor:
+        """(K, W) the first loop from which on the prior stays within so many nats of that after the last one."""
+        far = self.rest > nats
+        return far.shape[1] - far.flip(1).cumsum(1).eq(0).sum(1) + 1
 
     def controls(self) -> dict[str, Tensor]:
         """(K, W) errors of each."""
@@ -99,7 +108,7 @@ def predict(world: WorldModel, episodes: Episodes, places: Windows, jumps: Seque
     states, _ = posterior_states(world, episodes)
     state = states.map(lambda leaf: leaf[places.episode, places.row])
     metric, prepared = NormalisedError.fit(world.observation_model, [episodes]), core.prepare()
-    errors, depths = [], []
+    errors, depths, rests = [], [], []
     for k in jumps:
         actions = episodes.prev_action[places.episode[:, None], places.ahead[:, :k]]  # (W, k, A)
         inputs = world.inputs(state, action_input(actions[:, 0] if k == 1 else actions, k, world.cfg.jump))
@@ -107,16 +116,18 @@ def predict(world: WorldModel, episodes: Episodes, places: Windows, jumps: Seque
         _, stats = core.adaptive_step(state.deter, inputs, prepared, loops, log_prior=world.log_prior)
         targets = targets_at(world.observation_model, episodes, places.episode, places.ahead[:, k - 1])
         levels = world.latents.level((SAMPLES, len(places.row)), inputs)  # the same for every depth
-        by_depth = []
+        by_depth, priors = [], []
         for x in trace.states[1:]:
             deter = core.readout(state.deter, x, trace.gate)
             probs = world.prior_probs(deter)
+            priors.append(world.latents.kl_form(probs))
             feats = [LatentState(deter, world.draw(probs, level)).feat() for level in levels]
             guess = torch.stack([world.observation_model.predictions(feat) for feat in feats]).mean(0)
             by_depth.append(metric.error(guess, targets))
         errors.append(torch.stack(by_depth))
         depths.append(stats.depth)
-    return Steps(torch.stack(errors), torch.stack(depths), places.groups())
+        rests.append(torch.stack([world.latents.kl(priors[-1], prior) for prior in priors]))
+    return Steps(torch.stack(errors), torch.stack(depths), places.groups(), torch.stack(rests))
 
 
 def rows_of(steps: Steps, jumps: Sequence[int]) -> list[dict[str, Any]]:
@@ -176,11 +187,11 @@ def longer(agent: Dreamer, episodes: Episodes, jumps: Sequence[int], depth: int,
     return totals[1] / totals[0]
 
 
-def rank_correlation(steps: Steps, jumps: Sequence[int]) -> float:
-    """Spearman's of loops and k over all predictions; nan where the loops do not vary."""
-    k = torch.tensor(jumps)[:, None].expand_as(steps.depth)
-    varies = int(steps.depth.min()) < int(steps.depth.max())
-    return float(spearmanr(steps.depth.flatten(), k.flatten()).statistic) if varies else float("nan")
+def rank_correlation(depth: Tensor, jumps: Sequence[int]) -> float:
+    """Spearman's of loops (K, W) and k over all predictions; nan where the loops do not vary."""
+    k = torch.tensor(jumps)[:, None].expand_as(depth)
+    varies = int(depth.min()) < int(depth.max())
+    return float(spearmanr(depth.flatten(), k.flatten()).statistic) if varies else float("nan")
 
 
 def report(steps: Steps, rows: Sequence[dict[str, Any]], jumps: Sequence[int]) -> list[str]:
@@ -189,7 +200,9 @@ def report(steps: Steps, rows: Sequence[dict[str, Any]], jumps: Sequence[int]) -
     for row in rows:
         cells = [f"{row[f'{name}_more']:+.1f} +- {row[f'{name}_half']:.1f} %" for name in CONTROLS]
         lines.append(f"| {row['k']} | {row['loops']:.2f} | {row['own']:.4f} | {' | '.join(cells)} |")
-    lines += ["", f"rank correlation of loops and k: {rank_correlation(steps, jumps):.3f}"]
+    known = [f"{rank_correlation(steps.settled(nats), jumps):.3f} ({nats} nats)" for nats in TOLERANCES]
+    lines += ["", f"rank correlation of loops and k: {rank_correlation(steps.depth, jumps):.3f}"]
+    lines += [f"rank correlation with all loops known: {', '.join(known)}"]
     return [*lines, "error over all k after 1, 2, .. loops: " + ", ".join(f"{e:.4f}" for e in steps.error.mean((0, 2)))]
 
 
@@ -238,7 +251,8 @@ def main(argv: list[str]) -> int:
     print("\n".join(report(steps, rows, jumps)))
     depth = equal_depth(steps)
     print("no fixed depth errs as little" if depth is None else f"fixed depth of equal error: {depth}")
-    rows[-1] |= {"rank": rank_correlation(steps, jumps), "equal_depth": depth}
+    rows[-1] |= {"rank": rank_correlation(steps.depth, jumps), "equal_depth": depth}
+    rows[-1] |= {f"rank_known_{nats}": rank_correlation(steps.settled(nats), jumps) for nats in TOLERANCES}
     for size in args.states if depth and not args.no_times else ():
         rows[-1][f"longer_{size}"] = ratio = longer(agent, episodes, jumps, depth, size)
         print(f"dreams of {size} states take {ratio:.2f} times as long")

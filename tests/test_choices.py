@@ -3,8 +3,11 @@ is evaluated, and is exported."""
 
 import csv
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import yaml
+from gymnasium import spaces
 
 from agent.settings import value_of
 
@@ -19,10 +22,60 @@ CHOICES = {
 NEEDS = {"behavior.jump": ("--model.jump", "4")}
 
 
-@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in CHOICES.items() for value in values])
-def test_a_choice_trains_resumes_evaluates_and_exports(field, value, script, tmp_path):
-    run, words = tmp_path / "run", ("--preset", "debug", "--no-video", f"--{field}", value, *NEEDS.get(field, ()))
-    done = script("train_agent.py", "gym:Pendulum-v1", *words, "--run-dir", run)
+PICTURES = "gym:Pictures-v0"
+ON_IMAGES = {"model.objective": ["sigreg"], "model.latents": ["gaussian"]}
+"""Also where observations are images and actions discrete."""
+
+
+class Pictures(gym.Env):
+    """One of three stripes is lit, and the action that names it is rewarded."""
+
+    observation_space = spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    action_space = spaces.Discrete(3)
+
+    def _show(self):
+        self._lit = int(self.np_random.integers(3))
+        picture = np.zeros((64, 64, 3), np.uint8)
+        picture[:, 21 * self._lit : 21 * self._lit + 21] = 200
+        return picture
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._show(), {}
+
+    def step(self, action):
+        reward = float(action == self._lit)
+        return self._show(), reward, False, False, {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _pictures():
+    gym.register("Pictures-v0", entry_point=Pictures, max_episode_steps=20)
+    yield
+    del gym.registry["Pictures-v0"]
+
+
+def cases(task, choices):
+    return [(task, field, value) for field, values in choices.items() for value in values]
+
+
+CASES = [*cases("gym:Pendulum-v1", CHOICES), *cases(PICTURES, ON_IMAGES)]
+
+
+@pytest.mark.parametrize(("task", "field", "value"), CASES)
+def test_a_choice_trains_resumes_evaluates_and_exports(task, field, value, script, tmp_path):
+    whole_run(script, tmp_path, task, field, value, *NEEDS.get(field, ()))
+
+
+def test_a_data_set_in_the_replay_makes_a_whole_run(script, tmp_path):
+    done = script("evaluate.py", "collect", "gym:Pendulum-v1", "data", "--episodes", "10")
+    assert done.returncode == 0, done.stderr
+    whole_run(script, tmp_path, "gym:Pendulum-v1", "dataset", "data")
+
+
+def whole_run(script, folder, task, field, value, *more):
+    run, words = folder / "run", ("--preset", "debug", "--no-video", f"--{field}", value, *more)
+    done = script("train_agent.py", task, *words, "--run-dir", run)
     assert done.returncode == 0, done.stderr
     done = script("train_agent.py", "--resume", run, "--steps", "700")
     assert done.returncode == 0, done.stderr
@@ -31,5 +84,5 @@ def test_a_choice_trains_resumes_evaluates_and_exports(field, value, script, tmp
         assert {row["step"] for row in csv.DictReader(file)} >= {"300", "600", "700"}
     done = script("evaluate.py", "policy", run, "--episodes", "2")
     assert done.returncode == 0, done.stderr
-    done = script("evaluate.py", "export", run, tmp_path / "policy.pt2")
+    done = script("evaluate.py", "export", run, folder / "policy.pt2")
     assert done.returncode == 0, done.stderr

@@ -84,7 +84,10 @@ def test_what_further_loops_bring_is_ranked_and_the_kl_is_that_of_the_model(trai
 def test_exits_over_different_times_are_compared_with_every_control():
     study = benchmark("jump_exits")
     error = torch.tensor([[[1.0, 1.0], [1.0, 1.0], [2.0, 2.0]], [[9.0, 5.0], [3.0, 5.0], [3.0, 1.0]]])  # (K, R, W)
-    steps = study.Steps(error, torch.tensor([[1, 1], [2, 3]]), np.arange(2))
+    rest = torch.tensor([[[0.3, 0.01], [0.0, 0.2], [0.0, 0.0]], [[0.9, 0.9], [0.1, 0.4], [0.0, 0.0]]])
+    steps = study.Steps(error, torch.tensor([[1, 1], [2, 3]]), np.arange(2), rest)
+    assert steps.settled(0.1).tolist() == [[2, 3], [2, 3]]  # within 0.1 nats from there on
+    assert steps.settled(0.3).tolist() == [[1, 1], [2, 3]]
     assert steps.own.tolist() == [[1.0, 1.0], [3.0, 1.0]]
     found = steps.controls()
     assert found["random"].tolist() == [[1.25, 1.25], [6.0, 4.0]]  # depths 1, 1, 2, 3
@@ -95,7 +98,9 @@ def test_exits_over_different_times_are_compared_with_every_control():
     assert both["random_more"] == pytest.approx(100 * (3.125 - 1.5) / 1.5)
     assert study.equal_depth(steps) is None
     assert study.equal_depth(steps._replace(depth=torch.full((2, 2), 2))) == 2
-    assert "rank correlation of loops and k: 0.9" in "\n".join(study.report(steps, [first, second, both], [1, 4]))
+    text = "\n".join(study.report(steps, [first, second, both], [1, 4]))
+    assert "rank correlation of loops and k: 0.9" in text
+    assert "0.000 (0.1 nats), 0.707 (0.2 nats), 1.000 (0.5 nats)" in text
 
 
 def test_exits_over_different_times_of_a_run(trained, tmp_path, capsys):
@@ -107,6 +112,7 @@ def test_exits_over_different_times_of_a_run(trained, tmp_path, capsys):
     rows = rows_of(tmp_path / "rows.csv")
     assert [row["k"] for row in rows] == ["1", "4", "all"]
     assert [row["rank"] == "" for row in rows] == [True, True, False]
+    assert rows[-1]["rank_known_0.1"] != ""
     assert study.main([*map(str, trained), "--jumps", "1", "8"]) == 2
     assert "give --jumps from 1 to that" in capsys.readouterr().err
     assert study.main([*words, "--no-times", "--max-loops", "7"]) == 0  # the run's own cap is lower
