@@ -29,7 +29,6 @@ def test_the_parts_multiply_to_the_reward_of_the_task():
     reward = (3 * exact["standing"] + exact["upright"]) / 4 * (5 * exact["moving"] + 1) / 6
     np.testing.assert_allclose(reward, rewards, atol=1e-6)
     assert np.corrcoef(parts["moving"], exact["moving"])[0, 1] > 0.7
-    assert 0.0 < parts["high"].mean() < 1.0
 
 
 def test_a_run_of_another_task_is_refused(tmp_path, capsys, monkeypatch):
