@@ -46,7 +46,7 @@ from agent.evaluation.stability import format_stability, save_stability, stabili
 from agent.evaluation.statistics import format_summary
 from agent.evaluation.video import save_video
 from agent.interop.export import export_notes, export_policy
-from agent.interop.load import load_agent, load_dreamer, load_player, load_sb3_agent, require_policy
+from agent.interop.load import load_agent, load_dreamer, load_player, load_sb3_agent, require_loops, require_policy
 from agent.learning.dreamer import Dreamer
 from agent.learning.planning import use_plan
 from agent.logs.json_output import Write, json_output
@@ -84,8 +84,7 @@ def policy(args: PolicyArgs, write: Write) -> None:
     if config.agent != "dreamer" and args.exit:
         raise UsageError(f"{args.run} is a run of {config.agent}, which has no loops: leave --exit out")
     agent = load_agent(saved, args.device) if args.sb3 is None else load_sb3_agent(args.sb3, saved)
-    if args.max_loops and not (isinstance(agent, Dreamer) and agent.world.core.looping):
-        raise UsageError(f"the agent of {args.run} has no loops: leave --max-loops out")
+    require_loops(agent, args.max_loops, args.run)
     cfg, max_loops = args.eval_config(config.eval), args.loop_cap(config)
     if args.exit and max_loops and isinstance(agent, Dreamer):
         try:
@@ -144,8 +143,7 @@ def model(args: ModelArgs, write: Write) -> None:
     """Record episodes, predict them open loop, and write tables and figures."""
     path, saved, agent = model_of(args)
     world, behavior = agent.averaged.world, agent.averaged.behavior
-    if args.max_loops and not world.core.looping:
-        raise UsageError(f"the core of {args.run} is {world.cfg.core}, it has no loops: leave --max-loops out")
+    require_loops(agent, args.max_loops, args.run)
     recordings = recordings_of(args, saved, agent, agent, None)
     loops = args.max_loops or (tuple(range(1, world.run_cap + 1)) if world.core.looping else ())
     results = rollout_errors(world, behavior, recordings, args.horizon, loops, args.windows, args.seed)
@@ -290,6 +288,7 @@ def export(args: ExportArgs, write: Write) -> None:
     saved = read_checkpoint(checkpoint_of(args.run, args.checkpoint))
     agent, loop = load_dreamer(saved, args.run), saved_config(saved).model.loop
     require_policy(saved)
+    require_loops(agent, args.max_loops, args.run)
     loops = args.max_loops or max(1, round(loop.mean_loops))
     export_policy(agent, Path(args.file), loops)
     sizes = ", ".join(f"{name} ({size})" for name, size in agent.spaces.obs.items())

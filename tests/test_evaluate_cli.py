@@ -171,7 +171,9 @@ def test_loops_of_an_agent_without_loops_are_refused(script, refused, tmp_path):
     run = tmp_path / "gru"
     words = "--preset", "debug", "--steps", "260", "--model.core", "gru", "--no-video", "--run-dir", run
     assert script("train_agent.py", "toy:cue5", *words).returncode == 0
-    assert "has no loops: leave --max-loops out" in refused("evaluate.py", "policy", run, "--max-loops", "3")
+    for words in (["policy", run], ["model", run], ["export", run, tmp_path / "policy.pt2"]):
+        assert "has no loops: leave --max-loops out" in refused("evaluate.py", *words, "--max-loops", "3")
+        assert "--max-loops must be from 1 to 10,000" in refused("evaluate.py", *words, "--max-loops", "1000000000000")
 
 
 def test_a_run_can_be_extended(finished, script, tmp_path, monkeypatch):

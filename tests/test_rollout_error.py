@@ -222,7 +222,7 @@ def test_the_command_writes_tables_and_pictures(finished, script, tmp_path):
     [
         (["nowhere"], "there is no run nowhere"),
         (["RUN", "--horizon", "0"], "--horizon must be at least 1"),
-        (["RUN", "--max-loops", "0"], "--max-loops must be 1 or more"),
+        (["RUN", "--max-loops", "0"], "--max-loops must be from 1 to 10,000"),
         (["RUN", "--episodes", "0"], "--episodes must be at least 1"),
     ],
 )

@@ -76,6 +76,8 @@ def test_tasks_and_switches_can_be_swept(tmp_path):
     assert [parse(run.arguments).video for run in runs] == [True, False] * 2
     assert runs[0].name == "task=toy-cue5,video=true"
     assert "--preset small" in runs[0].command  # whatever the machine that runs it would choose
+    with pytest.raises(UsageError, match="names the tasks already: leave toy:words out, or add it to them"):
+        make_runs(parse_sweep(["toy:words", *words]), parse)
 
 
 def test_paths_are_absolute_on_a_node_of_a_cluster(tmp_path, monkeypatch):

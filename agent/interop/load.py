@@ -33,6 +33,12 @@ def require_policy(saved: Mapping[str, Any]) -> None:
         raise UsageError("this run trained the world model alone and has no policy: use evaluate.py model")
 
 
+def require_loops(agent: Agent, loops: Any, run: str) -> None:
+    """Raise UsageError where numbers of loops are given for an agent that has none."""
+    if loops and not (isinstance(agent, Dreamer) and agent.world.core.looping):
+        raise UsageError(f"the agent of {run} has no loops: leave --max-loops out")
+
+
 def load_sb3_agent(file: str, saved: Mapping[str, Any]) -> Agent:
     """An agent saved by stable-baselines3, to act in the task of a checkpoint. Raises UsageError."""
     from agent.interop.baselines import Baseline  # takes a second to import

@@ -12,6 +12,7 @@ import tyro
 from agent.errors import UsageError
 from agent.evaluation.episodes import EvalConfig
 from agent.runs.config import Config
+from agent.runs.model_commands import check_loops
 from agent.seeds import COLLECTION
 from agent.settings import expand_home
 
@@ -53,8 +54,7 @@ class PolicyArgs:
 
     def __post_init__(self) -> None:
         expand_home(self, "run", "sb3", "json")
-        if self.max_loops is not None and self.max_loops < 1:
-            raise ValueError(f"--max-loops must be at least 1, got {self.max_loops}")
+        check_loops(self.max_loops)
         try:
             self.eval_config(EvalConfig())
         except ValueError as error:
@@ -166,8 +166,7 @@ class ExportArgs:
 
     def __post_init__(self) -> None:
         expand_home(self, "run", "file")
-        if self.max_loops is not None and self.max_loops < 1:
-            raise ValueError(f"--max-loops must be at least 1, got {self.max_loops}")
+        check_loops(self.max_loops)
 
 
 def check_command(argv: Sequence[str], known: Collection[str]) -> None:

@@ -10,6 +10,16 @@ import tyro
 from agent.seeds import MODEL_RECORDING
 from agent.settings import expand_home
 
+MOST_LOOPS = 10_000
+"""Of one step: each takes about a millisecond."""
+
+
+def check_loops(*numbers: int | None) -> None:
+    """Raise ValueError unless each of these numbers of loops can be computed, or is not given."""
+    for loops in numbers:
+        if loops is not None and not 1 <= loops <= MOST_LOOPS:
+            raise ValueError(f"--max-loops must be from 1 to {MOST_LOOPS:,}, got {loops}")
+
 
 @dataclass(frozen=True)
 class ModelRunArgs:
@@ -55,8 +65,7 @@ class ModelArgs(ModelRunArgs):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least_one("horizon", "windows")
-        if any(loops < 1 for loops in self.max_loops):
-            raise ValueError(f"--max-loops must be 1 or more, got {self.max_loops}")
+        check_loops(*self.max_loops)
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,8 @@ class StabilityArgs(ModelRunArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least_one("max_loops", "points", "steps")
+        self.at_least_one("points", "steps")
+        check_loops(self.max_loops)
         if self.attack_steps < 0:
             raise ValueError(f"--attack-steps must be at least 0, got {self.attack_steps}")
 

@@ -165,6 +165,8 @@ def make_runs(grid: SweepGrid, parse: Parse) -> list[SweepRun]:
     Raises UsageError.
     """
     base, shared = _split_run_dir(grid.arguments)
+    if "task" in grid.fields and shared and not shared[0].startswith("-"):
+        raise UsageError(f"--sweep task=... names the tasks already: leave {shared[0]} out, or add it to them")
     short = {field: field.rpartition(".")[2] for field in grid.fields}
     if len(set(short.values())) < len(short):
         short = {field: field for field in grid.fields}
