@@ -95,7 +95,7 @@ def policy(args: PolicyArgs, write: Write) -> None:
         if not isinstance(agent, Dreamer):
             raise UsageError(f"{args.run} is a run of {config.agent}, which has no world model: leave --plan out")
         try:
-            use_plan(agent.averaged.behavior, args.plan, args.plan_horizon)
+            use_plan(agent.averaged.behavior, args.plan, args.plan_horizon or agent.behavior.cfg.plan_horizon)
         except ValueError as error:
             raise UsageError(str(error).replace("--behavior.", "--")) from error
     torch.set_num_threads(config.train.threads or 1)  # batches of ten rows: more threads do not help
@@ -292,7 +292,8 @@ def export(args: ExportArgs, write: Write) -> None:
     loops = args.max_loops or max(1, round(loop.mean_loops))
     export_policy(agent, Path(args.file), loops)
     sizes = ", ".join(f"{name} ({size})" for name, size in agent.spaces.obs.items())
-    print(f"{args.file}: observation {sizes} -> action ({agent.spaces.action.size}), {loops} loops per step")
+    depth = f", {loops} loops per step" if agent.world.core.looping else ""
+    print(f"{args.file}: observation {sizes} -> action ({agent.spaces.action.size}){depth}")
     for note in export_notes(agent):
         print(f"note: {note}")
 

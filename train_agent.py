@@ -51,7 +51,7 @@ from agent.runtime import keep_memory, resolve_device, seed_everything, set_thre
 from agent.spaces import spaces_of
 from agent.training.evaluations import Evaluations
 from agent.training.rank_trainer import RankTrainer
-from agent.training.recorded import add_recorded, load_recorded
+from agent.training.recorded import add_recorded, load_recorded, recorded_line
 from agent.training.resume import forget_replay, open_replay
 from agent.training.trainer import Trainer
 from envs import EPISODE_LIMIT, TaskError, TaskId, endless, how_shown, make_env, make_vector_env, prepare_rendering
@@ -112,8 +112,7 @@ def train_dreamer(
         claim_folder = partial(claimed, config.run_dir, task.slug, f"{config.preset}-s{config.seed}", saved)
         with folder_of(ranks, claim_folder) as folder:
             own_saved = open_replay(replay, folder, saved, agent, ranks)  # of this rank
-            if recorded:
-                add_recorded(replay, recorded, agent)
+            added = [recorded_line(recorded, add_recorded(replay, recorded, agent))] if recorded else []
             opening = partial(open_run, config, str(task), spaces, device, counts, folder, config.train.steps, start)
             with closing(make_execution(agent, ranks)) as execution, run_of(ranks, folder, opening) as run:
                 evaluations = Evaluations(agent, evaluate, run.logger, run.store, run.report)
@@ -125,7 +124,7 @@ def train_dreamer(
                 if own_saved:
                     trainer.load_state_dict(own_saved)
                     forget_replay(saved, own_saved)
-                lines = [f"resume       {resume_command(folder)}", *how_shown(envs)]
+                lines = [f"resume       {resume_command(folder)}", *how_shown(envs), *added]
                 lines += notes(config, spaces, device, limit, cannot_draw, ranks.size)
                 print_header(headline(config, task), spaces, counts, f"{device}, {config.preset}", folder, *lines)
                 status = train_ranks_to_end(ranks, run, trainer, config)

@@ -12,7 +12,8 @@ Returns are means of the last evaluation, of each seed; a dash stands for a seed
 models trained on a data set: the R^2 of a linear read-out of the true state from their latents, as they are and after 5
 and 15 imagined steps, and the effective rank of their embedding as a share of its size (for sigreg, of its projection).
 Updates per second are those of agents, a mean over the tasks that every value has, and compare only where runs had the
-machine to themselves in the same way.
+machine to themselves in the same way. Settings in which the runs differ beside the field, the task and the seed are
+named.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import argparse
 import csv
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,8 @@ from agent.runs.cli import read_yaml
 from agent.runs.config import Config
 from agent.runs.folder import read_meta
 from agent.runs.run_record import RunRecord, find_runs, load_runs
-from agent.settings import known_name, value_of
+from agent.runs.sweep_grid import MAY_DIFFER
+from agent.settings import differences, from_dict, known_name, to_dict, value_of
 
 READ = {"probe": "R^2 now", "probe_5": "R^2 after 5 steps", "probe_15": "after 15"}
 RANK = "stability/embedding_rank"
@@ -47,13 +50,31 @@ def lacking(folder: Path) -> str | None:
     return None if meta.get("finished") else UNFINISHED
 
 
+def settings_of(folder: Path) -> dict[str, Any]:
+    """All settings of a run of this agent, also those that its file does not hold. Raises UsageError."""
+    saved = read_yaml(folder / "config.yaml")
+    if not isinstance(saved, dict) or not {"task", "seed"} <= saved.keys():
+        raise UsageError("cannot be read as a run: its config.yaml names no task and seed")
+    settings = to_dict(from_dict(Config, saved))
+    if settings["agent"] != "dreamer":
+        raise UsageError(f"is a run of {settings['agent']}")
+    return settings
+
+
+def unequal(folders: Sequence[Path], field: str) -> list[str]:
+    """Names of settings beside the field in which runs of one table differ."""
+    found = [settings_of(folder) for folder in folders]
+    names = {name for settings in found for name in differences(found[0], settings)}
+    return sorted(names - MAY_DIFFER - {field, "task", "seed"})
+
+
 def of_models(folder: Path, field: str) -> dict[str, Any]:
     """What one world model knows, by the last line of its files."""
-    settings = read_yaml(folder / "config.yaml")
+    settings = settings_of(folder)
     row = {"value": str(value_of(settings, field)), "model_of": settings["task"], "seed": settings["seed"]}
     path = folder / "probe.csv"
     if not path.is_file():
-        raise UsageError(f"{folder} has no probe.csv: give finished runs of --model-only with vectors")
+        raise UsageError("has no probe.csv: give finished runs of --model-only with vectors")
     last = list(csv.DictReader(whole_lines(path)))[-1]
     row |= {name: float(last[name]) for name in READ if name in last}
     lines = [json.loads(line) for line in whole_lines(folder / "metrics.jsonl")]
@@ -63,7 +84,8 @@ def of_models(folder: Path, field: str) -> dict[str, Any]:
 
 def of_agents(run: RunRecord, field: str) -> dict[str, Any]:
     """What one agent returns, and what it cost."""
-    row = {"value": str(run.setting(field)), "task": run.task, "seed": run.settings["seed"], "step": run.last_step}
+    settings = settings_of(run.path)
+    row = {"value": str(value_of(settings, field)), "task": run.task, "seed": settings["seed"], "step": run.last_step}
     row |= {"return": run.final_return, "minutes": run.seconds_at(run.last_step) / 60}
     row |= {"rank": run.metrics[RANK]} if RANK in run.metrics else {}
     speed = run.updates_per_second
@@ -120,17 +142,22 @@ def main() -> int:
         why = {run.path: UNFINISHED for run in runs if not run.finished}
         why |= {path: reason for path in models if (reason := lacking(path))}
         left_out += [f"left out: {path} {reason}" for path, reason in why.items()]
-        rows = []
+        rows, used = [], dict[Any, list[Path]]()
         for row_of, each, path in [
             *((of_agents, run, run.path) for run in runs if run.finished),
             *((of_models, path, path) for path in models if path not in why),
         ]:
             try:
                 rows.append(row_of(each, field))
+                used.setdefault(row_of, []).append(path)
+            except UsageError as error:
+                left_out.append(f"left out: {path} {error}")
             except (KeyError, ValueError, IndexError, TypeError) as error:
                 left_out.append(f"left out: {path} cannot be read as a run with {field} ({error!r})")
         if not rows:
             raise UsageError("\n".join([*left_out, "no run is left to be compared"]))
+        others = sorted({name for folders in used.values() for name in unequal(folders, field)})
+        left_out += [f"note: not all else is equal, runs differ in {', '.join(others)} too"] if others else []
         lines = table(rows)
         write_rows(args.csv, rows)
     except UsageError as error:

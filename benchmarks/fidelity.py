@@ -53,6 +53,7 @@ def points_of(run: RunRecord, dataset: Dataset) -> list[dict[str, Any]]:
     for which in ("latest", "best"):
         try:
             saved = read_checkpoint(find_checkpoint(run.path, which))
+            world = load_dreamer(saved, str(run.path)).averaged.world
         except UsageError as error:
             print(f"note: left out: {error}")
             continue
@@ -61,7 +62,6 @@ def points_of(run: RunRecord, dataset: Dataset) -> list[dict[str, Any]]:
         if found is None or saved["step"] in seen:
             continue
         seen.add(saved["step"])
-        world = load_dreamer(saved, str(run.path)).averaged.world
         if not world.observation_model.decodes:
             print(f"note: left out: {run.path} was trained without a decoder, and shows no errors")
             return []

@@ -21,6 +21,7 @@ from dm_control.utils.rewards import tolerance
 
 from agent.data.checkpoint import find_checkpoint, read_checkpoint
 from agent.errors import UsageError
+from envs import TaskId
 
 TASK, PARTS = "dmc:walker_walk", 10
 UPRIGHT, HEIGHT, SPEED = 0, 14, 16
@@ -43,11 +44,13 @@ def rows_of(run: str) -> list[dict[str, Any]]:
     saved = read_checkpoint(find_checkpoint(run))
     if saved["task"] != TASK or "replay" not in saved:
         raise UsageError(f"{run} has no replay of {TASK}: give the folder of a finished run of that task")
-    rows = saved["replay"]["rows"]
-    keep = ~np.asarray(rows["is_first"]).ravel()
-    observation = np.asarray(rows["obs/state"])[0][keep]
-    repeat = round(saved["step"] / len(observation))
-    values = {"reward": np.asarray(rows["reward"]).ravel()[keep] / repeat, **parts_of(observation)}
+    replay, repeat = saved["replay"], TaskId.parse(TASK).action_repeat
+    rows, count = replay["rows"], replay["count"]
+    if saved["config"].get("dataset") or np.shape(rows["reward"])[0] > 1 or count > np.shape(rows["reward"])[1]:
+        raise UsageError(f"{run} holds rows of others, of several environments, or not all: give another run")
+    keep = ~np.asarray(rows["is_first"])[0, :count]
+    observation = np.asarray(rows["obs/state"])[0, :count][keep]
+    values = {"reward": np.asarray(rows["reward"])[0, :count][keep] / repeat, **parts_of(observation)}
     bounds = np.linspace(0, len(observation), PARTS + 1).astype(int)
     return [
         {"core": saved["config"]["model"]["core"], "seed": saved["config"]["seed"], "steps": int(end) * repeat}

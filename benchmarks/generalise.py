@@ -27,6 +27,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import mujoco
 import numpy as np
 import torch
 from csv_rows import append_row, at_least_one, positive, read_rows, seed_number, stopped
@@ -60,6 +61,7 @@ def play(task: str, mass: float, episodes: int, first_seed: int) -> Rows:
         raise UsageError(f"{task} has no masses to change, or images: give a task of dmc: with vectors")
     physics.model.body_mass[:] *= mass
     physics.model.body_inertia[:] *= mass
+    mujoco.mj_setConst(physics.model.ptr, physics.data.ptr)  # what MuJoCo derives from masses, as for contacts
     rng, size = np.random.default_rng(first_seed), int(np.prod(env.action_space.shape or (1,)))
     columns: dict[str, list[np.ndarray]] = {"obs/state": [], "prev_action": [], "is_first": []}
     for _ in range(episodes):
@@ -131,6 +133,15 @@ def measured(
     return row
 
 
+def check_masses(train_on: list[float], between: list[float], beyond: list[float]) -> None:
+    """Raise UsageError unless the names of the columns are true."""
+    low, high = min(train_on), max(train_on)
+    if any(not low < mass < high or mass in train_on for mass in between):
+        raise UsageError(f"--between must lie between masses of --train-on ({low:g} to {high:g}): give others")
+    if any(low <= mass <= high for mass in beyond):
+        raise UsageError(f"--beyond must be lighter or heavier than --train-on ({low:g} to {high:g}): give others")
+
+
 def report(rows: list[dict[str, str]]) -> list[str]:
     """Errors, and their ratios to the looped net's, a line for each k and net. rows: of one command."""
     lines = ["| k | net | parameters | " + " | ".join(JUDGED) + " |", "|" + "---|" * (3 + len(JUDGED))]
@@ -169,6 +180,7 @@ def main() -> int:
     rows = list[dict[str, str]]()
     masses = " / ".join(" ".join(f"{m:g}" for m in some) for some in (args.train_on, args.between, args.beyond))
     try:
+        check_masses(args.train_on, args.between, args.beyond)
         known, episodes = read_rows(args.out, COLUMNS), played(args)
         for k in args.steps:
             problem, judged = problem_of(episodes, k, args.rows)

@@ -86,3 +86,4 @@ def whole_run(script, folder, task, field, value, *more):
     assert done.returncode == 0, done.stderr
     done = script("evaluate.py", "export", run, folder / "policy.pt2")
     assert done.returncode == 0, done.stderr
+    assert ("loops per step" in done.stdout) == (value not in ("stacked", "gru"))

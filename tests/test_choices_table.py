@@ -98,6 +98,22 @@ def test_speed_is_a_mean_over_the_tasks_that_every_value_has(choices, tmp_path, 
     assert second == "| reconstruct | 7, - | 9, - | 30.0 |"
 
 
+def test_other_agents_are_left_out_missing_settings_are_defaults_and_differences_are_told(
+    choices, tmp_path, monkeypatch, capsys
+):
+    for name, change in (("5", {"agent": "sac"}), ("6", {"model": {}}), ("7", {"behavior": {"horizon": 4}})):
+        run_of(tmp_path / "agents" / name, "dmc:a", 20 + int(name), "sigreg", [1.0])
+        config = tmp_path / "agents" / name / "config.yaml"
+        config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | change))
+    monkeypatch.setattr(sys, "argv", ["choices.py", "model.objective", str(tmp_path / "agents"), "--csv", "rows.csv"])
+    monkeypatch.chdir(tmp_path)
+    assert choices.main() == 0
+    *notes, _, _, first, second = capsys.readouterr().out.splitlines()
+    assert f"left out: {tmp_path / 'agents' / '5'} is a run of sac" in notes
+    assert "note: not all else is equal, runs differ in behavior.horizon too" in notes
+    assert {first.split(" | ")[0], second.split(" | ")[0]} == {"| reconstruct", "| sigreg"}
+
+
 def test_a_setting_that_no_run_has_is_an_error(choices, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["choices.py", "model.objectiv", str(tmp_path / "agents"), "--csv", "x.csv"])
     assert choices.main() == 2

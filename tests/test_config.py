@@ -149,6 +149,8 @@ def test_lists_of_a_yaml_file_become_tuples_of_their_type(tmp_path):
         ({"preset": "huge"}, "preset cannot be 'huge'"),
         ({"task": None}, "task cannot be None"),
         ({"behavior": {"horizon": 0}}, "horizon must be at least 1"),
+        ({"model_only": True, "dataset": "d", "train": {"sampling": "recent"}}, "no newest rows: give .* uniform"),
+        ({"model_only": True, "dataset": "d", "train": {"sampling": "value-error"}}, "no critic: give "),
     ],
 )
 def test_bad_yaml_names_the_setting(values, message):

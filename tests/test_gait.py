@@ -8,8 +8,22 @@ from dm_control import suite
 from agent.errors import UsageError
 
 
-def test_the_parts_multiply_to_the_reward_of_the_task():
-    gait, env = benchmark("gait"), suite.load("walker", "walk", task_kwargs={"random": 0})
+@pytest.fixture
+def gait(monkeypatch):
+    """The script, which reads gait.saved in place of a file."""
+    module = benchmark("gait")
+    monkeypatch.setattr(module, "find_checkpoint", lambda run: run)
+    monkeypatch.setattr(module, "read_checkpoint", lambda path: module.saved)
+    height = np.zeros((1, 60, 24), np.float32)
+    height[0, :41, module.HEIGHT] = np.linspace(0.0, 1.2, 41)
+    rows = {"obs/state": height, "reward": np.ones((1, 60)), "is_first": np.arange(60)[None] == 0}
+    config = {"seed": 3, "dataset": None, "model": {"core": "looped"}}
+    module.saved = {"task": "dmc:walker_walk", "config": config, "replay": {"rows": rows, "count": 41}}
+    return module
+
+
+def test_the_parts_multiply_to_the_reward_of_the_task(gait):
+    env = suite.load("walker", "walk", task_kwargs={"random": 0})
     rng, observations, rewards, speeds = np.random.default_rng(0), [], [], []
     for episode in range(4):
         env.reset()
@@ -31,10 +45,23 @@ def test_the_parts_multiply_to_the_reward_of_the_task():
     assert np.corrcoef(parts["moving"], exact["moving"])[0, 1] > 0.7
 
 
-def test_a_run_of_another_task_is_refused(tmp_path, capsys, monkeypatch):
-    gait = benchmark("gait")
-    saved = {"task": "dmc:cartpole_swingup", "replay": {}}
-    monkeypatch.setattr(gait, "find_checkpoint", lambda run: run)
-    monkeypatch.setattr(gait, "read_checkpoint", lambda path: saved)
+def test_the_rows_of_a_run_are_cut_into_tenths_of_its_time(gait):
+    rows = gait.rows_of("runs/a")
+    assert [row["steps"] for row in rows] == list(range(8, 81, 8))  # two simulator steps each
+    assert [row["reward"] for row in rows] == [0.5] * 10
+    standing = [row["standing"] for row in rows]
+    assert standing == sorted(standing)
+    assert standing[-1] > 0.9
+
+
+def test_runs_that_do_not_hold_their_own_time_are_refused(gait):
+    gait.saved["config"]["dataset"] = "data"
+    with pytest.raises(UsageError, match="give another run"):
+        gait.rows_of("runs/a")
+    gait.saved["config"]["dataset"] = None
+    gait.saved["replay"]["count"] = 61
+    with pytest.raises(UsageError, match="give another run"):
+        gait.rows_of("runs/a")
+    gait.saved["task"] = "dmc:cartpole_swingup"
     with pytest.raises(UsageError, match="give the folder of a finished run"):
         gait.rows_of("runs/a")

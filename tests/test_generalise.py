@@ -26,6 +26,26 @@ def test_the_mass_changes_what_actions_do_and_is_told(study):
     assert moved[0] > moved[1] > moved[2]
 
 
+def test_a_heavier_body_is_the_one_that_mujoco_would_build(study, monkeypatch):
+    played, make = [], study.make_env
+    monkeypatch.setattr(study, "make_env", lambda *args, **more: played.append(make(*args, **more)) or played[-1])
+    study.play("dmc:walker_walk", 2.0, 1, 5)
+    found = played[0].unwrapped._env.physics.model
+    own = make("dmc:walker_walk").unwrapped._env.physics.model
+    np.testing.assert_allclose(found.body_subtreemass, 2 * own.body_subtreemass)
+    # about half: the armature of the joints keeps its inertia
+    np.testing.assert_allclose(found.body_invweight0[1:], own.body_invweight0[1:] / 2, rtol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), [(["--between", "0.4"], "--between must lie"), (["--beyond", "1.2"], "--beyond must be")]
+)
+def test_masses_that_are_not_what_their_column_says_are_refused(study, monkeypatch, tmp_path, capsys, words, message):
+    monkeypatch.setattr(sys, "argv", ["generalise.py", "dmc:acrobot_swingup", *words, "--out", str(tmp_path / "a.csv")])
+    assert study.main() == 2
+    assert message in capsys.readouterr().err
+
+
 def test_pairs_lie_within_the_rows_that_are_asked_for(study):
     first = np.zeros(20, bool)
     first[[0, 12]] = True

@@ -113,10 +113,10 @@ def test_an_agent_that_plans_trains_saves_its_plan_and_goes_on(make_trainer, tmp
 def test_agents_trained_without_can_plan_and_episodes_are_repeatable():
     agent = untrained(metronomes)
     torch.nn.init.normal_(agent.averaged.world.reward.out.weight)  # or all plans would be worth the same
-    use_plan(agent.averaged.behavior, 16, None)
+    use_plan(agent.averaged.behavior, 16, 2)
     one, other = (run_episodes(agent, metronomes, 2, 1_000_000_000, say=lambda line: None) for _ in range(2))
     assert [row["return"] for row in one] == [row["return"] for row in other]
-    use_plan(agent.averaged.behavior, 0, None)
+    use_plan(agent.averaged.behavior, 0, 2)
     assert agent.averaged.behavior.cfg.decisions == "actor"
     plain = run_episodes(agent, metronomes, 2, 1_000_000_000, say=lambda line: None)
     assert [row["return"] for row in plain] != [row["return"] for row in one]
@@ -138,6 +138,13 @@ def test_who_decides_while_exploring_and_in_evaluations(decisions, explores, eva
         assert not planned or found.shape == (2, 3, 1)
 
 
+def test_with_the_fewest_candidates_plans_still_move_the_actor():
+    world, behavior, state = planner(4)
+    world.worth = 100.0
+    found = plan(world, behavior, state, None, torch.ones(3, dtype=torch.bool))
+    assert (found.mean - behavior.actor.parameters_of(state.feat())[0]).abs().max() > 0.05
+
+
 def test_the_policy_acts_where_all_scores_are_the_same():
     world, behavior, state = planner(64)
     own, own_std = behavior.actor.parameters_of(state.feat())
@@ -152,11 +159,15 @@ def test_the_policy_acts_where_all_scores_are_the_same():
 def test_choices_are_not_planned():
     agent = untrained(partial(make_vector_env, "toy:cue5", seed=0))
     with pytest.raises(ValueError, match="continuous actions"):
-        use_plan(agent.averaged.behavior, 16, None)
+        use_plan(agent.averaged.behavior, 16, 2)
     with pytest.raises(ValueError, match="needs continuous actions: give actor"):
         ActorCritic(BehaviorConfig(decisions="plan"), 8, ActionSpec(2, True))
     with pytest.raises(ValueError, match="plan-horizon must be at least 1"):
         BehaviorConfig(decisions="plan", plan_candidates=8, plan_horizon=0)
+    with pytest.raises(ValueError, match="plan-candidates must be at least 4, got 2"):
+        BehaviorConfig(decisions="plan", plan_candidates=2)
+    with pytest.raises(ValueError, match="--plan must be 0 .the actor decides. or at least 4, got 3"):
+        use_plan(untrained(metronomes).averaged.behavior, 3, 2)
     with pytest.raises(ValueError, match="plans hold no actions"):
         BehaviorConfig(jump=4, decisions="both")
     with pytest.raises(ValueError, match="plans nothing"):

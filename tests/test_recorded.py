@@ -12,7 +12,7 @@ from agent.data.dataset import Dataset, load_dataset, whole_episodes
 from agent.data.replay import ReplayBuffer
 from agent.errors import UsageError
 from agent.spaces import ActionSpec, Spaces
-from agent.training.recorded import add_recorded, load_recorded
+from agent.training.recorded import add_recorded, load_recorded, recorded_line
 
 SPACES = Spaces({"state": 1}, ActionSpec(1, False))
 
@@ -70,6 +70,13 @@ def test_of_too_much_the_last_rows_stay_and_the_run_goes_on_behind_them():
     assert replay.rows["obs/state"][0, 0, 0] == -1.0
 
 
+def test_what_does_not_fit_is_told():
+    dataset = dataset_of(400)._replace(held_out=dataset_of(40).train)
+    line = recorded_line(dataset, 500)
+    assert "500 recorded rows lie in the replay, 200 are held out; 1,500 do not fit, a larger --train.r" in line
+    assert recorded_line(dataset, 2000).endswith("200 are held out")
+
+
 def test_too_few_rows_are_an_error():
     agent = untrained(counters)
     with pytest.raises(UsageError, match="too few for 20 environments"):
@@ -104,6 +111,7 @@ def test_a_run_begins_with_a_data_set_and_goes_on_without_it(script, tmp_path):
     assert done.returncode == 0, done.stderr
     saved = torch.load(run / "checkpoints" / "latest.pt", weights_only=True)
     assert saved["replay"]["count"] >= held + 600
+    assert f"{held} recorded rows lie in the replay, " in done.stdout
     shutil.rmtree(data)
     done = script("train_agent.py", "--resume", run, "--steps", "700")
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 AT_LEAST_ONE = (1.0, math.inf)
+AT_LEAST_FOUR = (4.0, math.inf)
 ABOVE_ZERO = (math.nextafter(0.0, 1.0), math.inf)
 NOT_NEGATIVE = (0.0, math.inf)
 LARGEST = 3e38  # of float32

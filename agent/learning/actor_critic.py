@@ -23,7 +23,7 @@ from world_model import Rollout, TwoHot
 from world_model.averages import Average, alone
 from world_model.latent import probabilities, sample_onehot
 from world_model.nets import MLP
-from world_model.ranges import AT_LEAST_ONE, NOT_NEGATIVE, SOME_SHARE, require
+from world_model.ranges import AT_LEAST_FOUR, AT_LEAST_ONE, NOT_NEGATIVE, SOME_SHARE, require
 
 Metrics = dict[str, Tensor]
 
@@ -62,15 +62,15 @@ class BehaviorConfig:
     """Who acts: the actor; plans of continuous actions; or both, plans while exploring and the actor in evaluations.
     expansion: the actor; it learns at observed states alone, by REINFORCE, with returns of dreams as targets (MVE)."""
     plan_candidates: int = CANDIDATES
-    """Sequences of actions that a plan compares."""
+    """Sequences of actions that a plan compares, half of them the actor's: fewer than two of those do not differ."""
     plan_horizon: int = PLANNED
     """Steps ahead that are planned; the critic values what comes after them."""
     units: int = 128
     """Width of actor and critic."""
 
     def __post_init__(self) -> None:
-        whole = dict.fromkeys(("horizon", "plan_candidates", "plan_horizon", "units", "jump"), AT_LEAST_ONE)
-        require(self, "--behavior.", **whole, entropy=NOT_NEGATIVE, gamma=SOME_SHARE)
+        whole = dict.fromkeys(("horizon", "plan_horizon", "units", "jump"), AT_LEAST_ONE)
+        require(self, "--behavior.", **whole, entropy=NOT_NEGATIVE, gamma=SOME_SHARE, plan_candidates=AT_LEAST_FOUR)
         if self.starts is not None and self.starts < 0:
             raise ValueError(f"--behavior.starts must be 0 (all) or more, got {self.starts}")
         if self.decisions == "expansion" and self.actor_gradient == "dynamics":

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from agent.learning.actor_critic import ActorCritic, lambda_return
 from world_model import LatentState, Rollout, WorldModel
+from world_model.ranges import AT_LEAST_FOUR
 
 ITERATIONS = 4
 PROPOSALS = 0.5
@@ -89,8 +90,8 @@ def plan(
     return Plan(mean, torch.lerp(own, mean[:, 0], trust), torch.lerp(own_std, std[:, 0], trust))
 
 
-def use_plan(behavior: ActorCritic, candidates: int, horizon: int | None) -> None:
-    """Let an agent plan with so many candidates, as many steps ahead as it is configured to where horizon is None.
+def use_plan(behavior: ActorCritic, candidates: int, horizon: int) -> None:
+    """Let an agent plan with so many candidates and steps ahead; 0 candidates: the actor decides.
 
     Plans are of single decisions, also those of an agent that holds its actions (`--behavior.jump`).
 
@@ -98,9 +99,10 @@ def use_plan(behavior: ActorCritic, candidates: int, horizon: int | None) -> Non
     """
     if candidates and behavior.spec.discrete:
         raise ValueError("--plan plans continuous actions, and this task's are choices: leave it out")
-    steps = behavior.cfg.plan_horizon if horizon is None else horizon
+    if 0 < candidates < AT_LEAST_FOUR[0]:
+        raise ValueError(f"--plan must be 0 (the actor decides) or at least 4, got {candidates}")
     if candidates:
         single = replace(behavior.cfg, jump=1)
-        behavior.cfg = replace(single, decisions="plan", plan_candidates=candidates, plan_horizon=steps)
+        behavior.cfg = replace(single, decisions="plan", plan_candidates=candidates, plan_horizon=horizon)
     else:
         behavior.cfg = behavior.cfg.without_plans()

@@ -80,8 +80,9 @@ class Config:
             raise ValueError(f"--seed must be below {TRAINING.size:,}, where the seeds of evaluations begin")
         if self.model_only and not self.dataset:
             raise ValueError("--model-only learns from a data set: give --dataset DIR with it")
-        if self.model_only and self.train.sampling == "value-error":
-            raise ValueError("--model-only has no critic: give --train.sampling model-error, or another")
+        if self.model_only and self.train.sampling in ("recent", "value-error"):
+            lacks = "critic" if self.train.sampling == "value-error" else "newest rows"
+            raise ValueError(f"--model-only has no {lacks}: give --train.sampling uniform or model-error")
         if self.dataset and self.agent != "dreamer":
             raise ValueError(f"--agent {self.agent} learns from no data set: leave --dataset out")
         if self.dream and self.agent == "dreamer":

@@ -50,6 +50,14 @@ def add_recorded(replay: ReplayBuffer, dataset: Dataset, agent: Dreamer) -> int:
     return each * envs
 
 
+def recorded_line(dataset: Dataset, rows: int) -> str:
+    """What of a data set lies in the replay, for the head of a run."""
+    held = len(dataset.held_out["reward"])
+    lost = len(dataset.train["reward"]) - rows
+    note = f"; {lost:,} do not fit, a larger --train.replay-rows holds them" if lost else ""
+    return f"data set     {rows:,} recorded rows lie in the replay, {held:,} are held out{note}"
+
+
 def cut(pieces: Rows) -> Rows:
     """What the first rows of the pieces become: those of an episode that begins there."""
     first = {name: np.zeros_like(pieces[name][:, 0]) for name in ("prev_action", "reward", "is_terminal")}
