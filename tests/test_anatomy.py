@@ -190,10 +190,14 @@ def test_a_run_without_loops_is_refused(script, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [("stability", "--points", "0"), ("stability", "--max-loops", "0"), ("loops", "--loops", "0")]
+    ("command", "option", "message"),
+    [
+        ("stability", "--points", "must be at least 1, got 0"),
+        ("stability", "--max-loops", "must be from 1 to 10,000, got 0"),
+        ("loops", "--loops", "must be at least 1, got 0"),
+    ],
 )
-def test_impossible_counts_are_refused(words, finished, script):
-    command, *rest = words
-    refused = script("evaluate.py", command, finished[0], *rest)
+def test_impossible_counts_are_refused(command, option, message, finished, script):
+    refused = script("evaluate.py", command, finished[0], option, "0")
     assert refused.returncode == 2
-    assert "must be at least 1" in refused.stderr
+    assert message in refused.stderr
