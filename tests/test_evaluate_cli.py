@@ -176,6 +176,15 @@ def test_loops_of_an_agent_without_loops_are_refused(script, refused, tmp_path):
         assert "--max-loops must be from 1 to 10,000" in refused("evaluate.py", *words, "--max-loops", "1000000000000")
 
 
+def test_plans_of_an_evaluation_look_as_far_as_those_of_the_run(script, tmp_path):
+    words = "--preset", "debug", "--steps", "260", "--no-video", "--run-dir", tmp_path / "both"
+    plans = "--behavior.decisions", "both", "--behavior.plan-horizon", "5"
+    assert script("train_agent.py", "gym:Pendulum-v1", *words, *plans).returncode == 0
+    done = script("evaluate.py", "policy", tmp_path / "both", "--plan", "8", "--episodes", "1")
+    assert done.returncode == 0, done.stderr
+    assert "8 candidates, 5 steps ahead" in done.stdout
+
+
 def test_a_run_can_be_extended(finished, script, tmp_path, monkeypatch):
     run, _ = finished
     copy = shutil.copytree(run, tmp_path / "copy")

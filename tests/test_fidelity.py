@@ -2,7 +2,9 @@
 
 import csv
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import benchmark
@@ -23,6 +25,16 @@ def test_known_correlations_and_their_intervals(study):
     found, low, high = study.correlation(rows, "error_5")
     assert low < found < high
     assert high - low > 0.2
+
+
+def test_a_run_of_a_baseline_is_left_out(study, monkeypatch, capsys):
+    episodes = {"reward": np.zeros(4), "is_first": np.arange(4) == 0}
+    monkeypatch.setattr(study, "pad_episodes", lambda rows: rows)
+    monkeypatch.setattr(study, "usable_horizons", lambda *args: (1,))
+    monkeypatch.setattr(study, "find_checkpoint", lambda path, which: path)
+    monkeypatch.setattr(study, "read_checkpoint", lambda path: {"config": {"agent": "sac"}, "step": 1, "task": "a"})
+    assert study.points_of(SimpleNamespace(path="runs/sac"), SimpleNamespace(held_out=episodes)) == []
+    assert "note: left out: runs/sac is a run of sac, which has no world model" in capsys.readouterr().out
 
 
 def test_checkpoints_of_runs_are_judged_on_one_data_set(study, script, monkeypatch, tmp_path, capfd):
