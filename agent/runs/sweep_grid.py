@@ -129,7 +129,8 @@ def parse_sweep(argv: Sequence[str]) -> SweepGrid | None:
     except argparse.ArgumentError as error:
         raise UsageError(f"{error}; write --sweep FIELD=V1,V2 --jobs N") from error
     if not options.sweep:
-        alone = [f"--{name}" for name in ("jobs", "commands", "on", "cpus", "gpus", "tune") if given(argv, f"--{name}")]
+        only_here = ("--jobs", "--commands", "--on", "--cpus", "--gpus", "--tune")
+        alone = [option for option in only_here if on_command_line(argv, option)]
         if alone:
             raise UsageError(f"{', '.join(alone)} belongs to a sweep: add --sweep FIELD=V1,V2, or leave it out")
         return None
@@ -219,7 +220,7 @@ def _one_core_each(grid: SweepGrid, config: Config, arguments: Sequence[str]) ->
     return more
 
 
-def given(argv: Sequence[str], option: str) -> bool:
+def on_command_line(argv: Sequence[str], option: str) -> bool:
     """Whether an option stands on a command line, alone or with its value behind =."""
     return any(word.partition("=")[0] == option for word in argv)
 
