@@ -61,13 +61,14 @@ def test_the_update_of_the_graphs_is_the_eager_one(spec, settings):
         assert torch.allclose(states.deter, its_states.deter, atol=1e-5)
         assert metrics.keys() == its_metrics.keys()
         for name, value in metrics.items():
-            # policy losses are small means of advantages of size 1: float32 moves them by 2e-4 in six updates
+            # On one processor both agree to 6e-8 for four updates, and are 4e-4 apart in the fifth at once. Not explained:
+            # a sample at its threshold would do that.
             assert float(value) == pytest.approx(float(its_metrics[name]), rel=1e-3, abs=5e-4), name
         assert torch.equal(depths, its_depths)
     for pair in ((flats(agent)[name] for agent in (one, other)) for name in flats(one)):
-        assert torch.allclose(*pair, atol=5e-4)  # Adam moves a weight by its rate whatever its gradient
+        assert torch.allclose(*pair, atol=5e-4)
     for pair in zip(one.average_flats.values(), other.average_flats.values(), strict=True):
-        assert torch.allclose(*pair, atol=5e-4)  # Adam moves a weight by its rate whatever its gradient
+        assert torch.allclose(*pair, atol=5e-4)
 
 
 EXITS = ["gate", "residual", "acceleration", "kl", "paper", "random"]
