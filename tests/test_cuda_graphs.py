@@ -61,7 +61,7 @@ def test_the_update_of_the_graphs_is_the_eager_one(spec, settings):
         assert torch.allclose(states.deter, its_states.deter, atol=1e-5)
         assert metrics.keys() == its_metrics.keys()
         for name, value in metrics.items():
-            # On one processor both agree to 6e-8 for four updates, and are 4e-4 apart in the fifth at once. Not explained:
+            # One processor: both agree to 6e-8 for four updates, and are 4e-4 apart in the fifth at once. Unexplained:
             # a sample at its threshold would do that.
             assert float(value) == pytest.approx(float(its_metrics[name]), rel=1e-3, abs=5e-4), name
         assert torch.equal(depths, its_depths)
